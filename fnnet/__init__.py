@@ -1,0 +1,54 @@
+"""fnnet: neural networks in JAX whose backpropagation is written by hand.
+
+Read it, check it against ``jax.grad``, change it.
+"""
+
+from . import datasets, initializers
+from .activations import (
+    Activation,
+    elu,
+    gelu,
+    gelu_tanh,
+    leaky_relu,
+    linear,
+    relu,
+    sigmoid,
+    silu,
+    softmax,
+    softplus,
+    step,
+    tanh,
+)
+from .costs import Cost, accuracy, cross_entropy, log_likelihood, quadratic
+from .gradcheck import Report, Row, compare_gradients
+from .layers import Dense, Dropout, ExampleKeys, Flatten, Layer, LayerError, example_keys, layer
+from .network import Backprop, Network, backprop, objective, value_and_grad
+from .optimizers import CosineDecay, ExponentialDecay, StepDecay, adam, apply_updates, sgd
+from .penalties import L1, L2
+from .saving import load, save
+from .training import Diverged, EarlyStopping, History, TrainingState, evaluate, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # activations
+    "Activation", "elu", "gelu", "gelu_tanh", "leaky_relu", "linear", "relu", "sigmoid", "silu", "softmax", "softplus",
+    "step", "tanh",
+    # costs
+    "Cost", "accuracy", "cross_entropy", "log_likelihood", "quadratic",
+    # layers
+    "Dense", "Dropout", "Flatten", "Network",
+    # the layer contract
+    "ExampleKeys", "Layer", "LayerError", "example_keys", "layer",
+    # backpropagation
+    "Backprop", "backprop", "objective", "value_and_grad",
+    # manual against autodiff
+    "Report", "Row", "compare_gradients",
+    # training
+    "Diverged", "EarlyStopping", "History", "L1", "L2", "TrainingState", "adam", "apply_updates", "evaluate", "fit", "load",
+    "save", "sgd",
+    # learning-rate schedules
+    "CosineDecay", "ExponentialDecay", "StepDecay",
+    # modules
+    "datasets", "initializers",
+]  # fmt: skip

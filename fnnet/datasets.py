@@ -1,0 +1,156 @@
+"""Data sets as (images, labels) pairs: MNIST, whole or the small part that the package carries.
+
+Images are float32 (m, 28, 28, 1) from 0 (background) to 1 (ink), labels int32 (m,) from 0 to 9.
+
+MNIST: Yann LeCun, Corinna Cortes, Christopher J. C. Burges; Creative Commons Attribution-ShareAlike 3.0.
+"""
+
+import gzip
+import hashlib
+import os
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Dataset", "download_mnist", "mnist", "mnist_subset", "read_idx"]
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+FILES = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+MIRROR = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+SUBSET = Path(__file__).parent / "data"
+
+
+class Dataset(NamedTuple):
+    """Three (images, labels) pairs; ``fit`` takes each as it is."""
+
+    train: Pair
+    validation: Pair
+    test: Pair
+
+
+def mnist_subset(validation: int = 1000) -> Dataset:
+    """The first 5,000 training and 1,000 test images of MNIST, which the package carries; needs no network.
+
+    Args:
+        validation: how many of the 5,000, the last ones, are held back for validation.
+
+    Raises:
+        ValueError: for a number outside 0 .. 4999.
+    """
+    return _split(SUBSET, validation)
+
+
+def mnist(folder: str | os.PathLike[str] | None = None, validation: int = 10_000) -> Dataset:
+    """The whole of MNIST: 60,000 training images (the last ``validation`` held back) and 10,000 test images.
+
+    Args:
+        folder: where the four IDX files are, plain or gzipped; by default the environment's FNNET_DATA.
+        validation: how many of the training images are held back.
+
+    Raises:
+        FileNotFoundError: where a file is missing.
+        ValueError: for a damaged file, or ``validation`` outside 0 .. 59,999.
+    """
+    folder = os.environ.get("FNNET_DATA") if folder is None else folder
+    if not folder:
+        raise FileNotFoundError(
+            "mnist: expected a folder with MNIST's four IDX files, got none; give mnist(folder), set FNNET_DATA, fetch them "
+            "with fn.datasets.download_mnist(folder), or use fn.datasets.mnist_subset()"
+        )
+    return _split(Path(folder), validation)
+
+
+def download_mnist(folder: str | os.PathLike[str], mirror: str = MIRROR) -> Path:
+    """Fetch MNIST's four files (11 MB) into a folder, checking their SHA-256; files already there are kept.
+
+    Raises:
+        ValueError: for a file with another checksum; it is not written.
+        OSError: where the mirror or the folder cannot be reached.
+    """
+    from urllib.request import urlopen  # slow to import, and only needed here
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, checksum in FILES.items():
+        target = folder / f"{name}.gz"
+        if target.exists():
+            continue
+        with urlopen(f"{mirror}{name}.gz", timeout=60) as reply:
+            content = reply.read()
+        try:
+            found = hashlib.sha256(gzip.decompress(content)).hexdigest()
+        except (OSError, EOFError) as error:
+            found = f"no gzip file ({error})"
+        if found != checksum:
+            raise ValueError(
+                f"download_mnist: expected {name} with SHA-256 {checksum}, got {found}; try another mirror"
+            )
+        part = target.with_suffix(".part")
+        part.write_bytes(content)
+        part.replace(target)
+    return folder
+
+
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
+    """The array in an IDX file of unsigned bytes, plain or gzipped.
+
+    The format: two zero bytes, the type (8: unsigned byte), the number of axes, their sizes as big-endian 32-bit integers,
+    then the entries.
+
+    Raises:
+        ValueError: for a file that is damaged, truncated or of another format.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    try:
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        zero, kind, axes = struct.unpack(">HBB", content[:4])
+        if (zero, kind) != (0, 8):
+            raise ValueError(f"its first bytes are {content[:4]!r}")
+        shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
+        entries = content[4 + 4 * axes :]
+        if len(entries) != np.prod(shape, dtype=int):
+            raise ValueError(f"it holds {len(entries)} bytes for the shape {shape}")
+    except (ValueError, OSError, EOFError, struct.error) as error:
+        raise ValueError(
+            f"read_idx: expected an IDX file of unsigned bytes, got {path} ({error}); fetch it again"
+        ) from error
+    return np.frombuffer(entries, np.uint8).reshape(shape)
+
+
+def _split(folder: Path, validation: int) -> Dataset:
+    train, test = _pair(folder, "train"), _pair(folder, "t10k")
+    n = len(train[0]) - validation
+    if not 0 < n <= len(train[0]):
+        raise ValueError(
+            f"mnist: expected validation from 0 to {len(train[0]) - 1} of the {len(train[0])} training images, "
+            f"got {validation}"
+        )
+    return Dataset((train[0][:n], train[1][:n]), (train[0][n:], train[1][n:]), test)
+
+
+def _pair(folder: Path, part: str) -> Pair:
+    images, labels = (read_idx(_find(folder, name)) for name in FILES if name.startswith(part))
+    if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"mnist: expected images (m, 28, 28) and as many labels, got {images.shape} and {labels.shape} in {folder}"
+        )
+    return (images / np.float32(255))[..., None], labels.astype(np.int32)
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"mnist: expected {name} or {name}.gz in {folder}, got neither; fn.datasets.download_mnist(folder) fetches it"
+    )

@@ -1,0 +1,186 @@
+"""The fully connected layer and its four equations.
+
+Legend: m examples (axis 0), n_in and n_out neurons; a activation, z weighted input, w weights (n_out, n_in), b biases,
+δ the error. Axes between the first and the last (time steps, say) share the weights and are summed over in gradients.
+
+Source: the notes, sections 2 and 3.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..activations import Activation, at_least_float32
+from ..initializers import Initializer, scaled_normal, zeros
+from ._layer import Layer, LayerError, Shape, check_input, check_leaf, layer
+
+__all__ = ["Dense", "bias_gradient", "input_error", "weight_gradient", "weight_gradient_in_loop", "weighted_input"]
+
+
+@jax.jit
+def weighted_input(w: Array, b: Array, a_in: Array) -> Array:
+    """z_j = Σ_k w_jk a_k + b_j.
+
+    Args:
+        w: (n_out, n_in).
+        b: (n_out,).
+        a_in: (m, ..., n_in).
+
+    Returns:
+        z (m, ..., n_out). Source: the notes, section 2.
+    """
+    return jnp.einsum("...k,jk->...j", a_in, w) + b
+
+
+@jax.jit
+def input_error(w: Array, delta: Array) -> Array:
+    """BP2's product: ∂C/∂a_k = Σ_j w_jk δ_j.
+
+    Args:
+        w: (n_out, n_in).
+        delta: (m, ..., n_out).
+
+    Returns:
+        da_in (m, ..., n_in). Source: the notes, section 3, equation 2.
+    """
+    return jnp.einsum("...j,jk->...k", delta, w)
+
+
+@jax.jit
+def bias_gradient(delta: Array) -> Array:
+    """BP3: ∂C/∂b_j = (1/m) Σ_x δ_j.
+
+    Args:
+        delta: (m, ..., n_out).
+
+    Returns:
+        (n_out,). Source: the notes, section 3, equation 3.
+    """
+    return jnp.sum(delta, axis=tuple(range(delta.ndim - 1))) / delta.shape[0]
+
+
+@jax.jit
+def weight_gradient(delta: Array, a_in: Array) -> Array:
+    """BP4: ∂C/∂w_jk = (1/m) Σ_x δ_j a_k.
+
+    One product, the 1/m applied to δ, its smaller factor; for a small batch of rows and a small w the sum over examples is
+    written out, which needs no copy of δ. Half precision is summed in float32.
+
+    Args:
+        delta: (m, ..., n_out).
+        a_in: (m, ..., n_in).
+
+    Returns:
+        (n_out, n_in). Source: the notes, section 3, equation 4.
+    """
+    terms, a = at_least_float32(delta) / delta.shape[0], at_least_float32(a_in)
+    if is_small_batch_of_rows(delta) and delta.shape[1] * a.shape[1] <= SMALL_WEIGHTS:
+        return sum_of_outer_products(terms, a).astype(delta.dtype)
+    batch = tuple(range(delta.ndim - 1))
+    return jax.lax.dot_general(terms, a, ((batch, batch), ((), ()))).astype(delta.dtype)
+
+
+@jax.jit
+def weight_gradient_in_loop(delta: Array, a_in: Array) -> Array:
+    """BP4 inside a compiled loop of updates: for a small batch of rows the sum over examples is written out.
+
+    XLA fuses it with the update of w into one pass over w, in place, where a product would be stored and read again. The
+    barrier keeps it from computing δ and a_in anew for every entry of w. Arguments and result as :func:`weight_gradient`.
+    """
+    if not is_small_batch_of_rows(delta):
+        return weight_gradient(delta, a_in)
+    terms = at_least_float32(delta) / delta.shape[0]
+    return sum_of_outer_products(*jax.lax.optimization_barrier((terms, at_least_float32(a_in)))).astype(delta.dtype)
+
+
+SMALL_BATCH, SMALL_WEIGHTS = 16, 4096
+
+
+def is_small_batch_of_rows(delta: Array) -> bool:
+    """Whether δ is (m, n) with a small m."""
+    return delta.ndim == 2 and len(delta) <= SMALL_BATCH
+
+
+def sum_of_outer_products(delta: Array, a_in: Array) -> Array:
+    """Σ_x δ_x a_xᵀ written out and added by halves: shorter chains of additions, so faster and more exact."""
+    half = len(delta) // 2
+    if half == 0:
+        return delta[0][:, None] * a_in[0]
+    return sum_of_outer_products(delta[:half], a_in[:half]) + sum_of_outer_products(delta[half:], a_in[half:])
+
+
+@layer
+class Dense(Layer):
+    """A fully connected layer: a = σ(z), z = a_in wᵀ + b. Parameters {w (n_out, n_in), b (n_out)}.
+
+    Inputs (m, ..., n_in), outputs (m, ..., n_out): axes between are time steps or positions that share the weights.
+
+    Args:
+        n_out: number of neurons.
+        activation: σ.
+        weight_init: initialiser of w, N(0, 1/n_in) by default.
+        bias_init: initialiser of b, 0 by default.
+        loop: set by :meth:`in_loop`.
+
+    Raises:
+        LayerError: for a size that is no positive integer, or inputs or parameters of another shape.
+
+    Source: the notes, section 2.
+    """
+
+    n_out: int
+    activation: Activation
+    weight_init: Initializer = scaled_normal()
+    bias_init: Initializer = zeros()
+    loop: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n_out, int) or self.n_out < 1:
+            raise LayerError(self, "a positive number of neurons", repr(self.n_out), "give n_out as an integer")
+        if not isinstance(self.activation, Activation):
+            remedy = "give one of fnnet's activations, such as fn.sigmoid or fn.linear, or an fn.Activation of your own"
+            raise LayerError(self, "an fn.Activation", repr(self.activation), remedy)
+
+    def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
+        if not input_shape or input_shape[-1] < 1:
+            remedy = "give the shape of one example, as in net.init(key, (784,))"
+            raise LayerError(self, "an input shape (..., n_in) with n_in ≥ 1", str(input_shape), remedy)
+        w_key, b_key = jax.random.split(key)
+        dtype = jnp.result_type(float)
+        return {
+            "w": self.weight_init(w_key, (self.n_out, input_shape[-1]), dtype),
+            "b": self.bias_init(b_key, (self.n_out,), dtype),
+        }
+
+    def forward(self, params, a_in, *, probe=None):
+        w = check_leaf(self, params, "w", (self.n_out, None))
+        b = check_leaf(self, params, "b", (self.n_out,))
+        check_input(self, a_in, w.shape[1])
+        if not jnp.issubdtype(a_in.dtype, jnp.floating):
+            a_in = a_in.astype(w.dtype)
+        z = weighted_input(w, b, a_in)
+        if probe is not None:
+            z = z + probe
+        a = self.activation(z)
+        return a, (a_in, z, a)
+
+    def output(self, params, cache):
+        _, z, _ = cache
+        return self.activation, z
+
+    def error(self, params, cache, da_out):
+        _, z, a = cache
+        return self.activation.error(da_out, z, a)
+
+    def propagate(self, params, cache, delta):
+        return input_error(params["w"], delta)
+
+    def gradients(self, params, cache, delta):
+        a_in, _, _ = cache
+        equation = weight_gradient_in_loop if self.loop else weight_gradient
+        return {"w": equation(delta, a_in), "b": bias_gradient(delta)}
+
+    def in_loop(self):
+        return dataclasses.replace(self, loop=True)

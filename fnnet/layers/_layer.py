@@ -1,0 +1,247 @@
+"""The layer contract: what a layer is, the methods it gets for nothing, and the errors it raises.
+
+A layer is a frozen, hashable dataclass that holds no arrays. :func:`layer` makes a plain class one.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..activations import Activation
+
+__all__ = ["ExampleKeys", "Layer", "LayerError", "example_keys", "layer"]
+
+Params = Any
+Cache = Any
+Delta = Any
+Shape = tuple[int, ...]
+T = TypeVar("T")
+
+
+class LayerError(ValueError):
+    """Bad input to a layer: names the layer, what it expected, what came and what to do.
+
+    ``where`` is the layer's place in the network, such as (1, 0) for the first layer of a network that is the second.
+    """
+
+    def __init__(self, layer: Any, expected: str, got: str, remedy: str, where: tuple[int, ...] = ()) -> None:
+        self.layer, self.expected, self.got, self.remedy, self.where = layer, expected, got, remedy, where
+        place = f"layer {'.'.join(map(str, where))} " if where else ""
+        super().__init__(f"{place}{layer!r}: expected {expected}, got {got}; {remedy}")
+
+
+@contextmanager
+def located(index: int) -> Iterator[None]:
+    """Put the layer's index in front of the errors raised inside."""
+    try:
+        yield
+    except LayerError as error:
+        where = (index, *error.where)
+        raise LayerError(error.layer, error.expected, error.got, error.remedy, where) from None
+
+
+class Layer:
+    """The contract of a layer, with the methods that most layers need not write.
+
+    A layer writes ``forward`` and ``propagate``, ``error`` where it has an activation, ``init`` and ``gradients`` where
+    it has parameters. Shapes: axis 0 of every activation and error is the example; ``input_shape`` is one example's.
+    """
+
+    def init(self, key: Array, input_shape: Shape) -> Params:
+        """The parameters, a pytree of arrays in the default float dtype; {} for a layer without any."""
+        return {}
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """One example's output shape, derived from ``forward`` without computing anything."""
+        params = jax.eval_shape(lambda: self.init(jax.random.key(0), input_shape))
+        a_in = jax.ShapeDtypeStruct((1, *input_shape), jnp.result_type(float))
+        return jax.eval_shape(lambda p, a: self.forward(p, a)[0], params, a_in).shape[1:]
+
+    def forward(self, params: Params, a_in: Array, *args: Any, **kwargs: Any) -> tuple[Array, Cache]:
+        """(a_out, cache). It declares those of the keywords key, train, mask and probe that it uses."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward(params, a_in) -> (a_out, cache)")
+
+    def apply(self, params: Params, x: Any, *, mask: Any = None) -> Array:
+        """a_out in inference mode, compiled.
+
+        Args:
+            params: from :meth:`init`, or any pytree like it.
+            x: inputs (m, ...).
+            mask: (m, T), True for the valid steps of sequences; for layers that use one.
+        """
+        return _apply(self, params, jnp.asarray(x), mask)
+
+    def error(self, params: Params, cache: Cache, da_out: Any) -> Delta:
+        """BP1 and BP2's factor: δ = ∂C/∂a_out ⊙ σ'(z); da_out itself where there is no activation."""
+        return da_out
+
+    def propagate(self, params: Params, cache: Cache, delta: Delta) -> Array | None:
+        """BP2's product: ∂C/∂a_in from δ; None for integer inputs."""
+        raise NotImplementedError(f"{type(self).__name__} defines no propagate(params, cache, delta) -> da_in")
+
+    def gradients(self, params: Params, cache: Cache, delta: Delta) -> Params:
+        """BP3 and BP4: the mean over the batch of each example's gradient, a pytree like params."""
+        if jax.tree.leaves(params):
+            raise NotImplementedError(
+                f"{type(self).__name__} has parameters but defines no gradients(params, cache, delta) -> grads"
+            )
+        return params
+
+    def output(self, params: Params, cache: Cache) -> tuple[Activation, Array] | None:
+        """(activation, z) where the output is activation(z), which is where a matched cost enters; else None."""
+        return None
+
+    def output_error(self, params: Params, cache: Cache, delta: Delta) -> Delta:
+        """``error`` given δ^L, the error at the z that :meth:`output` names."""
+        return delta
+
+    def backward(self, params: Params, cache: Cache, da_out: Any) -> tuple[Array | None, Params]:
+        """(da_in, gradients): error, propagate and gradients composed; a layer may fuse or recompute here."""
+        delta = self.error(params, cache, da_out)
+        return self.propagate(params, cache, delta), self.gradients(params, cache, delta)
+
+    def output_backward(self, params: Params, cache: Cache, delta: Delta) -> tuple[Array | None, Params]:
+        """``backward`` given δ^L."""
+        delta = self.output_error(params, cache, delta)
+        return self.propagate(params, cache, delta), self.gradients(params, cache, delta)
+
+    def in_loop(self: T) -> T:
+        """This layer with the equations that are fastest inside a compiled loop of updates, where a gradient is used at
+        once and the compiler sees both; ``fit`` trains with ``net.in_loop()``. Same results up to rounding."""
+        return self
+
+    @property
+    def independent(self) -> bool:
+        """Whether the batch may be run in chunks: examples do not mix, and a key given as :class:`ExampleKeys` is
+        understood. By default true of a layer whose ``forward`` takes no key."""
+        return "key" not in keywords(type(self))
+
+    def __repr__(self) -> str:
+        shown = []
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            if field.default is dataclasses.MISSING:
+                shown.append(repr(value))
+            elif value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(layer: Layer, params: Params, x: Array, mask: Array | None) -> Array:
+    return run_forward(layer, params, x, mask=mask)[0]
+
+
+def _normalise(owner: Any, name: str, value: Any) -> Any:
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return tuple(_normalise(owner, name, item) for item in value)
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(
+            f"{type(owner).__name__}.{name}: expected a hashable value (numbers, strings, tuples, layers, functions), "
+            f"got {type(value).__name__}; a layer holds no arrays, so return them from init(key, input_shape) instead"
+        ) from None
+    return value
+
+
+@dataclass_transform(frozen_default=True)
+def layer(cls: type[T]) -> type[T]:
+    """Make a class a layer: a frozen dataclass, hashable and equal by value, static under ``jax.jit``, and with the
+    default methods of :class:`Layer`. Lists in its fields become tuples.
+
+    Raises:
+        TypeError: when a layer is built with an array, a dict or anything else unhashable in a field.
+    """
+    init = "__init__" not in cls.__dict__
+    if not issubclass(cls, Layer):
+        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+        plain = dataclass(frozen=True, init=init, repr=False)(cls)
+        cls = type(cls.__name__, (plain, Layer), names)  # pyright: ignore
+    written = getattr(cls, "__post_init__", None)
+
+    def __post_init__(self: Any) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _normalise(self, field.name, getattr(self, field.name)))
+        if written is not None:
+            written(self)
+
+    cls.__post_init__ = __post_init__  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.tree_util.register_static(dataclass(frozen=True, init=init, repr=False)(cls))
+
+
+@functools.cache
+def keywords(cls: type) -> frozenset[str]:
+    """Those of the keywords key, train, mask and probe that ``cls.forward`` declares."""
+    declared = inspect.signature(cls.forward).parameters.values()  # pyright: ignore[reportAttributeAccessIssue]
+    everything = frozenset({"key", "train", "mask", "probe"})
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in declared):
+        return everything
+    return everything & {p.name for p in declared}
+
+
+def run_forward(layer: Layer, params: Params, a_in: Array, **given: Any) -> tuple[Array, Cache]:
+    """``layer.forward`` with those of the given keywords that it declares."""
+    declared = keywords(type(layer))
+    return layer.forward(params, a_in, **{name: value for name, value in given.items() if name in declared})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ExampleKeys:
+    """A key for the examples ``index`` of a batch: what a layer receives for ``key`` when a batch is run in chunks."""
+
+    key: Array
+    index: Array
+
+
+def split_key(key: Any, n: int) -> list[Any]:
+    """n keys, one for each layer, from a key, from :class:`ExampleKeys` or from None."""
+    if key is None:
+        return [None] * n
+    if isinstance(key, ExampleKeys):
+        return [ExampleKeys(k, key.index) for k in jax.random.split(key.key, n)]
+    return list(jax.random.split(key, n))
+
+
+def example_keys(key: Array | ExampleKeys, m: int) -> Array:
+    """m keys, one for each example: fold_in(key, i) for example i of the whole batch."""
+    base, index = (key.key, key.index) if isinstance(key, ExampleKeys) else (key, jnp.arange(m))
+    return jax.vmap(jax.random.fold_in, (None, 0))(base, index)
+
+
+def batch_key(key: Array | ExampleKeys) -> Array:
+    """The one key of the whole batch."""
+    return key.key if isinstance(key, ExampleKeys) else key
+
+
+def check_input(layer: Layer, a_in: Array, n_in: int) -> None:
+    """Raise a LayerError unless a_in is (m, ..., n_in)."""
+    if a_in.ndim < 2 or a_in.shape[-1] != n_in:
+        remedy = "initialise with the shape of one example, net.init(key, input_shape), and give inputs of that shape"
+        if a_in.shape == (n_in,):
+            remedy = "give a batch: x[None] for a single example"
+        raise LayerError(layer, f"inputs of shape (m, {n_in})", str(a_in.shape), remedy)
+
+
+def check_leaf(layer: Layer, params: Params, name: str, shape: tuple[int | None, ...]) -> Array:
+    """params[name], or a LayerError unless it is there with this shape (None: any size)."""
+    wanted = f"parameters with a leaf {name!r} of shape ({', '.join('any' if n is None else str(n) for n in shape)})"
+    remedy = "use the parameters that init of an equal layer returned"
+    if not isinstance(params, dict) or name not in params:
+        got = f"the keys {sorted(params)}" if isinstance(params, dict) else type(params).__name__
+        raise LayerError(layer, wanted, got, remedy)
+    leaf = params[name]
+    if len(jnp.shape(leaf)) != len(shape) or any(
+        n not in (None, k) for n, k in zip(shape, jnp.shape(leaf), strict=True)
+    ):
+        raise LayerError(layer, wanted, str(jnp.shape(leaf)), remedy)
+    return leaf

@@ -1,0 +1,391 @@
+"""A network: layers one after another, and its backpropagation in two passes, errors and then gradients.
+
+Source: the notes, section 3.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from .costs import Cost, check_labels
+from .layers._layer import (
+    Cache,
+    Delta,
+    ExampleKeys,
+    Layer,
+    LayerError,
+    Params,
+    Shape,
+    layer,
+    located,
+    run_forward,
+    split_key,
+)
+from .penalties import Penalty
+
+__all__ = ["Backprop", "Network", "backprop", "objective", "value_and_grad"]
+
+
+@layer
+class Network(Layer):
+    """Layers applied one after another; itself a layer, so networks nest. ``net[0]`` is a layer, ``net[1:]`` a network.
+
+    Parameters, caches and errors are tuples with one entry per layer. Each layer gets a key of its own, split from the
+    one key of the call.
+
+    Raises:
+        ValueError: for no layers; a LayerError for something that is no layer.
+    """
+
+    layers: tuple[Layer, ...]
+
+    def __init__(self, *layers: Layer) -> None:
+        object.__setattr__(self, "layers", layers)
+        if not layers:
+            raise ValueError(
+                "Network(): expected at least one layer, got none; as in fn.Network(fn.Dense(10, fn.softmax))"
+            )
+        for i, part in enumerate(layers):
+            if not isinstance(part, Layer):
+                remedy = "build a layer, as in fn.Dense(10, fn.softmax); decorate a class of your own with @fn.layer"
+                raise LayerError(part, "a layer", type(part).__name__, remedy, (i,))
+
+    def in_loop(self):
+        return Network(*(part.in_loop() for part in self.layers))
+
+    @property
+    def independent(self) -> bool:
+        return all(part.independent for part in self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Network": ...
+    def __getitem__(self, index: int | slice) -> "Layer | Network":
+        return Network(*self.layers[index]) if isinstance(index, slice) else self.layers[index]
+
+    def __repr__(self) -> str:
+        return f"Network({', '.join(map(repr, self.layers))})"
+
+    def init(self, key: Array, input_shape: Shape) -> tuple[Params, ...]:
+        """One entry per layer; ``input_shape`` is the shape of one example, such as (784,)."""
+        key, shape, params = check_key(key), _check_shape(self, input_shape), []
+        for i, (part, k) in enumerate(zip(self.layers, split_key(key, len(self)), strict=True)):
+            with located(i):
+                params.append(part.init(k, shape))
+                shape = part.output_shape(shape)
+        return tuple(params)
+
+    def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None):
+        if not isinstance(params, tuple | list) or len(params) != len(self):
+            got = f"{len(params)} entries" if isinstance(params, tuple | list) else type(params).__name__
+            remedy = "use what init of an equal network returned"
+            raise LayerError(self, f"parameters with {len(self)} entries, one per layer", got, remedy)
+        probes = [None] * len(self) if probe is None else probe
+        a, caches = a_in, []
+        for i, (part, p, k, q) in enumerate(zip(self.layers, params, split_key(key, len(self)), probes, strict=True)):
+            with located(i):
+                a, cache = run_forward(part, p, a, key=k, train=train, mask=mask, probe=q)
+            caches.append(cache)
+        return a, tuple(caches)
+
+    def output(self, params, cache):
+        return self.layers[-1].output(params[-1], cache[-1])
+
+    def error(self, params, cache, da_out):
+        """Every layer's δ, from last to first: BP1, then BP2 layer by layer."""
+        return self._errors(params, cache, self.layers[-1].error(params[-1], cache[-1], da_out))
+
+    def output_error(self, params, cache, delta):
+        """Every layer's δ given δ^L."""
+        return self._errors(params, cache, self.layers[-1].output_error(params[-1], cache[-1], delta))
+
+    def _errors(self, params: Params, cache: Cache, last: Delta) -> tuple[Delta, ...]:
+        deltas = [last]
+        for l in range(len(self) - 1, 0, -1):
+            da = self.layers[l].propagate(params[l], cache[l], deltas[0])
+            deltas.insert(0, self.layers[l - 1].error(params[l - 1], cache[l - 1], da))
+        return tuple(deltas)
+
+    def propagate(self, params, cache, delta):
+        return self.layers[0].propagate(params[0], cache[0], delta[0])
+
+    def gradients(self, params, cache, delta):
+        """Every layer's BP3 and BP4."""
+        return tuple(part.gradients(p, c, d) for part, p, c, d in zip(self.layers, params, cache, delta, strict=True))
+
+    def backward(self, params, cache, da_out):
+        return self._backward(params, cache, self.layers[-1].backward(params[-1], cache[-1], da_out))
+
+    def output_backward(self, params, cache, delta):
+        return self._backward(params, cache, self.layers[-1].output_backward(params[-1], cache[-1], delta))
+
+    def _backward(self, params: Params, cache: Cache, last: tuple[Any, Params]) -> tuple[Any, tuple[Params, ...]]:
+        da, grads = last
+        gradients = [grads]
+        for l in range(len(self) - 2, -1, -1):
+            da, grads = self.layers[l].backward(params[l], cache[l], da)
+            gradients.insert(0, grads)
+        return da, tuple(gradients)
+
+
+class Backprop(NamedTuple):
+    """What :func:`backprop` returns.
+
+    Attributes:
+        cost: C, penalty included.
+        errors: δ of each layer for each example, ∂(Σ_x C_x)/∂z: not divided by m, no penalty in them.
+        gradients: ∂C/∂params, means over the batch, penalty included; a pytree like the parameters.
+    """
+
+    cost: Array
+    errors: tuple[Delta, ...]
+    gradients: Params
+
+
+def backprop(
+    net: Layer,
+    cost: Cost,
+    params: Params,
+    x: Any,
+    y: Any,
+    *,
+    key: Any = None,
+    mask: Any = None,
+    weights: Any = None,
+    penalty: Penalty | None = None,
+    n_examples: Any = None,
+    feedback: Params | None = None,
+) -> Backprop:
+    """Hand-written backpropagation, in training mode: the errors from last layer to first, then the gradients.
+
+    BP1 δ^L = ∇_a C ⊙ σ'(z^L); BP2 δ^l = (δ^{l+1} w^{l+1}) ⊙ σ'(z^l); BP3 ∂C/∂b = (1/m) Σ_x δ; BP4 ∂C/∂w = (1/m) δᵀ a_in.
+
+    Args:
+        net: a network or a single layer.
+        cost: one of fnnet's costs.
+        params: from ``net.init``.
+        x: inputs (m, ...).
+        y: targets shaped like the outputs, or integer labels.
+        key: for layers that draw random numbers; a net with dropout needs one.
+        mask: (m, T), True for the valid steps of sequences.
+        weights: (m,) or (m, T), factors of the terms of C_x.
+        penalty: added to cost and gradients.
+        n_examples: N of the penalty, the size of the training set; by default the batch size.
+        feedback: parameters used in place of ``params`` in BP2's products only (feedback alignment).
+
+    Raises:
+        ValueError: for bad input, naming the layer, what was expected, what came and the remedy.
+    """
+    x, y, key = check_batch(net, cost, params, x, y, key)
+    return _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback)
+
+
+@jax.jit
+def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback) -> Backprop:
+    a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+    back = params if feedback is None else feedback
+    output = net.output(params, cache)
+    if cost.matches(output):
+        errors = net.output_error(back, cache, cost.output_error(output[1], y, weights=weights))
+    else:
+        errors = net.error(back, cache, cost.output_gradient(a, y, weights=weights))
+    gradients = net.gradients(params, cache, errors)
+    value = cost(a, y, weights=weights, output=output)
+    value, gradients = _penalised(value, gradients, params, x, penalty, n_examples)
+    return Backprop(value, errors, gradients)
+
+
+def value_and_grad(
+    net: Layer,
+    cost: Cost,
+    *,
+    penalty: Penalty | None = None,
+    n_examples: Any = None,
+    micro_batch: int | Literal["auto"] | None = "auto",
+) -> Callable[..., tuple[Array, Params]]:
+    """The function (params, x, y, *, key, mask, weights) -> (C, ∂C/∂params), by hand: a drop-in for
+    ``jax.value_and_grad(fn.objective(net, cost))`` that runs each layer's ``backward``.
+
+    Args:
+        net: a network or a single layer.
+        cost: one of fnnet's costs.
+        penalty: added to both.
+        n_examples: N of the penalty; by default the batch size.
+        micro_batch: examples that are run at a time, which bounds the memory of a large batch. The result is that of the
+            whole batch, dropout masks included. "auto" chooses where it pays; None runs the whole batch at once.
+
+    Raises:
+        ValueError: as :func:`backprop` does; also for a ``micro_batch`` that is not positive, or a number for a net whose
+            layers mix examples.
+    """
+    check_micro_batch(net, micro_batch)
+
+    def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None):
+        x, y, key = check_batch(net, cost, params, x, y, key)
+        return _value_and_grad(net, cost, params, x, y, key, mask, weights, penalty, n_examples, micro_batch)
+
+    return manual_value_and_grad
+
+
+@functools.partial(jax.jit, static_argnames="micro_batch")
+def _value_and_grad(net, cost, params, x, y, key, mask, weights, penalty, n_examples, micro_batch):
+    def chunk(x, y, mask, weights, key):
+        a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+        output = net.output(params, cache)
+        if cost.matches(output):
+            _, gradients = net.output_backward(params, cache, cost.output_error(output[1], y, weights=weights))
+        else:
+            _, gradients = net.backward(params, cache, cost.output_gradient(a, y, weights=weights))
+        return cost(a, y, weights=weights, output=output), gradients
+
+    size = chunk_size(net, params, x, key, mask, micro_batch)
+    value, gradients = mean_over_chunks(chunk, (x, y, mask, weights), key, size)
+    return _penalised(value, gradients, params, x, penalty, n_examples)
+
+
+def objective(
+    net: Layer, cost: Cost, *, penalty: Penalty | None = None, n_examples: Any = None
+) -> Callable[..., Array]:
+    """The function (params, x, y, *, key, mask, weights) -> C in training mode: a plain forward pass for ``jax.grad``.
+
+    No hand-written rule takes part in its derivative. Arguments and errors are those of :func:`value_and_grad`.
+    """
+
+    def cost_of_params(params, x, y, *, key=None, mask=None, weights=None):
+        x, y, key = check_batch(net, cost, params, x, y, key)
+        return _objective(net, cost, params, x, y, key, mask, weights, penalty, n_examples)
+
+    return cost_of_params
+
+
+@jax.jit
+def _objective(net, cost, params, x, y, key, mask, weights, penalty, n_examples):
+    a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+    value = cost(a, y, weights=weights, output=net.output(params, cache))
+    if penalty is None:
+        return value
+    return value + penalty.value(params, x.shape[0] if n_examples is None else n_examples).astype(value.dtype)
+
+
+def _penalised(value, gradients, params, x, penalty, n_examples):
+    if penalty is None:
+        return value, gradients
+    n = x.shape[0] if n_examples is None else n_examples
+    gradients = jax.tree.map(jnp.add, gradients, penalty.gradient(params, n))
+    return value + penalty.value(params, n).astype(value.dtype), gradients
+
+
+WHOLE_BATCH_BYTES, CHUNK_BYTES, SMALLEST_CHUNK = 32 * 2**20, 8 * 2**20, 32
+
+
+def chunk_size(net: Layer, params: Params, x: Array, key: Any, mask: Any, micro_batch: int | str | None) -> int:
+    """How many examples to run at a time, from static shapes.
+
+    "auto" keeps a batch whole where the activations and masks that its backward pass reads fit in 32 MiB, off the CPU,
+    and where examples mix; else it takes the power of two that fits in 8 MiB, at least 32. (Compiled temporaries above
+    about 32 MiB cost page faults at every call on CPU; a GPU likes its batch whole.)
+    """
+    m = x.shape[0]
+    if isinstance(micro_batch, int):
+        return min(micro_batch, m)
+    if micro_batch is None or not net.independent or jax.default_backend() != "cpu":
+        return m
+    _, cache = jax.eval_shape(lambda: run_forward(net, params, x, key=key, train=True, mask=mask))
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache) if hasattr(leaf, "dtype"))
+    if total <= WHOLE_BATCH_BYTES:
+        return m
+    return min(m, max(SMALLEST_CHUNK, 2 ** int(np.log2(max(1, CHUNK_BYTES * m // total)))))
+
+
+def mean_over_chunks(f: Callable, batch: tuple[Any, ...], key: Any, size: int) -> Any:
+    """(1/m) Σ size · f(*chunk, key) over chunks of the batch; f returns a pytree of means over its chunk."""
+    m = batch[0].shape[0]
+    if size >= m:
+        return f(*batch, key)
+
+    def part(start: Any, count: int) -> Any:
+        chunk = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, count), batch)
+        keys = None if key is None else ExampleKeys(key, start + jnp.arange(count))
+        return jax.tree.map(lambda mean: mean * jnp.asarray(count / m, mean.dtype), f(*chunk, keys))
+
+    def body(total: Any, start: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, part(start, size)), None
+
+    full = m // size
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: part(0, size)))
+    total, _ = jax.lax.scan(body, zeros, size * jnp.arange(full))
+    return jax.tree.map(jnp.add, total, part(full * size, m - full * size)) if m % size else total
+
+
+def check_key(key: Any) -> Any:
+    """The key, or a ValueError where it is no PRNG key."""
+    if key is None or isinstance(key, ExampleKeys):
+        return key
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    if not typed and not (dtype == jnp.uint32 and len(shape or ()) == 1):
+        got = f"{type(key).__name__} {key!r}" if dtype is None else f"an array of {dtype} and shape {shape}"
+        raise ValueError(f"key: expected one PRNG key, got {got}; make one with jax.random.key(seed)")
+    return key
+
+
+def check_micro_batch(net: Layer, micro_batch: Any) -> None:
+    """Raise a ValueError unless micro_batch is "auto", None or a positive number that the net allows."""
+    if micro_batch is None or micro_batch == "auto":
+        return
+    if not isinstance(micro_batch, int) or micro_batch < 1:
+        raise ValueError(f"micro_batch: expected a positive integer, 'auto' or None, got {micro_batch!r}")
+    if not net.independent:
+        raise ValueError(
+            f"micro_batch: expected a net whose examples do not mix, got {net!r}, which has a layer that mixes them or "
+            f"draws random numbers for the whole batch; use micro_batch=None"
+        )
+
+
+def check_batch(net: Any, cost: Any, params: Params, x: Any, y: Any, key: Any) -> tuple[Array, Array, Any]:
+    """x and y as arrays and the key, or a ValueError that says what is wrong with them."""
+    if not isinstance(net, Layer):
+        raise ValueError(f"net: expected an fn.Network or another layer, got {type(net).__name__}; see fn.layer")
+    if not isinstance(cost, Cost):
+        raise ValueError(f"cost: expected an fn.Cost such as fn.cross_entropy, got {type(cost).__name__}")
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise ValueError(f"x: expected a batch (m, ...) of at least one example, got shape {x.shape}")
+    if y.shape[:1] != x.shape[:1]:
+        raise ValueError(
+            f"y: expected as many targets as there are examples in x, got {y.shape} beside {x.shape}; axis 0 of both is "
+            f"the example"
+        )
+    if jnp.issubdtype(y.dtype, jnp.integer) and not isinstance(y, Tracer):
+        leaves, treedef = jax.tree.flatten(params)
+        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        a_shape = _inference_shape(net, treedef, shapes, x.shape, x.dtype)
+        if y.shape == a_shape[:-1]:
+            check_labels(cost.name, y, a_shape[-1])
+    return x, y, check_key(key)
+
+
+@functools.lru_cache(maxsize=256)
+def _inference_shape(net: Layer, treedef: Any, leaves: tuple, x_shape: Shape, x_dtype: Any) -> Shape:
+    params = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    return jax.eval_shape(lambda p, x: run_forward(net, p, x)[0], params, jax.ShapeDtypeStruct(x_shape, x_dtype)).shape
+
+
+def _check_shape(owner: Layer, shape: Any) -> Shape:
+    if isinstance(shape, tuple | list) and all(isinstance(n, int | np.integer) and n > 0 for n in shape):
+        return tuple(int(n) for n in shape)
+    remedy = "give the shape of one example as a tuple, such as (784,)"
+    raise LayerError(owner, "an input shape of positive integers", repr(shape), remedy)

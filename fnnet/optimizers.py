@@ -1,0 +1,226 @@
+"""Optimisers as pure functions, and learning-rate schedules.
+
+The protocol is optax's: ``init(params) -> state`` and ``update(grads, state, params) -> (updates, state)``; the updates
+are added to the parameters by :func:`apply_updates`. An optimiser is a pytree whose numbers are leaves, so η can be
+traced and vmapped over: two values, one compilation. A schedule is any function of the step (0, 1, 2, ...); those here
+are pytrees too.
+
+Source: the notes, section 3 (gradient descent); Sutskever et al. (2013) for momentum; Kingma and Ba (2015) for Adam.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .activations import at_least_float32
+
+__all__ = [
+    "Adam",
+    "CosineDecay",
+    "ExponentialDecay",
+    "Optimizer",
+    "Sgd",
+    "StepDecay",
+    "adam",
+    "apply_updates",
+    "sgd",
+]
+
+
+class Optimizer(Protocol):
+    """What ``optimizer=`` takes; every optax transformation is one."""
+
+    @property
+    def init(self) -> Any:
+        """params -> state."""
+        ...
+
+    @property
+    def update(self) -> Any:
+        """(grads, state, params) -> (updates, state)."""
+        ...
+
+
+@jax.jit
+def apply_updates(params: Any, updates: Any) -> Any:
+    """params + updates, leaf by leaf, in the parameters' dtypes."""
+    return jax.tree.map(lambda p, u: p + jnp.asarray(u, jnp.result_type(p)), params, updates)
+
+
+def traceable(value: Any) -> Any:
+    """The value as a pytree in which numbers are leaves and plain functions are static."""
+    return jax.tree.map(lambda leaf: jax.tree_util.Partial(leaf) if callable(leaf) else leaf, value)
+
+
+def _at(rate: Any, step: Array) -> Any:
+    return rate(step) if callable(rate) else rate
+
+
+def _times(number: Any, leaf: Array) -> Array:
+    return jnp.asarray(number).astype(leaf.dtype) * leaf
+
+
+def _check(owner: str, **numbers: Any) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"{owner}: expected {name} ≥ 0, got {value}; gradient descent goes downhill")
+
+
+class SgdState(NamedTuple):
+    """The step number and, with momentum, the velocity v (a pytree like the parameters)."""
+
+    step: Array
+    velocity: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sgd:
+    """See :func:`sgd`."""
+
+    learning_rate: Any
+    momentum: Any
+    nesterov: bool = field(metadata={"static": True})
+
+    def init(self, params: Any) -> SgdState:
+        """Step 0 and, with momentum, v = 0."""
+        velocity = None if self.momentum is None else jax.tree.map(jnp.zeros_like, params)
+        return SgdState(jnp.zeros((), jnp.int32), velocity)
+
+    def update(self, grads: Any, state: SgdState, params: Any = None) -> tuple[Any, SgdState]:
+        """−η g; with momentum v ← μ v + g and −η v, or −η (g + μ v) with Nesterov's look-ahead."""
+        eta, velocity = _at(self.learning_rate, state.step), None
+        direction = grads
+        if self.momentum is not None:
+            ahead = lambda v, g: _times(self.momentum, v) + g  # noqa: E731
+            velocity = jax.tree.map(ahead, state.velocity, grads)
+            direction = jax.tree.map(ahead, velocity, grads) if self.nesterov else velocity
+        return jax.tree.map(lambda d: -_times(eta, d), direction), SgdState(state.step + 1, velocity)
+
+
+def sgd(learning_rate: Any, momentum: Any = 0, nesterov: bool = False) -> Sgd:
+    """Stochastic gradient descent: w ← w − η ∂C/∂w.
+
+    Args:
+        learning_rate: η, a number or a function of the step.
+        momentum: μ; with it v ← μ v + g and w ← w − η v. The number 0 keeps no velocity at all.
+        nesterov: step along g + μ v instead of v.
+
+    Raises:
+        ValueError: for a negative number, or Nesterov without momentum.
+    """
+    _check("sgd", learning_rate=learning_rate, momentum=momentum)
+    plain = isinstance(momentum, int | float) and momentum == 0
+    if nesterov and plain:
+        raise ValueError("sgd: expected a momentum with nesterov=True, got 0; give momentum=0.9, say")
+    return Sgd(traceable(learning_rate), None if plain else momentum, bool(nesterov))
+
+
+class AdamState(NamedTuple):
+    """The step number and the running means of g and g², in at least float32."""
+
+    step: Array
+    first: Any
+    second: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Adam:
+    """See :func:`adam`."""
+
+    learning_rate: Any
+    b1: Any
+    b2: Any
+    eps: Any
+
+    def init(self, params: Any) -> AdamState:
+        """Step 0 and both means 0."""
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
+        return AdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(self, grads: Any, state: AdamState, params: Any = None) -> tuple[Any, AdamState]:
+        """−η m̂ / (√v̂ + ε) with m̂ and v̂ the means of g and g², corrected for their start at 0."""
+        step = state.step + 1
+
+        def mean(decay: Any) -> Any:
+            return lambda old, new: _times(decay, old) + _times(1 - decay, new)
+
+        def corrected(decay: Any, leaf: Array) -> Array:
+            return leaf / (1 - jnp.asarray(decay).astype(leaf.dtype) ** step.astype(leaf.dtype))
+
+        def direction(m: Array, v: Array, g: Array) -> Array:
+            eta, eps = _at(self.learning_rate, state.step), jnp.asarray(self.eps).astype(v.dtype)
+            return -_times(eta, corrected(self.b1, m) / (jnp.sqrt(corrected(self.b2, v)) + eps)).astype(g.dtype)
+
+        wide = jax.tree.map(at_least_float32, grads)
+        first = jax.tree.map(mean(self.b1), state.first, wide)
+        second = jax.tree.map(mean(self.b2), state.second, jax.tree.map(jnp.square, wide))
+        return jax.tree.map(direction, first, second, grads), AdamState(step, first, second)
+
+
+def adam(learning_rate: Any = 1e-3, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Adam:
+    """Adam: steps of about η along each parameter, whatever the gradient's scale.
+
+    Args:
+        learning_rate: η, a number or a function of the step.
+        b1: decay of the running mean of g.
+        b2: decay of the running mean of g².
+        eps: added to the root of the second mean.
+
+    Raises:
+        ValueError: for a negative number.
+    """
+    _check("adam", learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
+    return Adam(traceable(learning_rate), b1, b2, eps)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepDecay:
+    """η(step) = initial · factor^⌊step / every⌋."""
+
+    initial: Any
+    factor: Any
+    every: Any
+
+    def __call__(self, step: Any) -> Any:
+        return self.initial * self.factor ** jnp.floor(_real(step) / self.every)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ExponentialDecay:
+    """η(step) = initial · factor^(step / every)."""
+
+    initial: Any
+    factor: Any
+    every: Any
+
+    def __call__(self, step: Any) -> Any:
+        return self.initial * self.factor ** (_real(step) / self.every)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CosineDecay:
+    """η(step) = final + ½ (initial − final) (1 + cos(π step / steps)), and final from ``steps`` on; before that a linear
+    rise from 0 over the first ``warmup`` steps. Source: Loshchilov and Hutter (2017)."""
+
+    initial: Any
+    steps: Any
+    final: Any = 0.0
+    warmup: Any = 0
+
+    def __call__(self, step: Any) -> Any:
+        step = _real(step)
+        done = jnp.clip(step / self.steps, 0, 1)
+        rate = self.final + 0.5 * (self.initial - self.final) * (1 + jnp.cos(jnp.pi * done))
+        return rate * jnp.clip((step + 1) / (self.warmup + 1), 0, 1)
+
+
+def _real(step: Any) -> Array:
+    return jnp.asarray(step).astype(jnp.result_type(float))

@@ -1,0 +1,102 @@
+"""Penalties on the weights, each beside its gradient.
+
+A weight is a leaf whose last key is ``w`` or starts with ``w_``; biases are never penalised. A penalty is a pytree with
+its number λ as a leaf, so λ can be traced, vmapped over and changed without compiling again.
+
+Source: the notes, section 5.2.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .activations import at_least_float32
+
+__all__ = ["L1", "L2", "Penalty"]
+
+
+class Penalty(Protocol):
+    """What ``penalty=`` takes: a pytree with these two methods."""
+
+    def value(self, params: Any, n_examples: Any) -> Array:
+        """The term added to the cost, for a training set of n_examples."""
+        ...
+
+    def gradient(self, params: Any, n_examples: Any) -> Any:
+        """Its gradient, a pytree like params."""
+        ...
+
+
+def is_weight(path: tuple[Any, ...]) -> bool:
+    """Whether a leaf at this key path is a weight: its last key is ``w`` or starts with ``w_``."""
+    last = path[-1] if path else None
+    name = str(getattr(last, "key", getattr(last, "name", "")))
+    return name == "w" or name.startswith("w_")
+
+
+def _weights(params: Any) -> list[Array]:
+    return [at_least_float32(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if is_weight(path)]
+
+
+def _on_weights(gradient: Any, params: Any) -> Any:
+    def leaf(path: tuple[Any, ...], w: Any) -> Array:
+        return gradient(w) if is_weight(path) else jnp.zeros_like(w)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _check(penalty: Any) -> None:
+    if isinstance(penalty.lam, int | float) and not penalty.lam >= 0:
+        name = type(penalty).__name__
+        raise ValueError(f"{name}: expected λ ≥ 0, got {penalty.lam}; a negative penalty rewards large weights")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class L2:
+    """λ/(2N) Σ w², N the size of the training set: weight decay by the factor 1 − ηλ/N a step.
+
+    Raises:
+        ValueError: for a negative λ.
+    """
+
+    lam: Any
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def value(self, params: Any, n_examples: Any) -> Array:
+        """λ/(2N) Σ w²."""
+        total = sum(jnp.sum(w * w) for w in _weights(params))
+        return jnp.asarray(self.lam / (2 * n_examples) * total)
+
+    def gradient(self, params: Any, n_examples: Any) -> Any:
+        """(λ/N) w on weights, 0 on biases."""
+        return _on_weights(lambda w: jnp.asarray(self.lam / n_examples, w.dtype) * w, params)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class L1:
+    """λ/N Σ \\|w\\|, N the size of the training set.
+
+    Raises:
+        ValueError: for a negative λ.
+    """
+
+    lam: Any
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def value(self, params: Any, n_examples: Any) -> Array:
+        """λ/N Σ |w|."""
+        total = sum(jnp.sum(jnp.abs(w)) for w in _weights(params))
+        return jnp.asarray(self.lam / n_examples * total)
+
+    def gradient(self, params: Any, n_examples: Any) -> Any:
+        """(λ/N) sgn w on weights, with sgn 0 = 0; 0 on biases."""
+        return _on_weights(lambda w: jnp.asarray(self.lam / n_examples, w.dtype) * jnp.sign(w), params)
