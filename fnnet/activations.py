@@ -1,6 +1,6 @@
 """Activation functions a = σ(z), each beside its hand-written derivative σ'(z).
 
-An :class:`Activation` is a value: hashable, equal by value and static under ``jax.jit``. Calling one applies it.
+An `Activation` is a value: hashable, equal by value and static under ``jax.jit``. Calling one applies it.
 Every formula is evaluated in at least float32 and rounded once, so half precision and |z| up to 1e4 are safe.
 
 Source: the notes, sections 1 (step, sigmoid), 4.2 (linear) and 4.3 (softmax).
@@ -62,7 +62,7 @@ class Activation:
         name: shown in tables and messages.
         function: z -> a, any shape.
         pullback: (da, z, a) -> ∂C/∂z given da = ∂C/∂a; ``da * derivative(z, a)`` where σ acts on each entry alone.
-        parameters: constants of the formula, as (name, value) pairs; :meth:`with_` replaces them.
+        parameters: constants of the formula, as (name, value) pairs; `with_` replaces them.
         probabilities: whether a always lies in [0, 1], which the logarithmic costs need.
     """
 
@@ -139,8 +139,8 @@ def tanh_derivative(z: Array, a: Array) -> Array:
 
 @jax.jit
 def relu_function(z: Array) -> Array:
-    """σ(z) = max(z, 0)."""
-    return jnp.maximum(z, 0)
+    """σ(z) = max(z, 0), written so that autodiff's σ'(0) is 0 too."""
+    return jnp.where(z > 0, z, 0)
 
 
 @jax.jit
@@ -164,7 +164,7 @@ def leaky_relu_derivative(z: Array, a: Array, slope: float) -> Array:
 @jax.jit
 def elu_function(z: Array, alpha: float) -> Array:
     """σ(z) = z for z > 0, else α (e^z − 1)."""
-    return jnp.where(z > 0, z, alpha * jnp.expm1(jnp.minimum(z, 0)))
+    return jnp.where(z > 0, z, alpha * jnp.expm1(jnp.where(z > 0, 0, z)))
 
 
 @jax.jit

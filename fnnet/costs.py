@@ -2,7 +2,7 @@
 
 The cost of a batch is C = (1/m) Σ_x C_x, and C_x sums over every axis but the first. A cost is a value: hashable, equal
 by value and static under ``jax.jit``. For its matched activation it is computed from z, in at least float32, and stays
-finite (value and gradient) for \\|z\\| up to 1e4.
+finite (value and gradient) for |z| up to 1e4.
 
 Source: the notes, sections 3 (quadratic), 4.1 (cross-entropy), 4.2 and 4.3 (log-likelihood).
 """
@@ -199,13 +199,19 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
 @jax.jit
 def cross_entropy_terms_of_sigmoid(z: Array, y: Array) -> Array:
     """The terms from z for a = σ(z): max(z, 0) − y z + ln(1 + e^−|z|), without the logarithm of a rounded a."""
-    return jnp.maximum(z, 0) - y * z + jnp.log1p(jnp.exp(-jnp.abs(z)))
+    return jnp.maximum(z, 0) - y * z + jnp.log1p(_exp_minus_abs(z))
+
+
+def _exp_minus_abs(z: Array) -> Array:
+    """e^−|z|. At 0 autodiff takes the mean of both sides of a minimum or maximum, so the terms differentiate to σ(0) − y;
+    for the absolute value it takes 1 there, which would be wrong."""
+    return jnp.exp(jnp.minimum(z, -z))
 
 
 @jax.jit
 def cross_entropy_error_of_sigmoid(z: Array, y: Array) -> Array:
     """δ^L = a − y: the σ'(z) of BP1 cancels (section 4.1). a = σ(z) by the e^−|z| that the value needs too."""
-    e = jnp.exp(-jnp.abs(z))
+    e = _exp_minus_abs(z)
     return jnp.where(z >= 0, 1, e) / (1 + e) - y
 
 

@@ -1,8 +1,8 @@
 """Initialisers of weights and biases: arguments ``weight_init=`` and ``bias_init=`` of the layers.
 
-An :class:`Initializer` is a value, hashable and equal by value. ``n_in`` and ``n_out`` of a weight are the sizes of its
-input and output axes, times the receptive field where there is one. The two that the notes name are :func:`normal` and
-:func:`scaled_normal`; the others are ``jax.nn.initializers``, by their usual names.
+An `Initializer` is a value, hashable and equal by value. ``n_in`` and ``n_out`` of a weight are the sizes of its
+input and output axes, times the receptive field where there is one. The two that the notes name are `normal` and
+`scaled_normal`; the others are ``jax.nn.initializers``, by their usual names.
 
 Source: the notes, section 4.4.
 """

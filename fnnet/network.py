@@ -142,7 +142,7 @@ class Network(Layer):
 
 
 class Backprop(NamedTuple):
-    """What :func:`backprop` returns.
+    """What `backprop` returns.
 
     Attributes:
         cost: C, penalty included.
@@ -228,7 +228,7 @@ def value_and_grad(
             whole batch, dropout masks included. "auto" chooses where it pays; None runs the whole batch at once.
 
     Raises:
-        ValueError: as :func:`backprop` does; also for a ``micro_batch`` that is not positive, or a number for a net whose
+        ValueError: as `backprop` does; also for a ``micro_batch`` that is not positive, or a number for a net whose
             layers mix examples.
     """
     check_micro_batch(net, micro_batch)
@@ -261,7 +261,7 @@ def objective(
 ) -> Callable[..., Array]:
     """The function (params, x, y, *, key, mask, weights) -> C in training mode: a plain forward pass for ``jax.grad``.
 
-    No hand-written rule takes part in its derivative. Arguments and errors are those of :func:`value_and_grad`.
+    No hand-written rule takes part in its derivative. Arguments and errors are those of `value_and_grad`.
     """
 
     def cost_of_params(params, x, y, *, key=None, mask=None, weights=None):

@@ -1,7 +1,7 @@
 """Optimisers as pure functions, and learning-rate schedules.
 
 The protocol is optax's: ``init(params) -> state`` and ``update(grads, state, params) -> (updates, state)``; the updates
-are added to the parameters by :func:`apply_updates`. An optimiser is a pytree whose numbers are leaves, so η can be
+are added to the parameters by `apply_updates`. An optimiser is a pytree whose numbers are leaves, so η can be
 traced and vmapped over: two values, one compilation. A schedule is any function of the step (0, 1, 2, ...); those here
 are pytrees too.
 
@@ -79,7 +79,7 @@ class SgdState(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sgd:
-    """See :func:`sgd`."""
+    """See `sgd`."""
 
     learning_rate: Any
     momentum: Any
@@ -130,7 +130,7 @@ class AdamState(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Adam:
-    """See :func:`adam`."""
+    """See `adam`."""
 
     learning_rate: Any
     b1: Any

@@ -81,7 +81,7 @@ class L2:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class L1:
-    """λ/N Σ \\|w\\|, N the size of the training set.
+    """λ/N Σ |w|, N the size of the training set.
 
     Raises:
         ValueError: for a negative λ.

@@ -99,7 +99,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
 
 
 def load(path: str | os.PathLike[str], like: Any = None) -> Any:
-    """The pytree that :func:`save` wrote.
+    """The pytree that `save` wrote.
 
     Args:
         path: the file.

@@ -60,7 +60,7 @@ class Best(NamedTuple):
 
 
 class TrainingState(NamedTuple):
-    """All that a run needs to go on: give it to ``fit(..., resume=state)``, or to :func:`fnnet.save` first.
+    """All that a run needs to go on: give it to ``fit(..., resume=state)``, or to `fnnet.save` first.
 
     Attributes:
         params: the parameters after ``epoch`` epochs.
@@ -89,7 +89,7 @@ class History(NamedTuple):
             ``monitor_training=False``.
         validation_cost: the same objective on the validation data, with the training set's N; None without any.
         validation_accuracy: share of right classes on the validation data; None without any.
-        state: to continue from; see :class:`TrainingState`.
+        state: to continue from; see `TrainingState`.
     """
 
     cost: np.ndarray
@@ -161,9 +161,9 @@ def fit(
         penalty: ``fn.L2``, ``fn.L1`` or your own; N is the size of the training set.
         validation: like ``data``; monitored after each epoch.
         early_stopping: when to stop; ``params`` are then those of the best epoch.
-        gradient: g(params, x, y, *, key, weights) -> (cost, gradients) used in place of :func:`fnnet.value_and_grad`;
+        gradient: g(params, x, y, *, key, weights) -> (cost, gradients) used in place of `fnnet.value_and_grad`;
             it also gets ``mask`` where the data has one. The penalty is added to its gradients.
-        micro_batch: as in :func:`fnnet.value_and_grad`.
+        micro_batch: as in `fnnet.value_and_grad`.
         monitor_training: whether cost and accuracy are evaluated on the whole training data after each epoch, which costs
             a forward pass; otherwise the cost is the mean over the epoch's mini-batches.
         resume: ``history.state`` of an earlier run with the same arguments; ``params`` and ``key`` are then taken from it,

@@ -87,7 +87,7 @@ def weight_gradient_in_loop(delta: Array, a_in: Array) -> Array:
     """BP4 inside a compiled loop of updates: for a small batch of rows the sum over examples is written out.
 
     XLA fuses it with the update of w into one pass over w, in place, where a product would be stored and read again. The
-    barrier keeps it from computing δ and a_in anew for every entry of w. Arguments and result as :func:`weight_gradient`.
+    barrier keeps it from computing δ and a_in anew for every entry of w. Arguments and result as `weight_gradient`.
     """
     if not is_small_batch_of_rows(delta):
         return weight_gradient(delta, a_in)
@@ -122,7 +122,7 @@ class Dense(Layer):
         activation: σ.
         weight_init: initialiser of w, N(0, 1/n_in) by default.
         bias_init: initialiser of b, 0 by default.
-        loop: set by :meth:`in_loop`.
+        loop: set by `in_loop`.
 
     Raises:
         LayerError: for a size that is no positive integer, or inputs or parameters of another shape.

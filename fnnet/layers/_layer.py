@@ -1,6 +1,6 @@
 """The layer contract: what a layer is, the methods it gets for nothing, and the errors it raises.
 
-A layer is a frozen, hashable dataclass that holds no arrays. :func:`layer` makes a plain class one.
+A layer is a frozen, hashable dataclass that holds no arrays. `layer` makes a plain class one.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ class Layer:
         """a_out in inference mode, compiled.
 
         Args:
-            params: from :meth:`init`, or any pytree like it.
+            params: from `init`, or any pytree like it.
             x: inputs (m, ...).
             mask: (m, T), True for the valid steps of sequences; for layers that use one.
         """
@@ -100,7 +100,7 @@ class Layer:
         return None
 
     def output_error(self, params: Params, cache: Cache, delta: Delta) -> Delta:
-        """``error`` given δ^L, the error at the z that :meth:`output` names."""
+        """``error`` given δ^L, the error at the z that `output` names."""
         return delta
 
     def backward(self, params: Params, cache: Cache, da_out: Any) -> tuple[Array | None, Params]:
@@ -120,7 +120,7 @@ class Layer:
 
     @property
     def independent(self) -> bool:
-        """Whether the batch may be run in chunks: examples do not mix, and a key given as :class:`ExampleKeys` is
+        """Whether the batch may be run in chunks: examples do not mix, and a key given as `ExampleKeys` is
         understood. By default true of a layer whose ``forward`` takes no key."""
         return "key" not in keywords(type(self))
 
@@ -156,7 +156,7 @@ def _normalise(owner: Any, name: str, value: Any) -> Any:
 @dataclass_transform(frozen_default=True)
 def layer(cls: type[T]) -> type[T]:
     """Make a class a layer: a frozen dataclass, hashable and equal by value, static under ``jax.jit``, and with the
-    default methods of :class:`Layer`. Lists in its fields become tuples.
+    default methods of `Layer`. Lists in its fields become tuples.
 
     Raises:
         TypeError: when a layer is built with an array, a dict or anything else unhashable in a field.
@@ -204,7 +204,7 @@ class ExampleKeys:
 
 
 def split_key(key: Any, n: int) -> list[Any]:
-    """n keys, one for each layer, from a key, from :class:`ExampleKeys` or from None."""
+    """n keys, one for each layer, from a key, from `ExampleKeys` or from None."""
     if key is None:
         return [None] * n
     if isinstance(key, ExampleKeys):

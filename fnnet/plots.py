@@ -1,0 +1,92 @@
+"""Pictures, by matplotlib (the extra ``fnnet[examples]``). Each function takes an ``ax`` and returns it."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .training import History
+
+try:
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+except ImportError as error:
+    raise ImportError(
+        "fnnet.plots: expected matplotlib, got none; install it with pip install 'fnnet[examples]'"
+    ) from error
+
+__all__ = ["digits", "learning_curves"]
+
+
+def learning_curves(history: History, *, of: str = "cost", ax: Axes | None = None) -> Axes:
+    """Cost or accuracy by epoch, on training and (where monitored) validation data, with validation's best epoch marked.
+
+    Args:
+        history: from ``fit``.
+        of: "cost" (in nats or squared units, as the cost is) or "accuracy" (in per cent).
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ValueError: for another ``of``, or a history without it.
+    """
+    if of not in ("cost", "accuracy"):
+        raise ValueError(f"learning_curves: expected of='cost' or of='accuracy', got {of!r}")
+    curves = {"training": getattr(history, of), "validation": getattr(history, f"validation_{of}")}
+    curves = {name: np.asarray(values) for name, values in curves.items() if values is not None and len(values)}
+    if not curves:
+        raise ValueError(f"learning_curves: expected a history with {of}, got none; let fit monitor it")
+    ax = plt.figure(figsize=(5, 3.5), layout="constrained").add_subplot() if ax is None else ax
+    scale = 100 if of == "accuracy" else 1
+    for name, values in curves.items():
+        epochs = np.arange(1, len(values) + 1)
+        (line,) = ax.plot(epochs, scale * values, marker="." if len(values) < 40 else "", label=name)
+        if name == "validation" and np.isfinite(values).any():
+            best = np.nanargmax(values) if of == "accuracy" else np.nanargmin(values)
+            text = f"best {scale * values[best]:.4g} (epoch {best + 1})"
+            ax.plot(best + 1, scale * values[best], "o", color=line.get_color(), mfc="none", ms=10, label=text)
+    ax.set(xlabel="epoch", ylabel="accuracy (%)" if of == "accuracy" else "cost C", title=f"{of.capitalize()} by epoch")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return ax
+
+
+def digits(
+    images: Any, labels: Any = None, predictions: Any = None, *, columns: int = 8, ax: Axes | None = None
+) -> Axes:
+    """Images in a grid, each with its prediction, and its label where the prediction is wrong.
+
+    Args:
+        images: (m, H, W, 1) or (m, H, W), from 0 to 1.
+        labels: (m,) true classes.
+        predictions: (m,) predicted classes.
+        columns: images in a row.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ValueError: for images of another rank.
+    """
+    images = np.asarray(images)
+    if images.ndim not in (3, 4):
+        raise ValueError(f"digits: expected images (m, H, W, 1) or (m, H, W), got {images.shape}")
+    m, height, width = images.shape[:3]
+    rows, gap = -(-m // columns), height // 3
+    if ax is None:
+        ax = plt.figure(figsize=(columns * 0.9, rows * 1.15), layout="constrained").add_subplot()
+    canvas = np.ones((rows * (height + gap), columns * (width + 2)))
+    for i, image in enumerate(images.reshape(m, height, width)):
+        top, left = i // columns * (height + gap) + gap, i % columns * (width + 2)
+        canvas[top : top + height, left : left + width] = 1 - image
+        if predictions is None and labels is None:
+            continue
+        shown = labels if predictions is None else predictions
+        wrong = labels is not None and predictions is not None and labels[i] != predictions[i]
+        text = f"{shown[i]}, is {labels[i]}" if wrong else f"{shown[i]}"  # pyright: ignore[reportOptionalSubscript]
+        style = {"color": "#c0392b", "weight": "bold"} if wrong else {"color": "#333333"}
+        ax.text(left + width / 2, top - 1, text, ha="center", va="bottom", fontsize=8, **style)
+    ax.imshow(canvas, cmap="gray", vmin=0, vmax=1)
+    ax.set_axis_off()
+    if labels is not None and predictions is not None:
+        right = int(jnp.sum(jnp.asarray(labels) == jnp.asarray(predictions)))
+        ax.set_title(f"Predicted classes: {right} of {m} right")
+    return ax

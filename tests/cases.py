@@ -1,0 +1,143 @@
+"""One table of everything public that has an equation: a layer, an activation or a cost is a row here.
+
+The generic tests run over it, and test_coverage fails for a public name without a row. Adding a layer is one row.
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fnnet as fn
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer with the shape of one example that it is fed.
+
+    ``loose`` maps a dtype to the tolerance it needs, with ``why``; ``zero`` names equations whose reference is exactly zero.
+    """
+
+    name: str
+    layer: fn.Layer
+    shape: tuple[int, ...]
+    loose: dict = field(default_factory=dict)
+    why: str = ""
+    zero: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _layers() -> list[Case]:
+    return [
+        Case("Dense", fn.Dense(7, fn.tanh), (5,)),
+        Case("Dense one unit", fn.Dense(1, fn.sigmoid), (1,)),
+        Case("Dense softmax", fn.Dense(6, fn.softmax), (5,)),
+        Case("Dense on steps", fn.Dense(4, fn.gelu), (3, 5)),
+        Case("Dense on images", fn.Dense(3, fn.silu), (4, 2, 5)),
+        Case("Dense in a loop", fn.Dense(7, fn.tanh).in_loop(), (5,)),
+        Case("Dense wide", fn.Dense(70, fn.elu), (80,)),
+        Case("Flatten", fn.Flatten(), (3, 4, 2)),
+        Case("Flatten a row", fn.Flatten(), (3,)),
+        Case("Flatten a number", fn.Flatten(), ()),
+        Case("Dropout", fn.Dropout(0.4), (6,)),
+        Case("Dropout per batch", fn.Dropout(0.4, per="batch"), (6,)),
+        Case("Dropout on images", fn.Dropout(0.3), (4, 3, 2)),
+        Case("Dropout of nothing", fn.Dropout(0.0), (5,)),
+        Case(
+            "Network",
+            fn.Network(
+                fn.Flatten(),
+                fn.Dense(6, fn.sigmoid),
+                fn.Dropout(0.5),
+                fn.Network(fn.Dense(4, fn.relu), fn.Dense(3, fn.tanh)),
+            ),
+            (2, 3),
+        ),
+    ]
+
+
+LAYERS = _layers()
+
+
+def equal_layer(case: Case) -> fn.Layer:
+    """The same layer, built anew."""
+    return next(other.layer for other in _layers() if other.name == case.name)
+
+
+ACTIVATIONS = {
+    "sigmoid": fn.sigmoid,
+    "tanh": fn.tanh,
+    "relu": fn.relu,
+    "leaky_relu": fn.leaky_relu,
+    "leaky_relu(slope=0.3)": fn.leaky_relu.with_(slope=0.3),
+    "elu": fn.elu,
+    "elu(alpha=0.5)": fn.elu.with_(alpha=0.5),
+    "softplus": fn.softplus,
+    "silu": fn.silu,
+    "gelu": fn.gelu,
+    "gelu_tanh": fn.gelu_tanh,
+    "linear": fn.linear,
+    "softmax": fn.softmax,
+}
+FORWARD_ONLY = {"step": fn.step}
+
+# A cost with an activation of the last layer that it can follow.
+COSTS = [
+    ("quadratic", fn.quadratic, fn.linear),
+    ("quadratic", fn.quadratic, fn.sigmoid),
+    ("quadratic", fn.quadratic, fn.softmax),
+    ("quadratic", fn.quadratic, fn.gelu),
+    ("cross_entropy", fn.cross_entropy, fn.sigmoid),
+    ("cross_entropy", fn.cross_entropy, fn.softmax),
+    ("log_likelihood", fn.log_likelihood, fn.softmax),
+    ("log_likelihood", fn.log_likelihood, fn.sigmoid),
+]
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 2e-2, "bfloat16": 5e-2}
+"""Relative to the largest entry of the reference leaf: 64 eps or so in float32; a few eps in half precision, where a_in, z
+and a are themselves rounded."""
+
+
+def largest(tree) -> float:
+    """The largest absolute entry of a pytree."""
+    return max(
+        (float(np.max(np.abs(np.asarray(leaf, np.float64)), initial=0)) for leaf in jax.tree.leaves(tree)), default=0.0
+    )
+
+
+def assert_agree(manual, reference, tolerance, *, zero: bool = False, scale: float = 0.0) -> None:
+    """Leaf by leaf: the same structure, shape and dtype, and no entry further than tolerance times the reference's largest.
+
+    A reference that is exactly zero fails unless ``zero`` says so; one below 100 eps of ``scale`` (its layer's largest
+    gradient) is zero to rounding, and the manual side must be so too.
+    """
+    assert jax.tree.structure(manual) == jax.tree.structure(reference)
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(manual), jax.tree.leaves(reference), strict=True
+    ):
+        name = jax.tree_util.keystr(path) or "the array"
+        assert ours.shape == theirs.shape, f"{name}: {ours.shape} against {theirs.shape}"
+        assert ours.dtype == theirs.dtype, f"{name}: {ours.dtype} against {theirs.dtype}"
+        size, floor = largest(theirs), 100 * float(jnp.finfo(theirs.dtype).eps) * scale
+        if size <= floor:
+            assert zero or size > 0, f"{name}: the reference is zero, which tests nothing"
+            assert largest(ours) <= floor, f"{name}: {largest(ours)} where the reference is zero"
+            continue
+        gap = largest(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64))
+        assert gap <= tolerance * size, f"{name}: off by {gap / size:.2e} of the largest entry {size:.2e}"
+
+
+def cast(tree, dtype):
+    """The floats of a pytree in dtype."""
+    return jax.tree.map(
+        lambda a: jnp.asarray(a, dtype) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a, tree
+    )
+
+
+def targets(key, cost, shape, dtype):
+    """Soft targets that the cost can follow, shaped like the outputs."""
+    y = jax.random.uniform(key, shape, dtype)
+    return y / jnp.sum(y, axis=-1, keepdims=True) if cost is fn.log_likelihood else y

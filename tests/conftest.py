@@ -1,0 +1,25 @@
+"""Strict settings for every test: float64 allowed, no implicit dtype promotion, warnings are errors (pyproject.toml)."""
+
+import os
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+common = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "print_blob": True}
+settings.register_profile("dev", max_examples=20, **common)
+settings.register_profile("ci", max_examples=300, **common)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The embedded digits: (images, labels) of 400 training and 100 test images."""
+    import fnnet as fn
+
+    data = fn.datasets.mnist_subset()
+    return tuple(pair[:400] for pair in data.train), tuple(pair[:100] for pair in data.test)

@@ -1,0 +1,115 @@
+"""Activations: values, derivatives, extremes, dtypes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+import fnnet as fn
+
+from .cases import ACTIVATIONS, TOLERANCE, assert_agree
+
+REFERENCE = {
+    "sigmoid": scipy.special.expit,
+    "tanh": np.tanh,
+    "relu": lambda z: np.maximum(z, 0),
+    "leaky_relu": lambda z: np.where(z > 0, z, 0.01 * z),
+    "leaky_relu(slope=0.3)": lambda z: np.where(z > 0, z, 0.3 * z),
+    "elu": lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+    "elu(alpha=0.5)": lambda z: np.where(z > 0, z, 0.5 * np.expm1(np.minimum(z, 0))),
+    "softplus": lambda z: np.logaddexp(0, z),
+    "silu": lambda z: z * scipy.special.expit(z),
+    "gelu": lambda z: z * scipy.special.ndtr(z),
+    "gelu_tanh": lambda z: 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
+    "linear": lambda z: z,
+    "softmax": lambda z: scipy.special.softmax(z, axis=-1),
+}
+Z = np.concatenate([np.linspace(-6, 6, 50), [0.0, -0.0, 1e-8, -1e-8, 30.0, -30.0]]).reshape(7, 8)
+EXTREMES = jnp.array([[-1e4, -700.0, -90.0, 0.0, 90.0, 700.0, 1e4]])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_values(name):
+    np.testing.assert_allclose(ACTIVATIONS[name](Z), REFERENCE[name](Z), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_derivatives_against_autodiff(name, dtype):
+    activation, z = ACTIVATIONS[name], jnp.asarray(Z).astype(dtype)
+    da = jax.random.normal(jax.random.key(0), z.shape).astype(dtype)
+    a, pull_back = jax.vjp(activation, z)
+    assert a.dtype == z.dtype
+    assert_agree(activation.error(da, z, a), pull_back(da)[0], TOLERANCE[dtype])
+    assert_agree(activation.error(da, z), pull_back(da)[0], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_derivatives_against_finite_differences(name):
+    activation, h = ACTIVATIONS[name], 1e-6
+    z = jnp.asarray(np.linspace(-4, 4, 40).reshape(5, 8) + 0.013)
+    da, dz = (jax.random.normal(jax.random.key(i), z.shape) for i in (0, 1))
+    slope = jnp.sum(da * (activation(z + h * dz) - activation(z - h * dz))) / (2 * h)
+    # Central differences: error h² and rounding eps / h, together about 1e-9.
+    np.testing.assert_allclose(jnp.sum(activation.error(da, z) * dz), slope, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_finite_at_the_extremes(name, dtype):
+    activation, z = ACTIVATIONS[name], EXTREMES.astype(dtype)
+    assert bool(jnp.all(jnp.isfinite(activation(z))))
+    assert bool(jnp.all(jnp.isfinite(activation.error(jnp.ones_like(z), z))))
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "softplus", "gelu", "silu"])
+def test_manual_and_autodiff_choose_alike_at_zero(name):
+    z = jnp.zeros((1, 2))
+    manual = ACTIVATIONS[name].error(jnp.ones_like(z), z)
+    np.testing.assert_allclose(manual, jax.vjp(ACTIVATIONS[name], z)[1](jnp.ones_like(z))[0])
+    if name == "relu":
+        assert float(manual[0, 0]) == 0.0
+
+
+def test_step_is_forward_only():
+    np.testing.assert_array_equal(fn.step(jnp.array([-1.0, -0.0, 0.0, 2.0])), [0, 1, 1, 1])
+    with pytest.raises(
+        ValueError, match=r"step: expected a differentiable activation, got the threshold unit.*Use fn\.sigmoid"
+    ):
+        fn.step.error(jnp.ones(2), jnp.ones(2))
+    net = fn.Network(fn.Dense(2, fn.step), fn.Dense(2, fn.linear))
+    params = net.init(jax.random.key(0), (3,))
+    x, y = jnp.ones((1, 3)), jnp.ones((1, 2))
+    assert net.apply(params, x).shape == (1, 2)
+    for gradient in (fn.value_and_grad(net, fn.quadratic), jax.grad(fn.objective(net, fn.quadratic))):
+        with pytest.raises(ValueError, match="step: expected a differentiable activation"):
+            gradient(params, x, y)
+
+
+def test_activations_are_values():
+    assert fn.leaky_relu.with_(slope=0.01) == fn.leaky_relu
+    assert hash(fn.leaky_relu.with_(slope=0.2)) == hash(fn.leaky_relu.with_(slope=0.2))
+    assert fn.leaky_relu.with_(slope=0.2) != fn.leaky_relu
+    assert repr(fn.leaky_relu.with_(slope=0.2)) == "leaky_relu(slope=0.2)"
+    assert jax.tree.leaves(fn.elu) == []
+    with pytest.raises(
+        ValueError, match=r"leaky_relu: expected the name of a parameter, got alpha; it has \['slope'\]"
+    ):
+        fn.leaky_relu.with_(alpha=0.1)
+    with pytest.raises(ValueError, match=r"sigmoid: .*it has none"):
+        fn.sigmoid.with_(slope=1)
+
+
+def test_calling_one_takes_integers_and_python_numbers():
+    assert fn.sigmoid(0).dtype == jnp.float64
+    np.testing.assert_allclose(fn.relu(np.array([-2, 3])), [0, 3])
+
+
+def test_an_activation_of_ones_own():
+    square = fn.Activation("square", lambda z: z * z, lambda da, z, a: da * 2 * z)
+    net = fn.Network(fn.Dense(3, square), fn.Dense(2, fn.linear))
+    params = net.init(jax.random.key(0), (4,))
+    assert fn.compare_gradients(
+        net, fn.quadratic, params, jnp.ones((3, 4)) * jnp.arange(1.0, 4.0)[:, None], jnp.ones((3, 2))
+    ).ok

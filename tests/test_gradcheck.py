@@ -1,0 +1,249 @@
+"""The audit: clean networks pass in every dtype, and a planted fault is named, equation and layer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import fnnet as fn
+
+from .cases import LAYERS, cast
+
+KEY = jax.random.key(5)
+
+
+@fn.layer
+class NoDerivative(fn.Dense):
+    def error(self, params, cache, da_out):
+        return da_out
+
+
+@fn.layer
+class DoubledDerivative(fn.Dense):
+    def error(self, params, cache, da_out):
+        _, z, a = cache
+        return self.activation.error(self.activation.error(da_out, z, a), z, a)
+
+
+@fn.layer
+class TransposedProduct(fn.Dense):
+    def propagate(self, params, cache, delta):
+        return (
+            delta @ params["w"].T
+            if params["w"].shape[0] == params["w"].shape[1]
+            else super().propagate(params, cache, delta)
+        )
+
+
+@fn.layer
+class SumForMean(fn.Dense):
+    def gradients(self, params, cache, delta):
+        return {k: len(delta) * g for k, g in super().gradients(params, cache, delta).items()}
+
+
+@fn.layer
+class WrongSignOfBias(fn.Dense):
+    def gradients(self, params, cache, delta):
+        grads = super().gradients(params, cache, delta)
+        return {"w": grads["w"], "b": -grads["b"]}
+
+
+@fn.layer
+class MeanOfErrors(fn.Dense):
+    """The notes' section 3, read loosely: the mean error fed to BP4."""
+
+    def gradients(self, params, cache, delta):
+        return {**super().gradients(params, cache, delta), "w": jnp.mean(delta, 0)[:, None] * jnp.mean(cache[0], 0)}
+
+
+@fn.layer
+class LeafForgotten(fn.Dense):
+    def gradients(self, params, cache, delta):
+        return {"w": super().gradients(params, cache, delta)["w"], "b": jnp.zeros_like(params["b"])}
+
+
+@fn.layer
+class WrongBackward(fn.Dense):
+    def backward(self, params, cache, da_out):
+        da_in, grads = super().backward(params, cache, da_out)
+        return 2 * da_in, grads
+
+
+@fn.layer
+class UnscaledDropout(fn.Dropout):
+    def propagate(self, params, cache, delta):
+        keep, _ = cache
+        return jnp.where(keep, delta, 0)
+
+
+@fn.layer
+class StaleMask(fn.Dropout):
+    def propagate(self, params, cache, delta):
+        keep, scale = cache
+        return jnp.where(jnp.roll(keep, 1, axis=0), delta * jnp.asarray(scale, delta.dtype), 0)
+
+
+@fn.layer
+class ReversedFlatten(fn.Flatten):
+    def propagate(self, params, cache, delta):
+        return super().propagate(params, cache, delta[:, ::-1])
+
+
+FAULTS = [
+    (NoDerivative(6, fn.sigmoid), "error", ""),
+    (DoubledDerivative(6, fn.tanh), "error", ""),
+    (TransposedProduct(6, fn.tanh), "propagate", ""),
+    (SumForMean(6, fn.tanh), "gradients", "['b']"),
+    (WrongSignOfBias(6, fn.tanh), "gradients", "['b']"),
+    (MeanOfErrors(6, fn.tanh), "gradients", "['w']"),
+    (LeafForgotten(6, fn.tanh), "gradients", "['b']"),
+    (WrongBackward(6, fn.tanh), "backward", ""),
+    (UnscaledDropout(0.5), "propagate", ""),
+    (StaleMask(0.5), "propagate", ""),
+    (ReversedFlatten(), "propagate", ""),
+]
+
+
+def with_fault(layer, place):
+    layers = [fn.Dense(6, fn.sigmoid), fn.Dense(6, fn.tanh), fn.Dense(6, fn.softmax)]
+    layers.insert(place, layer)
+    return fn.Network(*layers)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("layer", "equation", "leaf"), FAULTS, ids=lambda v: type(v).__name__ if isinstance(v, fn.Layer) else v
+)
+def test_a_planted_fault_is_named(layer, equation, leaf, place, dtype):
+    net = with_fault(layer, place)
+    params = cast(net.init(jax.random.key(0), (6,)), jnp.dtype(dtype))
+    x, y = jax.random.normal(jax.random.key(1), (9, 6), dtype), jnp.arange(9) % 6
+    report = fn.compare_gradients(net, fn.log_likelihood, params, x, y, key=KEY)
+    name = f"{place} {type(layer).__name__}"
+    top = report.rows[0]
+    assert not report.ok
+    assert (top.layer, top.equation, top.leaf, top.verdict) == (name, equation, leaf, "fail")
+    assert report.first == name
+    assert {row.layer for row in report.rows if row.verdict == "fail"} == {name}
+    assert f"layer {name}, {equation}" in str(report)
+
+
+def fault_in_cost(**changes):
+    return dataclasses.replace(fn.log_likelihood, **changes)
+
+
+@pytest.mark.parametrize(
+    ("cost", "activation", "equation"),
+    [
+        (fault_in_cost(matched_error=lambda z, y: y - fn.softmax(z)), fn.softmax, "output_error"),
+        (fault_in_cost(matched_error=lambda z, y: fn.softmax(z)), fn.softmax, "output_error"),
+        (fault_in_cost(gradient=lambda a, y: -y), fn.sigmoid, "output_gradient"),
+    ],
+)
+def test_a_fault_in_the_cost_is_named(cost, activation, equation):
+    net = fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, activation))
+    params = net.init(jax.random.key(0), (5,))
+    report = fn.compare_gradients(net, cost, params, jax.random.normal(KEY, (6, 5)), jnp.arange(6) % 3)
+    assert (report.rows[0].layer, report.rows[0].equation, report.rows[0].verdict) == (
+        "cost log_likelihood",
+        equation,
+        "fail",
+    )
+    assert all(row.verdict in ("consequence", "pass") for row in report.rows[1:])
+    assert any(row.verdict == "consequence" for row in report.rows)
+
+
+def test_a_fault_in_an_activation_is_named():
+    swapped = dataclasses.replace(fn.sigmoid, pullback=lambda da, z, a: da * z * (1 - z))
+    net = fn.Network(fn.Dense(4, swapped), fn.Dense(3, fn.softmax))
+    params = net.init(jax.random.key(0), (5,))
+    report = fn.compare_gradients(net, fn.log_likelihood, params, jax.random.normal(KEY, (6, 5)), jnp.arange(6) % 3)
+    assert (report.rows[0].layer, report.rows[0].equation) == ("0 Dense", "error")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BiasPenalised(fn.L2):
+    def gradient(self, params, n_examples):
+        return jax.tree.map(lambda p: self.lam / n_examples * p, params)
+
+
+def test_a_fault_in_the_penalty_is_named():
+    net = fn.Network(fn.Dense(3, fn.softmax, bias_init=fn.initializers.normal()))
+    params = net.init(jax.random.key(0), (5,))
+    args = (net, fn.log_likelihood, params, jax.random.normal(KEY, (6, 5)), jnp.arange(6) % 3)
+    assert fn.compare_gradients(*args, penalty=fn.L2(2.0), n_examples=10).ok
+    report = fn.compare_gradients(*args, penalty=BiasPenalised(2.0))
+    assert (report.rows[0].layer, report.rows[0].equation) == ("penalty BiasPenalised", "gradient")
+
+
+@fn.layer
+class Squash:
+    """A user's layer without a probe: a = tanh(w ⊙ a_in). ``fault`` names the equation that is wrong."""
+
+    fault: str = ""
+
+    def init(self, key, input_shape):
+        return {"w": jnp.ones(input_shape)}
+
+    def forward(self, params, a_in):
+        a = jnp.tanh(params["w"] * a_in)
+        return a, (a_in, a)
+
+    def error(self, params, cache, da_out):
+        return da_out if self.fault == "error" else da_out * (1 - cache[1] ** 2)
+
+    def propagate(self, params, cache, delta):
+        return delta * (1 if self.fault == "propagate" else params["w"])
+
+    def gradients(self, params, cache, delta):
+        return {"w": jnp.mean(delta * cache[0], 0) * (3 if self.fault == "gradients" else 1)}
+
+
+@pytest.mark.parametrize("fault", ["", "error", "propagate", "gradients"])
+def test_a_layer_without_a_probe_is_judged_jointly(fault):
+    net = fn.Network(fn.Dense(4, fn.tanh), Squash(fault), fn.Dense(3, fn.softmax))
+    params = net.init(jax.random.key(0), (5,))
+    params = (params[0], {"w": jnp.array([0.5, -1.0, 2.0, 1.5])}, params[2])
+    report = fn.compare_gradients(net, fn.log_likelihood, params, jax.random.normal(KEY, (6, 5)), jnp.arange(6) % 3)
+    assert report.ok == (fault == "")
+    if fault:
+        assert (report.rows[0].layer, report.rows[0].equation, report.rows[0].joint) == ("1 Squash", fault, True)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("case", LAYERS, ids=repr)
+def test_no_false_alarm(case, dtype):
+    net = fn.Network(case.layer, fn.Flatten(), fn.Dense(3, fn.softmax))
+    params = cast(net.init(jax.random.key(0), case.shape), jnp.dtype(dtype))
+    x = jax.random.normal(jax.random.key(1), (7, *case.shape), dtype)
+    report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(7) % 3, key=KEY, penalty=fn.L2(1.0))
+    assert report.ok, str(report)
+    assert report.first is None
+    assert f"agree in {dtype}" in str(report)
+    assert (
+        all(row.manual_error == row.manual_error for row in report.rows if row.equation != "gradient")
+        or dtype == "float64"
+    )
+
+
+def test_places_of_nested_layers_and_vacuous_rows():
+    net = fn.Network(fn.Network(fn.Dense(3, fn.relu)), fn.Dense(2, fn.linear))
+    params = net.init(jax.random.key(0), (4,))
+    dead = ((({"w": -jnp.ones((3, 4)), "b": -jnp.ones(3)}),), params[1])
+    report = fn.compare_gradients(net, fn.quadratic, dead, jnp.ones((5, 4)), jnp.zeros((5, 2)))
+    assert report.ok
+    verdicts = {(row.layer, row.equation): row.verdict for row in report.rows}
+    assert verdicts["0.0 Dense", "error"] == "vacuous"
+    assert verdicts["1 Dense", "error"] == "pass"
+
+
+def test_weights_and_integer_inputs():
+    net = fn.Network(fn.Dense(3, fn.sigmoid))
+    params = net.init(jax.random.key(0), (4,))
+    x, y = jnp.arange(20).reshape(5, 4) % 3, jnp.zeros((5, 3))
+    report = fn.compare_gradients(net, fn.cross_entropy, params, x, y, weights=jnp.linspace(0, 1, 5))
+    assert report.ok
+    assert "propagate" not in {row.equation for row in report.rows}

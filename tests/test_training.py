@@ -1,0 +1,537 @@
+"""fit and what surrounds it: monitors, stopping, divergence, resuming, optimisers, penalties, saving, data, plots."""
+
+import gzip
+import hashlib
+import os
+import signal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnnet as fn
+from fnnet import training
+
+from .cases import assert_agree, cast
+
+KEY = jax.random.key(3)
+
+
+def problem(n=53, dropout=False):
+    """A small classification problem: (net, params, (x, y))."""
+    thinning = (fn.Dropout(0.2),) if dropout else ()
+    net = fn.Network(fn.Dense(8, fn.sigmoid), *thinning, fn.Dense(3, fn.softmax))
+    x = jax.random.normal(jax.random.key(1), (n, 5))
+    return net, net.init(jax.random.key(0), (5,)), (x, jnp.argmax(x[:, :3], axis=1))
+
+
+def run(epochs=3, n=53, dropout=False, **changes):
+    net, params, data = problem(n, dropout)
+    given = {"key": KEY, "epochs": epochs, "batch_size": 10, "optimizer": fn.sgd(0.5), "progress": False, **changes}
+    return fn.fit(net, fn.log_likelihood, params, data, **given)
+
+
+class TestFit:
+    def test_it_is_stochastic_gradient_descent_by_hand(self):
+        net, params, (x, y) = problem()
+        trained, history = run(epochs=2, penalty=fn.L2(0.5))
+        seen = []
+        for epoch in range(2):
+            shuffle_key, step_key = jax.random.split(jax.random.fold_in(KEY, epoch))
+            order = jax.random.permutation(shuffle_key, 53)
+            for i, rows in enumerate(np.split(order, range(10, 53, 10))):
+                seen.append(rows)
+                _, grads = jax.value_and_grad(fn.objective(net, fn.log_likelihood, penalty=fn.L2(0.5), n_examples=53))(
+                    params, x[rows], y[rows], key=jax.random.fold_in(step_key, i)
+                )
+                params = jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
+        assert [len(rows) for rows in seen[:6]] == [10] * 5 + [3]
+        assert sorted(np.concatenate(seen[:6])) == list(range(53))
+        assert_agree(trained, params, 1e-10)
+        np.testing.assert_allclose(
+            history.cost[-1], fn.objective(net, fn.log_likelihood, penalty=fn.L2(0.5))(params, x, y)
+        )
+        np.testing.assert_allclose(history.accuracy[-1], np.mean(np.argmax(net.apply(params, x), 1) == y))
+
+    def test_digits_are_learnt(self, digits):
+        (x, y), (x_test, y_test) = digits
+        net = fn.Network(fn.Flatten(), fn.Dense(30, fn.sigmoid), fn.Dense(10, fn.softmax))
+        params = net.init(jax.random.key(0), (28, 28, 1))
+        params, history = fn.fit(
+            net, fn.log_likelihood, cast(params, jnp.float32), (x, y), key=KEY, epochs=30, batch_size=10,
+            optimizer=fn.sgd(0.3), validation=(x_test, y_test), progress=False,
+        )  # fmt: skip
+        assert history.accuracy[-1] > 0.98
+        assert history.validation_accuracy[-1] > 0.7
+        assert history.cost.shape == history.validation_cost.shape == (30,)
+
+    @pytest.mark.parametrize(("n", "batch_size"), [(7, 10), (10, 10), (11, 10), (3, 1)])
+    def test_any_batch_size_loses_no_example(self, n, batch_size):
+        counted = []
+
+        def gradient(params, x, y, *, key, weights):
+            jax.debug.callback(lambda rows: counted.extend(np.asarray(rows).tolist()), x[:, 0])
+            return jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+
+        net, params, (x, y) = problem(n)
+        fn.fit(net, fn.log_likelihood, params, (x, y), key=KEY, epochs=1, batch_size=batch_size, optimizer=fn.sgd(0.1),
+               gradient=gradient, progress=False, monitor_training=False)  # fmt: skip
+        jax.effects_barrier()
+        assert sorted(counted) == sorted(x[:, 0].tolist())
+
+    def test_an_epoch_compiles_once_and_numbers_are_traced(self):
+        run(optimizer=fn.sgd(0.5, momentum=0.5), penalty=fn.L2(1.0))
+        before = training._epoch._cache_size()
+        run(optimizer=fn.sgd(0.1, momentum=0.9), penalty=fn.L2(2.0))
+        assert training._epoch._cache_size() == before
+
+    def test_weights_and_masks_travel_with_the_examples(self):
+        net, params, (x, y) = problem(40)
+        weights = jnp.where(jnp.arange(40) < 30, 1.0, 0.0)
+        poisoned = y.at[30:].set((y[30:] + 1) % 3)
+        given = {"key": KEY, "epochs": 2, "batch_size": 8, "optimizer": fn.sgd(0.5), "progress": False}
+        one, history = fn.fit(net, fn.log_likelihood, params, (x, y, {"weights": weights}), **given)
+        other, _ = fn.fit(net, fn.log_likelihood, params, (x, poisoned, {"weights": weights, "mask": None}), **given)
+        chex.assert_trees_all_equal(one, other)
+        np.testing.assert_allclose(
+            history.accuracy[-1], np.mean(np.argmax(net.apply(one, x[:30]), 1) == y[:30]), rtol=1e-6
+        )
+
+    def test_feedback_alignment_by_an_own_gradient(self):
+        net, params, data = problem()
+        back = net.init(jax.random.key(9), (5,))
+
+        def gradient(params, x, y, *, key, weights):
+            bp = fn.backprop(net, fn.log_likelihood, params, x, y, key=key, weights=weights, feedback=back)
+            return bp.cost, bp.gradients
+
+        _, history = run(epochs=20, gradient=gradient)
+        assert history.cost[-1] < 0.6 * history.cost[0]
+
+    def test_targets_that_name_no_classes_have_no_accuracy(self):
+        net = fn.Network(fn.Dense(2, fn.linear))
+        params = net.init(jax.random.key(0), (3,))
+        x = jax.random.normal(KEY, (12, 3))
+        _, history = fn.fit(net, fn.quadratic, params, (x, x[:, :2]), key=KEY, epochs=3, batch_size=4, optimizer=fn.sgd(0.2),
+                            progress=False)  # fmt: skip
+        assert np.isnan(history.accuracy).all()
+        assert history.cost[-1] < history.cost[0]
+        assert history.validation_cost is None
+
+    def test_a_large_data_set_is_monitored_in_chunks(self):
+        net, params, (x, y) = problem(20_001)
+        value, share = fn.evaluate(net, fn.log_likelihood, params, (x, y), penalty=fn.L2(2.0))
+        np.testing.assert_allclose(
+            value, fn.objective(net, fn.log_likelihood, penalty=fn.L2(2.0))(params, x, y), rtol=1e-12
+        )
+        np.testing.assert_allclose(share, fn.accuracy(net.apply(params, x), y), rtol=1e-6)
+
+    def test_without_monitoring_the_cost_is_the_mean_over_the_mini_batches(self):
+        _, history = run(monitor_training=False)
+        assert history.accuracy is None
+        assert history.cost.shape == (3,)
+        assert history.cost[2] < history.cost[0]
+
+    def test_progress_lines(self, capsys):
+        run(epochs=2, progress=True)
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+        assert "accuracy" in lines[0]
+        run(epochs=2)
+        assert capsys.readouterr().err == ""
+
+    def test_a_progress_bar_on_a_terminal(self, monkeypatch, capsys):
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+        run(epochs=2, progress=True)
+        assert "2/2" in capsys.readouterr().err
+
+    def test_optax_drops_in(self):
+        optax = pytest.importorskip("optax")
+        ours, _ = run(optimizer=fn.adam(1e-2))
+        theirs, _ = run(optimizer=optax.adam(1e-2))
+        assert_agree(ours, theirs, 1e-10)
+        run(optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9)))
+
+
+class TestEarlyStopping:
+    def test_it_keeps_the_best_parameters(self):
+        net, params, (x, y) = problem(30)
+        held_out = x[:20], (y[:20] + jnp.arange(20)) % 3
+        params, history = fn.fit(net, fn.log_likelihood, params, (x, y), key=KEY, epochs=200, batch_size=10,
+                                 optimizer=fn.sgd(2.0), validation=held_out, progress=False,
+                                 early_stopping=fn.EarlyStopping(5, monitor="validation_cost"))  # fmt: skip
+        best = int(np.argmin(history.validation_cost))
+        assert len(history.cost) == best + 1 + 5 < 200
+        assert fn.evaluate(net, fn.log_likelihood, params, held_out)[0] == pytest.approx(history.validation_cost[best])
+
+    @pytest.mark.parametrize(
+        ("build", "message"),
+        [
+            (lambda: fn.EarlyStopping(0), "EarlyStopping: expected a patience of at least 1 epoch, got 0"),
+            (lambda: fn.EarlyStopping(3, "accuracy"), "EarlyStopping: expected monitor 'validation_accuracy' or"),
+            (lambda: run(early_stopping=fn.EarlyStopping(3)), r"fit: expected validation=\(x, y\) with early_stopping"),
+        ],
+    )
+    def test_bad_input(self, build, message):
+        with pytest.raises(ValueError, match=message):
+            build()
+
+
+class TestDiverged:
+    def test_it_names_the_layer_and_carries_the_last_good_epoch(self):
+        net = fn.Network(fn.Dense(4, fn.relu), fn.Dense(3, fn.relu), fn.Dense(1, fn.linear))
+        params = net.init(jax.random.key(0), (2,))
+        x = jnp.ones((20, 2))
+        schedule = lambda step: jnp.where(step < 8, 1e-3, 1e200)  # noqa: E731
+        with pytest.raises(
+            fn.Diverged, match=r"diverged in epoch 3, mini-batch \d+: .* first in layer \d Dense.*lower the"
+        ) as caught:
+            fn.fit(net, fn.quadratic, params, (x, 5 * jnp.ones((20, 1))), key=KEY, epochs=5, batch_size=5,
+                   optimizer=fn.sgd(schedule), progress=False)  # fmt: skip
+        error = caught.value
+        assert error.epoch == 3
+        assert error.history.cost.shape == (2,)
+        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(error.params))
+        value, _ = fn.evaluate(net, fn.quadratic, error.params, (x, 5 * jnp.ones((20, 1))))
+        assert value == pytest.approx(error.history.cost[-1])
+
+    def test_data_that_is_not_finite(self):
+        net, params, (x, y) = problem()
+        with pytest.raises(fn.Diverged, match=r"epoch 1, .* first in the input data"):
+            fn.fit(net, fn.log_likelihood, params, (x.at[3, 2].set(jnp.nan), y), key=KEY, epochs=2, batch_size=10,
+                   optimizer=fn.sgd(0.1), progress=False)  # fmt: skip
+
+
+class TestResume:
+    @pytest.mark.parametrize(
+        "optimizer", [fn.sgd(0.3, momentum=0.9), fn.adam(fn.StepDecay(1e-2, 0.5, 7))], ids=["sgd", "adam"]
+    )
+    def test_bit_for_bit(self, optimizer, tmp_path):
+        net, _, data = problem(dropout=True)
+        given = {"dropout": True, "optimizer": optimizer, "validation": data, "early_stopping": fn.EarlyStopping(50)}
+        whole, history = run(epochs=6, **given)
+        _, half = run(epochs=2, **given)
+        chex.assert_trees_all_equal(run(epochs=6, resume=half.state, **given), (whole, history))
+        fn.save(tmp_path / "state.npz", half.state)
+        _, blank = run(epochs=0, **given)
+        state = fn.load(tmp_path / "state.npz", blank.state)
+        chex.assert_trees_all_equal(run(epochs=6, resume=state, **given), (whole, history))
+
+    def test_ctrl_c_returns_what_is_done(self):
+        net, params, data = problem()
+        calls = []
+
+        def gradient(params, x, y, *, key, weights):
+            return fn.value_and_grad(net, fn.log_likelihood)(params, x, y, key=key)
+
+        class Interrupting:
+            def __init__(self):
+                self.init, self.update = fn.sgd(0.1).init, fn.sgd(0.1).update
+
+        original = training._monitor
+
+        def interrupt_in_epoch_3(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return original(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "_monitor", interrupt_in_epoch_3)
+            _, history = run(epochs=9)
+        assert len(history.cost) == 2
+        whole, _ = run(epochs=9)
+        resumed, _ = run(epochs=9, resume=history.state)
+        chex.assert_trees_all_equal(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"key": None}, "fit: expected a key for shuffling and dropout, got None; make one"),
+        ({"key": 0}, "key: expected one PRNG key, got int 0"),
+        ({"epochs": -1}, "fit: expected epochs to be an integer of at least 0, got -1"),
+        ({"batch_size": 0}, "fit: expected batch_size to be an integer of at least 1, got 0"),
+        ({"optimizer": 0.5}, r"fit: expected an optimizer with init and update, such as fn\.sgd\(0\.5\), got float"),
+        ({"validation": 3}, r"validation: expected \(x, y\) or .* got int"),
+        (
+            {"validation": (np.ones((2, 5)), np.array([0, 9]))},
+            "log_likelihood: expected labels from 0 to 2, got 9 at example 1",
+        ),
+        (
+            {"validation": (np.ones((2, 5)), np.array([0, 1]), {"masks": 1})},
+            r"validation: expected the keys 'mask' and 'weights'",
+        ),
+        (
+            {"validation": (np.ones((2, 5)), np.array([0, 1]), {"weights": np.ones(3)})},
+            "expected weights for 2 examples, got shape",
+        ),
+        ({"resume": "state"}, r"fit: expected resume=history\.state, got str"),
+        ({"micro_batch": 0}, "micro_batch: expected a positive integer"),
+    ],
+)
+def test_bad_input_is_a_clear_error(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(**changes)
+
+
+class TestOptimizers:
+    def steps(self, optimizer, n=25):
+        params = {"w": jnp.array([1.0, -2.0, 3.0]), "b": jnp.array([0.5])}
+        state = optimizer.init(params)
+        for i in range(n):
+            grads = jax.tree.map(lambda p, i=i: jnp.sin(3 * p + i), params)
+            updates, state = optimizer.update(grads, state, params)
+            params = fn.apply_updates(params, updates)
+        return params
+
+    @pytest.mark.parametrize(
+        ("ours", "theirs"),
+        [
+            (lambda: fn.sgd(0.1), lambda o: o.sgd(0.1)),
+            (lambda: fn.sgd(0.1, momentum=0.9), lambda o: o.sgd(0.1, momentum=0.9)),
+            (lambda: fn.sgd(0.1, 0.9, nesterov=True), lambda o: o.sgd(0.1, momentum=0.9, nesterov=True)),
+            (lambda: fn.adam(0.05), lambda o: o.adam(0.05)),
+            (lambda: fn.adam(0.05, 0.8, 0.9, 1e-3), lambda o: o.adam(0.05, 0.8, 0.9, 1e-3)),
+            (lambda: fn.sgd(fn.ExponentialDecay(0.1, 0.5, 10)), lambda o: o.sgd(o.exponential_decay(0.1, 10, 0.5))),
+            (
+                lambda: fn.sgd(fn.StepDecay(0.1, 0.5, 10)),
+                lambda o: o.sgd(o.exponential_decay(0.1, 10, 0.5, staircase=True)),
+            ),
+            (lambda: fn.sgd(fn.CosineDecay(0.1, 20)), lambda o: o.sgd(o.cosine_decay_schedule(0.1, 20))),
+            (lambda: fn.sgd(lambda step: 0.1 / (1 + step)), lambda o: o.sgd(lambda step: 0.1 / (1 + step))),
+        ],
+    )
+    def test_against_optax(self, ours, theirs):
+        optax = pytest.importorskip("optax")
+        with jax.numpy_dtype_promotion("standard"):
+            assert_agree(self.steps(ours()), self.steps(theirs(optax)), 1e-10)
+
+    def test_numbers_are_leaves_and_can_be_vmapped(self):
+        assert len(jax.tree.leaves(fn.sgd(0.1, 0.9))) == 2
+        assert len(jax.tree.leaves(fn.adam(fn.StepDecay(0.1, 0.5, 10)))) == 6
+        rates = jnp.array([0.01, 0.1])
+        together = jax.vmap(lambda eta: self.steps(fn.sgd(eta)))(rates)
+        for i, eta in enumerate(rates):
+            assert_agree(jax.tree.map(lambda leaf, i=i: leaf[i], together), self.steps(fn.sgd(eta)), 1e-12)
+
+    def test_warmup(self):
+        schedule = fn.CosineDecay(1.0, 100, warmup=4)
+        np.testing.assert_allclose([schedule(i) for i in range(4)], [0.2, 0.4, 0.6, 0.8], rtol=0.01)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    def test_parameters_keep_their_dtype(self, dtype):
+        params = {"w": jnp.ones(3, dtype)}
+        for optimizer in (fn.sgd(0.1, momentum=0.9), fn.adam(0.1)):
+            updates, _ = optimizer.update(params, optimizer.init(params), params)
+            assert fn.apply_updates(params, updates)["w"].dtype == dtype
+
+    @pytest.mark.parametrize(
+        ("build", "message"),
+        [
+            (lambda: fn.sgd(-1), "sgd: expected learning_rate ≥ 0, got -1"),
+            (lambda: fn.sgd(0.1, -0.5), "sgd: expected momentum ≥ 0"),
+            (lambda: fn.sgd(0.1, nesterov=True), "sgd: expected a momentum with nesterov=True, got 0"),
+            (lambda: fn.adam(eps=-1.0), "adam: expected eps ≥ 0"),
+            (lambda: fn.L2(-1.0), "L2: expected λ ≥ 0, got -1.0"),
+            (lambda: fn.L1(float("nan")), "L1: expected λ ≥ 0, got nan"),
+        ],
+    )
+    def test_bad_input(self, build, message):
+        with pytest.raises(ValueError, match=message):
+            build()
+
+
+class TestPenalties:
+    PARAMS = (
+        {"w": jnp.array([[1.0, -2.0]]), "b": jnp.array([7.0])},
+        {},
+        ({"w_x": jnp.array([3.0]), "b_h": jnp.array([1.0])},),
+    )
+
+    def test_values_by_hand(self):
+        assert float(fn.L2(5.0).value(self.PARAMS, 10)) == pytest.approx(5 / 20 * (1 + 4 + 9))
+        assert float(fn.L1(5.0).value(self.PARAMS, 10)) == pytest.approx(5 / 10 * (1 + 2 + 3))
+
+    @pytest.mark.parametrize("penalty", [fn.L1(0.7), fn.L2(0.7)], ids=["L1", "L2"])
+    def test_gradients_against_autodiff(self, penalty):
+        reference = jax.grad(lambda p: penalty.value(p, 3))(self.PARAMS)
+        assert_agree(penalty.gradient(self.PARAMS, 3), reference, 1e-12, zero=True)
+        assert float(reference[2][0]["b_h"][0]) == 0
+
+    def test_lambda_is_a_leaf(self):
+        assert jax.tree.leaves(fn.L2(5.0)) == [5.0]
+        values = jax.vmap(lambda lam: fn.L2(lam).value(self.PARAMS, 1))(jnp.array([1.0, 2.0]))
+        np.testing.assert_allclose(values, [7.0, 14.0])
+
+
+class TestSaving:
+    TREE = (
+        {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.array([1, 2], jnp.bfloat16)},
+        {},
+        [jnp.array(True), None, jnp.float32(2.5)],
+    )
+
+    def test_round_trip(self, tmp_path):
+        path = tmp_path / "params.npz"
+        fn.save(path, self.TREE)
+        for loaded in (fn.load(path), fn.load(path, self.TREE), fn.load(path, like=jax.eval_shape(lambda: self.TREE))):
+            chex.assert_trees_all_equal(loaded, self.TREE)
+            assert loaded[0]["b"].dtype == jnp.bfloat16
+        fn.save(path, ())
+        assert fn.load(path) == ()
+
+    def test_keys_and_named_tuples(self, tmp_path):
+        path, tree = (
+            tmp_path / "state.npz",
+            (KEY, jax.random.key(1, impl="rbg"), fn.sgd(0.1, 0.9).init({"w": jnp.ones(2)})),
+        )
+        fn.save(path, tree)
+        loaded = fn.load(path, tree)
+        chex.assert_trees_all_equal(loaded[2], tree[2])
+        for ours, theirs in zip(loaded[:2], tree[:2], strict=True):
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_array_equal(jax.random.key_data(ours), jax.random.key_data(theirs))
+        with pytest.raises(ValueError, match="load: expected a like= pytree .* containers other than tuples"):
+            fn.load(path)
+
+    def test_a_failed_save_leaves_the_old_file_whole(self, tmp_path, monkeypatch):
+        path = tmp_path / "params.npz"
+        fn.save(path, self.TREE)
+
+        def full_disk(*args, **kwargs):
+            args[0].write(b"half")
+            raise OSError("no space left on device")
+
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+            patch.setattr(np, "savez", full_disk)
+            fn.save(path, ({},))
+        chex.assert_trees_all_equal(fn.load(path), self.TREE)
+        assert [p.name for p in tmp_path.iterdir()] == ["params.npz"]
+        with pytest.raises(TypeError, match="save: expected arrays and numbers, got object"):
+            fn.save(path, {"w": object()})
+        chex.assert_trees_all_equal(fn.load(path), self.TREE)
+
+    def test_what_does_not_match_is_named(self, tmp_path):
+        path = tmp_path / "params.npz"
+        net, params, _ = problem()
+        fn.save(path, params)
+        wider = fn.Network(fn.Dense(9, fn.sigmoid), fn.Dense(3, fn.softmax)).init(KEY, (5,))
+        with pytest.raises(ValueError, match=r"load: expected \[0\]\['b'\] to be float64\[9\], got float64\[8\]"):
+            fn.load(path, wider)
+        with pytest.raises(ValueError, match=r"load: expected \[0\]\['b'\] to be float32\[8\], got float64\[8\]"):
+            fn.load(path, cast(params, jnp.float32))
+        with pytest.raises(
+            ValueError, match=r"to hold 2 leaves like those given, got 4: \[1\]\['b'\] differs \(only the file has it\)"
+        ):
+            fn.load(path, params[:1])
+        with pytest.raises(ValueError, match=r"\[2\]\['w'\] differs \(the file lacks it\)"):
+            fn.load(path, (*params, {"w": jnp.ones(1)}))
+
+    def test_damaged_and_missing_files(self, tmp_path):
+        path = tmp_path / "params.npz"
+        with pytest.raises(FileNotFoundError):
+            fn.load(path)
+        fn.save(path, self.TREE)
+        path.write_bytes(path.read_bytes()[:-200])
+        with pytest.raises(ValueError, match=r"load: expected a file written by fn\.save, got .*params\.npz"):
+            fn.load(path)
+        np.savez(path, w=np.ones(3))
+        with pytest.raises(ValueError, match=r"load: expected a file written by fn\.save"):
+            fn.load(path)
+
+    def test_float64_is_not_lost_in_silence(self, tmp_path):
+        path = tmp_path / "params.npz"
+        fn.save(path, {"w": jnp.ones(2)})
+        with (
+            jax.enable_x64(False),
+            pytest.raises(ValueError, match=r"expected to keep \['w'\] in float64, got float32; jax"),
+        ):
+            fn.load(path)
+
+
+class TestDatasets:
+    def test_the_embedded_subset(self):
+        data = fn.datasets.mnist_subset()
+        assert [len(pair[0]) for pair in data] == [4000, 1000, 1000]
+        x, y = data.train
+        assert x.shape == (4000, 28, 28, 1)
+        assert x.dtype == np.float32
+        assert (x.min(), x.max()) == (0, 1)
+        assert y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+        assert data.test[1][:5].tolist() == [7, 2, 1, 0, 4]
+        assert len(fn.datasets.mnist_subset(validation=0).train[0]) == 5000
+        with pytest.raises(
+            ValueError, match="expected validation from 0 to 4999 of the 5000 training images, got 5000"
+        ):
+            fn.datasets.mnist_subset(validation=5000)
+
+    @pytest.mark.skipif("FNNET_DATA" not in os.environ, reason="the whole of MNIST is not at hand (FNNET_DATA)")
+    def test_the_whole_of_mnist(self):
+        data = fn.datasets.mnist()
+        assert [len(pair[0]) for pair in data] == [50_000, 10_000, 10_000]
+        subset = fn.datasets.mnist_subset()
+        np.testing.assert_array_equal(data.train[0][:4000], subset.train[0])
+        np.testing.assert_array_equal(data.test[1][:1000], subset.test[1])
+
+    def test_plain_and_gzipped_files(self, tmp_path, monkeypatch):
+        for name in fn.datasets.FILES:
+            (tmp_path / name).write_bytes(gzip.decompress((fn.datasets.SUBSET / f"{name}.gz").read_bytes()))
+        monkeypatch.setenv("FNNET_DATA", str(tmp_path))
+        chex.assert_trees_all_equal(fn.datasets.mnist(validation=1000), fn.datasets.mnist_subset())
+
+    def test_missing_and_damaged_files(self, tmp_path, monkeypatch):
+        monkeypatch.delenv("FNNET_DATA", raising=False)
+        with pytest.raises(FileNotFoundError, match="mnist: expected a folder with MNIST's four IDX files, got none"):
+            fn.datasets.mnist()
+        with pytest.raises(
+            FileNotFoundError, match=r"expected train-images-idx3-ubyte or .*download_mnist\(folder\) fetches it"
+        ):
+            fn.datasets.mnist(tmp_path)
+        whole = (fn.datasets.SUBSET / "t10k-labels-idx1-ubyte.gz").read_bytes()
+        for name, content in {
+            "cut.gz": whole[:100],
+            "short": gzip.decompress(whole)[:-1],
+            "other": b"PNG not an IDX file",
+            "empty": b"",
+        }.items():
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(
+                ValueError, match=rf"read_idx: expected an IDX file of unsigned bytes, got .*{name}.* fetch it again"
+            ):
+                fn.datasets.read_idx(tmp_path / name)
+
+    def test_download_checks_the_sums(self, tmp_path, monkeypatch):
+        mirror = fn.datasets.SUBSET.as_uri() + "/"
+        with pytest.raises(
+            ValueError, match="download_mnist: expected train-images-idx3-ubyte with SHA-256 ba89.*another mirror"
+        ):
+            fn.datasets.download_mnist(tmp_path / "new", mirror)
+        assert list((tmp_path / "new").iterdir()) == []
+        sums = {
+            n: hashlib.sha256(gzip.decompress((fn.datasets.SUBSET / f"{n}.gz").read_bytes())).hexdigest()
+            for n in fn.datasets.FILES
+        }
+        monkeypatch.setattr(fn.datasets, "FILES", sums)
+        folder = fn.datasets.download_mnist(tmp_path / "new", mirror)
+        chex.assert_trees_all_equal(fn.datasets.mnist(folder, 1000), fn.datasets.mnist_subset())
+
+
+class TestPlots:
+    def test_learning_curves_and_digits(self, digits, tmp_path):
+        plots = pytest.importorskip("fnnet.plots")
+        _, history = run(validation=problem()[2])
+        for of, label in (("cost", "cost C"), ("accuracy", "accuracy (%)")):
+            ax = plots.learning_curves(history, of=of)
+            assert (ax.get_xlabel(), ax.get_ylabel(), len(ax.lines)) == ("epoch", label, 3)
+        (x, y), _ = digits
+        ax = plots.digits(x[:10], y[:10], (y[:10] + (np.arange(10) == 3)) % 10)
+        assert ax.get_title() == "Predicted classes: 9 of 10 right"
+        assert sum(", is " in text.get_text() for text in ax.texts) == 1
+        ax.figure.savefig(tmp_path / "digits.png")
+        with pytest.raises(ValueError, match="learning_curves: expected of='cost' or of='accuracy', got 'error'"):
+            plots.learning_curves(history, of="error")
+        with pytest.raises(ValueError, match=r"digits: expected images \(m, H, W, 1\) or \(m, H, W\), got \(784,\)"):
+            plots.digits(np.ones(784))
