@@ -279,19 +279,16 @@ def accuracy(a: Array, y: Array, weights: Array | None = None) -> Array:
         weights: (m, ...): what each example (or step) counts.
     """
     a, y = jnp.asarray(a), jnp.asarray(y)
+    chosen = jnp.argmax(a, axis=-1)
     if y.shape == a.shape:
-        hits = (
-            (jnp.argmax(a, axis=-1) == jnp.argmax(y, axis=-1))
-            if a.shape[-1] > 1
-            else ((a >= 0.5) == (y >= 0.5))[..., 0]
-        )
+        hits = chosen == jnp.argmax(y, axis=-1) if a.shape[-1] > 1 else ((a >= 0.5) == (y >= 0.5))[..., 0]
     elif y.shape == a.shape[:-1]:
-        hits = jnp.argmax(a, axis=-1) == y
+        hits = chosen == y.astype(chosen.dtype)
     else:
         raise ValueError(f"accuracy: expected targets of shape {a.shape} or {a.shape[:-1]}, got {y.shape}")
-    hits = hits.astype(jnp.float32)
+    hits = hits.astype(jnp.result_type(float))
     if weights is None:
         return jnp.mean(hits)
-    weights = jnp.asarray(weights, jnp.float32)
+    weights = jnp.asarray(weights).astype(hits.dtype)
     counts = jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (hits.ndim - weights.ndim)), hits.shape)
     return jnp.sum(hits * counts) / jnp.sum(counts)

@@ -82,7 +82,7 @@ def digits(
         shown = labels if predictions is None else predictions
         wrong = labels is not None and predictions is not None and labels[i] != predictions[i]
         text = f"{shown[i]}, is {labels[i]}" if wrong else f"{shown[i]}"  # pyright: ignore[reportOptionalSubscript]
-        style = {"color": "#c0392b", "weight": "bold"} if wrong else {"color": "#333333"}
+        style: dict[str, Any] = {"color": "#c0392b", "weight": "bold"} if wrong else {"color": "#333333"}
         ax.text(left + width / 2, top - 1, text, ha="center", va="bottom", fontsize=8, **style)
     ax.imshow(canvas, cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()

@@ -113,7 +113,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
         FileNotFoundError: where there is no file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             description = json.loads(file[DESCRIPTION].tobytes())
             entries = description["leaves"]
             leaves = [_restore(entry, file[f"{i}"]) for i, entry in enumerate(entries)]

@@ -257,7 +257,7 @@ def _monitor(net, cost, penalty, params, data, *, n_examples, classes) -> tuple[
         value = cost(a, y, weights=weights, output=net.output(params, cache))
         if not classes:
             return value, jnp.full((), jnp.nan), jnp.ones(())
-        share = jnp.ones(()) if weights is None else jnp.mean(weights.astype(jnp.float32))
+        share = jnp.ones(()) if weights is None else jnp.mean(weights.astype(jnp.result_type(float)))
         hits = jnp.where(share > 0, accuracy(a, y, weights) * share, 0)
         return value, hits, share
 
