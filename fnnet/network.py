@@ -27,7 +27,7 @@ from .layers._layer import (
     run_forward,
     split_key,
 )
-from .penalties import Penalty
+from .penalties import Penalty, check_penalty
 
 __all__ = ["Backprop", "Network", "backprop", "objective", "value_and_grad"]
 
@@ -189,6 +189,7 @@ def backprop(
     Raises:
         ValueError: for bad input, naming the layer, what was expected, what came and the remedy.
     """
+    check_penalty(penalty)
     x, y, key = check_batch(net, cost, params, x, y, key)
     return _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback)
 
@@ -232,6 +233,7 @@ def value_and_grad(
             layers mix examples.
     """
     check_micro_batch(net, micro_batch)
+    check_penalty(penalty)
 
     def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None):
         x, y, key = check_batch(net, cost, params, x, y, key)
@@ -263,6 +265,7 @@ def objective(
 
     No hand-written rule takes part in its derivative. Arguments and errors are those of `value_and_grad`.
     """
+    check_penalty(penalty)
 
     def cost_of_params(params, x, y, *, key=None, mask=None, weights=None):
         x, y, key = check_batch(net, cost, params, x, y, key)

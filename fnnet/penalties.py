@@ -48,6 +48,18 @@ def _on_weights(gradient: Any, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
+def check_penalty(penalty: Any) -> None:
+    """Raise a ValueError unless the penalty is None or a pytree with ``value`` and ``gradient``."""
+    if penalty is None:
+        return
+    remedy = "use fn.L2(5.0), or register a class of your own with jax.tree_util.register_dataclass or register_static"
+    if not (callable(getattr(penalty, "value", None)) and callable(getattr(penalty, "gradient", None))):
+        got = type(penalty).__name__
+        raise ValueError(f"penalty: expected an object with value and gradient, got {got}; {remedy}")
+    if jax.tree_util.all_leaves([penalty]):
+        raise ValueError(f"penalty: expected a pytree, got {type(penalty).__name__}, which JAX does not know; {remedy}")
+
+
 def _check(penalty: Any) -> None:
     if isinstance(penalty.lam, int | float) and not penalty.lam >= 0:
         name = type(penalty).__name__

@@ -10,6 +10,7 @@ from .training import History
 try:
     import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError(
         "fnnet.plots: expected matplotlib, got none; install it with pip install 'fnnet[examples]'"
@@ -45,7 +46,7 @@ def learning_curves(history: History, *, of: str = "cost", ax: Axes | None = Non
             text = f"best {scale * values[best]:.4g} (epoch {best + 1})"
             ax.plot(best + 1, scale * values[best], "o", color=line.get_color(), mfc="none", ms=10, label=text)
     ax.set(xlabel="epoch", ylabel="accuracy (%)" if of == "accuracy" else "cost C", title=f"{of.capitalize()} by epoch")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.3)
     ax.legend()
     return ax

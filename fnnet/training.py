@@ -20,7 +20,7 @@ from .costs import Cost, accuracy
 from .layers._layer import Layer, Params, run_forward, split_key
 from .network import Network, check_batch, check_key, check_micro_batch, chunk_size, mean_over_chunks, value_and_grad
 from .optimizers import Optimizer, apply_updates, traceable
-from .penalties import Penalty
+from .penalties import Penalty, check_penalty
 
 __all__ = ["Diverged", "EarlyStopping", "History", "TrainingState", "evaluate", "fit"]
 
@@ -176,7 +176,7 @@ def fit(
     """
     train = _examples(net, cost, params, data, "data")
     held_out = None if validation is None else _examples(net, cost, params, validation, "validation")
-    _check_run(net, key, epochs, batch_size, optimizer, early_stopping, validation, resume, micro_batch)
+    _check_run(net, key, epochs, batch_size, optimizer, penalty, early_stopping, validation, resume, micro_batch)
     epoch_of = functools.partial(
         _epoch,
         net,
@@ -312,8 +312,11 @@ def _examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> E
     return Examples(x, y, extras)
 
 
-def _check_run(net, key, epochs, batch_size, optimizer, early_stopping, validation, resume, micro_batch) -> None:
+def _check_run(
+    net, key, epochs, batch_size, optimizer, penalty, early_stopping, validation, resume, micro_batch
+) -> None:
     check_micro_batch(net, micro_batch)
+    check_penalty(penalty)
     if check_key(key) is None and resume is None:
         raise ValueError("fit: expected a key for shuffling and dropout, got None; make one with jax.random.key(seed)")
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):

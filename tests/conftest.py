@@ -16,6 +16,13 @@ settings.register_profile("ci", max_examples=300, **common)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Compiled programs are kept for ever otherwise: gigabytes over the whole suite."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def digits():
     """The embedded digits: (images, labels) of 400 training and 100 test images."""

@@ -87,6 +87,7 @@ def check_random_network(drawn, dtype, tolerance):
     assert_agree(bp.errors, errors, tolerance, zero=True, scale=largest(errors))
     _, gradients = fn.value_and_grad(net, cost, penalty=penalty, n_examples=50)(params, x, y, key=keys[3])
     assert_agree(gradients, reference, tolerance, zero=True, scale=scale)
+    jax.clear_caches()
 
 
 @given(random_networks())

@@ -240,6 +240,16 @@ class TestResume:
         chex.assert_trees_all_equal(resumed, whole)
 
 
+class Unregistered:
+    """A penalty that JAX does not know as a pytree."""
+
+    def value(self, params, n_examples):
+        return 0.0
+
+    def gradient(self, params, n_examples):
+        return params
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -260,6 +270,14 @@ class TestResume:
         (
             {"validation": (np.ones((2, 5)), np.array([0, 1]), {"weights": np.ones(3)})},
             "expected weights for 2 examples, got shape",
+        ),
+        (
+            {"penalty": 0.5},
+            r"penalty: expected an object with value and gradient, got float; use fn\.L2\(5\.0\), or register",
+        ),
+        (
+            {"penalty": Unregistered()},
+            r"penalty: expected a pytree, got Unregistered, which JAX does not know; use fn\.L2",
         ),
         ({"resume": "state"}, r"fit: expected resume=history\.state, got str"),
         ({"micro_batch": 0}, "micro_batch: expected a positive integer"),
