@@ -81,11 +81,12 @@ class Activation:
     def error(self, da: Array, z: Array, a: Array | None = None) -> Array:
         """δ = ∇_a C ⊙ σ'(z) (BP1); for softmax the product with its whole Jacobian. All shapes alike.
 
-        ``a = σ(z)`` may be given where it is at hand, which saves computing it again.
+        ``a = σ(z)`` may be given where it is at hand, which saves computing it again. In half precision it is computed from z
+        all the same: a is rounded there, and 1 − a would keep little of it.
         """
-        a = self(z) if a is None else a
-        wide = at_least_float32
-        return self.pullback(wide(da), wide(z), wide(a), **dict(self.parameters)).astype(jnp.asarray(z).dtype)
+        z, wide = jnp.asarray(z), at_least_float32
+        a = self.function(wide(z), **dict(self.parameters)) if a is None or z.dtype.itemsize < 4 else wide(a)
+        return self.pullback(wide(da), wide(z), a, **dict(self.parameters)).astype(z.dtype)
 
     def with_(self, **parameters: float) -> "Activation":
         """This activation with other constants, as in ``leaky_relu.with_(slope=0.1)``.
@@ -100,6 +101,15 @@ class Activation:
         merged = {**known, **{name: float(value) for name, value in parameters.items()}}
         return dataclasses.replace(self, parameters=tuple(merged.items()))
 
+    def __deepcopy__(self, memo: Any) -> "Activation":
+        return self
+
+    def __reduce__(self) -> Any:
+        base = globals().get(self.name)
+        if not isinstance(base, Activation) or base.function is not self.function:
+            return super().__reduce__()
+        return self.name if base is self else (_variant, (self.name, self.parameters))
+
     def __repr__(self) -> str:
         if not self.parameters:
             return self.name
@@ -111,6 +121,10 @@ def shifted_exp(z: Array) -> tuple[Array, Array, Array]:
     top = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
     e = jnp.exp(z - top)
     return e, jnp.sum(e, axis=-1, keepdims=True), top
+
+
+def _variant(name: str, parameters: tuple[tuple[str, float], ...]) -> Activation:
+    return globals()[name].with_(**dict(parameters))
 
 
 @jax.jit
@@ -247,7 +261,11 @@ def softmax_function(z: Array) -> Array:
 
 @jax.jit
 def softmax_pullback(da: Array, z: Array, a: Array) -> Array:
-    """δ_i = Σ_j (∂C/∂a_j) a_j (1[i = j] − a_i) = a_i (da_i − Σ_j da_j a_j)."""
+    """δ_i = Σ_j (∂C/∂a_j) a_j (1[i = j] − a_i) = a_i (da_i − Σ_j da_j a_j).
+
+    The a_j add up to 1, so a number may be taken from all da_j; that of the largest a_j leaves the least to cancel.
+    """
+    da = da - jnp.take_along_axis(da, jnp.argmax(a, axis=-1, keepdims=True), axis=-1)
     return a * (da - jnp.sum(da * a, axis=-1, keepdims=True))
 
 

@@ -124,9 +124,22 @@ class Cost:
                 f"{a.shape}, got {y.dtype}; use y.astype(int) for labels or targets of shape {a.shape} for values"
             )
         n = a.shape[-1]
+        if n == 1:
+            raise ValueError(
+                f"{self.name}: expected targets of shape {a.shape} for a single output, got labels of shape {y.shape}; "
+                f"give y[:, None], 0 or 1 for each example"
+            )
+        if jnp.iinfo(y.dtype).bits <= 32:
+            y = y.astype(jnp.int32)
         check_labels(self.name, y, n)
         inside = (y >= 0) & (y < n)
         return jnp.where(inside[..., None], jax.nn.one_hot(y, n, dtype=dtype), jnp.nan)
+
+    def __deepcopy__(self, memo: Any) -> "Cost":
+        return self
+
+    def __reduce__(self) -> Any:
+        return self.name if globals().get(self.name) is self else super().__reduce__()
 
     def __repr__(self) -> str:
         return self.name
@@ -140,10 +153,9 @@ def check_labels(name: str, y: Any, n: int) -> None:
     outside = (labels < 0) | (labels >= n)
     if outside.any():
         where = tuple(int(i) for i in np.argwhere(outside)[0])
-        remedy = "give targets of shape (m, 1) for a single output" if n == 1 else "check the labels or the last layer"
         raise ValueError(
             f"{name}: expected labels from 0 to {n - 1}, got {labels[where]} at example {where[0]} "
-            f"({int(outside.sum())} of {labels.size} are outside); {remedy}"
+            f"({int(outside.sum())} of {labels.size} are outside); check the labels or the last layer"
         )
 
 
@@ -281,7 +293,9 @@ def accuracy(a: Array, y: Array, weights: Array | None = None) -> Array:
     a, y = jnp.asarray(a), jnp.asarray(y)
     chosen = jnp.argmax(a, axis=-1)
     if y.shape == a.shape:
-        hits = chosen == jnp.argmax(y, axis=-1) if a.shape[-1] > 1 else ((a >= 0.5) == (y >= 0.5))[..., 0]
+        hits = (
+            chosen == jnp.argmax(y, axis=-1) if a.shape[-1] > 1 else ((a >= 0.5) == (y.astype(a.dtype) >= 0.5))[..., 0]
+        )
     elif y.shape == a.shape[:-1]:
         hits = chosen == y.astype(chosen.dtype)
     else:

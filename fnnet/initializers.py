@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Initializer:
     """Draws an array: ``initializer(key, shape, dtype, in_axis, out_axis)``.

@@ -3,8 +3,10 @@
 Source: the notes, section 3.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any, Literal, NamedTuple, overload
 
 import jax
@@ -47,6 +49,7 @@ class Network(Layer):
 
     def __init__(self, *layers: Layer) -> None:
         object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "independent", all(getattr(part, "independent", False) for part in layers))
         if not layers:
             raise ValueError(
                 "Network(): expected at least one layer, got none; as in fn.Network(fn.Dense(10, fn.softmax))"
@@ -57,11 +60,9 @@ class Network(Layer):
                 raise LayerError(part, "a layer", type(part).__name__, remedy, (i,))
 
     def in_loop(self):
-        return Network(*(part.in_loop() for part in self.layers))
-
-    @property
-    def independent(self) -> bool:
-        return all(part.independent for part in self.layers)
+        twin = copy.copy(self)
+        object.__setattr__(twin, "layers", tuple(part.in_loop() for part in self.layers))
+        return twin
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -77,11 +78,15 @@ class Network(Layer):
         return Network(*self.layers[index]) if isinstance(index, slice) else self.layers[index]
 
     def __repr__(self) -> str:
-        return f"Network({', '.join(map(repr, self.layers))})"
+        return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
 
     def init(self, key: Array, input_shape: Shape) -> tuple[Params, ...]:
         """One entry per layer; ``input_shape`` is the shape of one example, such as (784,)."""
-        key, shape, params = check_key(key), _check_shape(self, input_shape), []
+        if check_key(key) is None:
+            raise ValueError(
+                "key: expected one PRNG key to draw parameters with, got None; make one with jax.random.key(seed)"
+            )
+        shape, params = _check_shape(self, input_shape), []
         for i, (part, k) in enumerate(zip(self.layers, split_key(key, len(self)), strict=True)):
             with located(i):
                 params.append(part.init(k, shape))
@@ -115,7 +120,7 @@ class Network(Layer):
     def _errors(self, params: Params, cache: Cache, last: Delta) -> tuple[Delta, ...]:
         deltas = [last]
         for l in range(len(self) - 1, 0, -1):
-            da = self.layers[l].propagate(params[l], cache[l], deltas[0])
+            da = self._needed(l, self.layers[l].propagate(params[l], cache[l], deltas[0]))
             deltas.insert(0, self.layers[l - 1].error(params[l - 1], cache[l - 1], da))
         return tuple(deltas)
 
@@ -136,9 +141,16 @@ class Network(Layer):
         da, grads = last
         gradients = [grads]
         for l in range(len(self) - 2, -1, -1):
-            da, grads = self.layers[l].backward(params[l], cache[l], da)
+            da, grads = self.layers[l].backward(params[l], cache[l], self._needed(l + 1, da))
             gradients.insert(0, grads)
         return da, tuple(gradients)
+
+    def _needed(self, l: int, da: Any) -> Any:
+        """What layer l propagates to the one below it, or a LayerError for None."""
+        if da is None:
+            remedy = "write its propagate(params, cache, delta); a layer of integer inputs must come first"
+            raise LayerError(self.layers[l], "∂C/∂a_in for the layer below", "None", remedy, (l,))
+        return da
 
 
 class Backprop(NamedTuple):
@@ -190,7 +202,8 @@ def backprop(
         ValueError: for bad input, naming the layer, what was expected, what came and the remedy.
     """
     check_penalty(penalty)
-    x, y, key = check_batch(net, cost, params, x, y, key)
+    x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
+    check_feedback(params, feedback)
     return _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback)
 
 
@@ -205,7 +218,7 @@ def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, 
         errors = net.error(back, cache, cost.output_gradient(a, y, weights=weights))
     gradients = net.gradients(params, cache, errors)
     value = cost(a, y, weights=weights, output=output)
-    value, gradients = _penalised(value, gradients, params, x, penalty, n_examples)
+    value, gradients = _completed(value, gradients, params, x, penalty, n_examples)
     return Backprop(value, errors, gradients)
 
 
@@ -228,15 +241,16 @@ def value_and_grad(
         micro_batch: examples that are run at a time, which bounds the memory of a large batch. The result is that of the
             whole batch, dropout masks included. "auto" chooses where it pays; None runs the whole batch at once.
 
+    Layers that are not ``independent`` run whole whatever it says.
+
     Raises:
-        ValueError: as `backprop` does; also for a ``micro_batch`` that is not positive, or a number for a net whose
-            layers mix examples.
+        ValueError: as `backprop` does; also for a ``micro_batch`` that is not positive.
     """
-    check_micro_batch(net, micro_batch)
+    check_micro_batch(micro_batch)
     check_penalty(penalty)
 
     def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None):
-        x, y, key = check_batch(net, cost, params, x, y, key)
+        x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
         return _value_and_grad(net, cost, params, x, y, key, mask, weights, penalty, n_examples, micro_batch)
 
     return manual_value_and_grad
@@ -255,7 +269,7 @@ def _value_and_grad(net, cost, params, x, y, key, mask, weights, penalty, n_exam
 
     size = chunk_size(net, params, x, key, mask, micro_batch)
     value, gradients = mean_over_chunks(chunk, (x, y, mask, weights), key, size)
-    return _penalised(value, gradients, params, x, penalty, n_examples)
+    return _completed(value, gradients, params, x, penalty, n_examples)
 
 
 def objective(
@@ -268,7 +282,7 @@ def objective(
     check_penalty(penalty)
 
     def cost_of_params(params, x, y, *, key=None, mask=None, weights=None):
-        x, y, key = check_batch(net, cost, params, x, y, key)
+        x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
         return _objective(net, cost, params, x, y, key, mask, weights, penalty, n_examples)
 
     return cost_of_params
@@ -283,7 +297,13 @@ def _objective(net, cost, params, x, y, key, mask, weights, penalty, n_examples)
     return value + penalty.value(params, x.shape[0] if n_examples is None else n_examples).astype(value.dtype)
 
 
-def _penalised(value, gradients, params, x, penalty, n_examples):
+def _completed(value, gradients, params, x, penalty, n_examples):
+    """Value and gradients with the penalty, the gradients in the structure and the dtypes of the parameters."""
+    leaves, treedef = jax.tree.flatten(params)
+    if treedef.num_leaves == len(jax.tree.leaves(gradients)):
+        gradients = treedef.unflatten(
+            g.astype(p.dtype) for g, p in zip(jax.tree.leaves(gradients), leaves, strict=True)
+        )
     if penalty is None:
         return value, gradients
     n = x.shape[0] if n_examples is None else n_examples
@@ -302,9 +322,11 @@ def chunk_size(net: Layer, params: Params, x: Array, key: Any, mask: Any, micro_
     about 32 MiB cost page faults at every call on CPU; a GPU likes its batch whole.)
     """
     m = x.shape[0]
-    if isinstance(micro_batch, int):
-        return min(micro_batch, m)
-    if micro_batch is None or not net.independent or jax.default_backend() != "cpu":
+    if micro_batch is None or not net.independent:
+        return m
+    if not isinstance(micro_batch, str):
+        return min(int(micro_batch), m)
+    if jax.default_backend() != "cpu":
         return m
     _, cache = jax.eval_shape(lambda: run_forward(net, params, x, key=key, train=True, mask=mask))
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache) if hasattr(leaf, "dtype"))
@@ -345,20 +367,32 @@ def check_key(key: Any) -> Any:
     return key
 
 
-def check_micro_batch(net: Layer, micro_batch: Any) -> None:
-    """Raise a ValueError unless micro_batch is "auto", None or a positive number that the net allows."""
-    if micro_batch is None or micro_batch == "auto":
+def check_micro_batch(micro_batch: Any) -> None:
+    """Raise a ValueError unless micro_batch is "auto", None or a positive integer."""
+    if micro_batch is None or micro_batch == "auto" or (isinstance(micro_batch, Integral) and micro_batch >= 1):
         return
-    if not isinstance(micro_batch, int) or micro_batch < 1:
-        raise ValueError(f"micro_batch: expected a positive integer, 'auto' or None, got {micro_batch!r}")
-    if not net.independent:
-        raise ValueError(
-            f"micro_batch: expected a net whose examples do not mix, got {net!r}, which has a layer that mixes them or "
-            f"draws random numbers for the whole batch; use micro_batch=None"
-        )
+    raise ValueError(f"micro_batch: expected a positive integer, 'auto' or None, got {micro_batch!r}")
 
 
-def check_batch(net: Any, cost: Any, params: Params, x: Any, y: Any, key: Any) -> tuple[Array, Array, Any]:
+def check_feedback(params: Params, feedback: Params | None) -> None:
+    """Raise a ValueError unless feedback is None or a pytree of the parameters' structure and shapes."""
+    if feedback is None:
+        return
+    wanted, got = (
+        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (params, feedback)
+    )
+    for name in sorted(wanted.keys() | got.keys()):
+        if wanted.get(name) != got.get(name):
+            raise ValueError(
+                f"feedback: expected {name} of shape {wanted.get(name)}, as in params, got {got.get(name)}; draw it like the "
+                f"parameters, net.init(another_key, input_shape)"
+            )
+
+
+def check_batch(
+    net: Any, cost: Any, params: Params, x: Any, y: Any, key: Any, mask: Any = None, weights: Any = None
+) -> tuple[Array, Array, Any]:
     """x and y as arrays and the key, or a ValueError that says what is wrong with them."""
     if not isinstance(net, Layer):
         raise ValueError(f"net: expected an fn.Network or another layer, got {type(net).__name__}; see fn.layer")
@@ -372,19 +406,26 @@ def check_batch(net: Any, cost: Any, params: Params, x: Any, y: Any, key: Any) -
             f"y: expected as many targets as there are examples in x, got {y.shape} beside {x.shape}; axis 0 of both is "
             f"the example"
         )
+    for name, extra in (("mask", mask), ("weights", weights)):
+        if extra is not None and jnp.shape(extra)[:1] != x.shape[:1]:
+            raise ValueError(f"{name}: expected {x.shape[0]} examples on axis 0, as in x, got shape {jnp.shape(extra)}")
     if jnp.issubdtype(y.dtype, jnp.integer) and not isinstance(y, Tracer):
         leaves, treedef = jax.tree.flatten(params)
         shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-        a_shape = _inference_shape(net, treedef, shapes, x.shape, x.dtype)
-        if y.shape == a_shape[:-1]:
+        about_mask = None if mask is None else (jnp.shape(mask), jnp.result_type(mask))
+        a_shape = _inference_shape(net, treedef, shapes, (x.shape, x.dtype), about_mask)
+        if y.shape == a_shape[:-1] and a_shape[-1] > 1:
             check_labels(cost.name, y, a_shape[-1])
     return x, y, check_key(key)
 
 
 @functools.lru_cache(maxsize=256)
-def _inference_shape(net: Layer, treedef: Any, leaves: tuple, x_shape: Shape, x_dtype: Any) -> Shape:
-    params = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    return jax.eval_shape(lambda p, x: run_forward(net, p, x)[0], params, jax.ShapeDtypeStruct(x_shape, x_dtype)).shape
+def _inference_shape(
+    net: Layer, treedef: Any, leaves: tuple, x: tuple[Any, Any], mask: tuple[Any, Any] | None
+) -> Shape:
+    params = treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in leaves)
+    about = jax.ShapeDtypeStruct(*x), None if mask is None else jax.ShapeDtypeStruct(*mask)
+    return jax.eval_shape(lambda p, x, mask: run_forward(net, p, x, mask=mask)[0], params, *about).shape
 
 
 def _check_shape(owner: Layer, shape: Any) -> Shape:

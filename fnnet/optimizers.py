@@ -50,8 +50,17 @@ def apply_updates(params: Any, updates: Any) -> Any:
     return jax.tree.map(lambda p, u: p + jnp.asarray(u, jnp.result_type(p)), params, updates)
 
 
+class _Functions(NamedTuple):
+    """The two functions of an optimiser that JAX does not know as a pytree."""
+
+    init: Any
+    update: Any
+
+
 def traceable(value: Any) -> Any:
     """The value as a pytree in which numbers are leaves and plain functions are static."""
+    if jax.tree_util.all_leaves([value]) and hasattr(value, "init") and hasattr(value, "update"):
+        value = _Functions(value.init, value.update)
     return jax.tree.map(lambda leaf: jax.tree_util.Partial(leaf) if callable(leaf) else leaf, value)
 
 

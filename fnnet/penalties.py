@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .activations import at_least_float32
+from .activations import at_least_float32, wide_dtype
 
 __all__ = ["L1", "L2", "Penalty"]
 
@@ -46,6 +46,12 @@ def _on_weights(gradient: Any, params: Any) -> Any:
         return gradient(w) if is_weight(path) else jnp.zeros_like(w)
 
     return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _ratio(lam: Any, n_examples: Any, like: Array) -> Array:
+    """λ/N in the dtype of ``like``."""
+    dtype = wide_dtype(like.dtype)
+    return (jnp.asarray(lam).astype(dtype) / jnp.asarray(n_examples).astype(dtype)).astype(like.dtype)
 
 
 def check_penalty(penalty: Any) -> None:
@@ -82,12 +88,12 @@ class L2:
 
     def value(self, params: Any, n_examples: Any) -> Array:
         """λ/(2N) Σ w²."""
-        total = sum(jnp.sum(w * w) for w in _weights(params))
-        return jnp.asarray(self.lam / (2 * n_examples) * total)
+        total = jnp.asarray(sum(jnp.sum(w * w) for w in _weights(params)))
+        return _ratio(self.lam, n_examples, total) / 2 * total
 
     def gradient(self, params: Any, n_examples: Any) -> Any:
         """(λ/N) w on weights, 0 on biases."""
-        return _on_weights(lambda w: jnp.asarray(self.lam / n_examples, w.dtype) * w, params)
+        return _on_weights(lambda w: _ratio(self.lam, n_examples, w) * w, params)
 
 
 @jax.tree_util.register_dataclass
@@ -105,10 +111,10 @@ class L1:
         _check(self)
 
     def value(self, params: Any, n_examples: Any) -> Array:
-        """λ/N Σ |w|."""
-        total = sum(jnp.sum(jnp.abs(w)) for w in _weights(params))
-        return jnp.asarray(self.lam / n_examples * total)
+        """λ/N Σ |w|, as max(w, −w), so that autodiff too takes sgn 0 = 0."""
+        total = jnp.asarray(sum(jnp.sum(jnp.maximum(w, -w)) for w in _weights(params)))
+        return _ratio(self.lam, n_examples, total) * total
 
     def gradient(self, params: Any, n_examples: Any) -> Any:
         """(λ/N) sgn w on weights, with sgn 0 = 0; 0 on biases."""
-        return _on_weights(lambda w: jnp.asarray(self.lam / n_examples, w.dtype) * jnp.sign(w), params)
+        return _on_weights(lambda w: _ratio(self.lam, n_examples, w) * jnp.sign(w), params)

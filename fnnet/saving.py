@@ -7,7 +7,6 @@ so a failed one leaves the old file whole.
 import contextlib
 import json
 import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def _describe(leaf: Any) -> tuple[dict[str, Any], np.ndarray]:
         data = np.asarray(jax.random.key_data(leaf))
         return {"dtype": f"key<{jax.random.key_impl(leaf)}>", "shape": list(leaf.shape)}, data
     array = np.asarray(jnp.asarray(leaf) if isinstance(leaf, bool | int | float | complex) else leaf)
-    if array.dtype == object:
+    if array.dtype.kind in "OUSM":
         raise TypeError(f"save: expected arrays and numbers, got {type(leaf).__name__}; leave it out of the pytree")
     stored = array if array.dtype.kind in "biufc" else np.frombuffer(array.tobytes(), np.uint8)
     return {"dtype": str(array.dtype), "shape": list(array.shape)}, stored
@@ -85,16 +84,15 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     with contextlib.suppress(TypeError):
         description["structure"] = _structure(tree)
     arrays[DESCRIPTION] = np.frombuffer(json.dumps(description).encode(), np.uint8)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(part, "wb") as file:
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, target)
+        part.replace(target)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+        part.unlink(missing_ok=True)
         raise
 
 
@@ -117,7 +115,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
             description = json.loads(file[DESCRIPTION].tobytes())
             entries = description["leaves"]
             leaves = [_restore(entry, file[f"{i}"]) for i, entry in enumerate(entries)]
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, EOFError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         remedy = "save it again with fn.save"

@@ -196,19 +196,20 @@ def fit(
             "other values; use EarlyStopping(monitor='validation_cost')"
         )
 
-    state = resume or _start(params, optimizer, key, monitor_training, held_out is not None, early_stopping)
+    start = _start(params, optimizer, key, monitor_training, held_out is not None, early_stopping)
+    state = start if resume is None else _checked(resume, start)
     with _reporter(progress, epochs, int(state.epoch)) as report, contextlib.suppress(KeyboardInterrupt):
         while int(state.epoch) < epochs and not _is_over(early_stopping, state):
             epoch_key = jax.random.fold_in(state.key, state.epoch)
-            new_params, opt_state, costs = epoch_of(state.params, state.optimizer, train, epoch_key)
+            new_params, opt_state, costs, finite = epoch_of(state.params, state.optimizer, train, epoch_key)
             measured = {"cost": jnp.mean(costs)}
             if monitor_training:
                 measured["cost"], measured["accuracy"] = monitor(new_params, train, classes=shows[0])
             if held_out is not None:
                 names = ("validation_cost", "validation_accuracy")
                 measured |= dict(zip(names, monitor(new_params, held_out, classes=shows[1]), strict=True))
-            if not (np.isfinite(costs).all() and np.isfinite(measured["cost"])):
-                raise _diverged(net, early_stopping, state, epoch_of, train, epoch_key, np.asarray(costs), batch_size)
+            if not (finite and np.isfinite(measured["cost"])):
+                raise _diverged(net, state, epoch_of, train, epoch_key, np.asarray(costs), batch_size)
             records = {n: np.append(r, np.asarray(measured[n], r.dtype)) for n, r in state.records.items()}
             best = _better(early_stopping, state, measured, new_params)
             state = TrainingState(new_params, opt_state, state.key, state.epoch + 1, best, records)
@@ -219,8 +220,9 @@ def fit(
 @functools.partial(jax.jit, static_argnames=("batch_size", "gradient", "micro_batch", "steps"))
 def _epoch(
     net, cost, optimizer, penalty, params, opt_state, data, key, *, batch_size, gradient, micro_batch, steps=None
-) -> tuple[Params, Any, Array]:
-    """(params, optimiser state, cost of each mini-batch) after one shuffled pass, or after its first ``steps`` steps."""
+) -> tuple[Params, Any, Array, Array]:
+    """(params, optimiser state, cost of each mini-batch, whether costs and parameters are finite) after one shuffled pass, or
+    after its first ``steps`` steps."""
     n = data.x.shape[0]
     shuffle_key, step_key = jax.random.split(key)
     order = jax.random.permutation(shuffle_key, n)
@@ -244,7 +246,8 @@ def _epoch(
     if steps > full:
         carry, last = step(carry, (order[full * batch_size :], jnp.asarray(full)))
         costs = jnp.append(costs, last)
-    return *carry, costs
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((carry[0], costs))]
+    return *carry, costs, jnp.all(jnp.stack(finite))
 
 
 @functools.partial(jax.jit, static_argnames="classes")
@@ -302,8 +305,13 @@ def _examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> E
         got = f"{len(data)} entries" if isinstance(data, tuple | list) else type(data).__name__
         raise ValueError(f"{name}: expected (x, y) or (x, y, {{'mask': ..., 'weights': ...}}), got {got}")
     x, y, *rest = data
-    x, y, _ = check_batch(net, cost, params, x, y, None)
-    extras = {k: jnp.asarray(v) for k, v in (rest[0] if rest else {}).items() if v is not None}
+    given = rest[0] if rest else {}
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"{name}: expected (x, y, {{'mask': ..., 'weights': ...}}), got {type(given).__name__} for the third"
+        )
+    x, y, _ = check_batch(net, cost, params, x, y, None, given.get("mask"))
+    extras = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
     if unknown := sorted(extras.keys() - {"mask", "weights"}):
         raise ValueError(f"{name}: expected the keys 'mask' and 'weights' beside x and y, got {unknown}")
     for extra, value in extras.items():
@@ -315,7 +323,7 @@ def _examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> E
 def _check_run(
     net, key, epochs, batch_size, optimizer, penalty, early_stopping, validation, resume, micro_batch
 ) -> None:
-    check_micro_batch(net, micro_batch)
+    check_micro_batch(micro_batch)
     check_penalty(penalty)
     if check_key(key) is None and resume is None:
         raise ValueError("fit: expected a key for shuffling and dropout, got None; make one with jax.random.key(seed)")
@@ -337,6 +345,26 @@ def _start(params, optimizer, key, monitor_training, validated, early_stopping) 
     best = Best(jnp.asarray(0), jnp.full((), -jnp.inf), params) if early_stopping else None
     records = {name: np.zeros(0, jnp.result_type(float)) for name in names}
     return TrainingState(params, traceable(optimizer).init(params), key, jnp.asarray(0), best, records)
+
+
+def _checked(resume: TrainingState, start: TrainingState) -> TrainingState:
+    """The state to resume, or a ValueError where this run would start from one of another structure."""
+
+    def about(state: TrainingState) -> dict[str, Any]:
+        named = {
+            jax.tree_util.keystr(p): leaf
+            for p, leaf in jax.tree_util.tree_leaves_with_path(state._replace(key=0, epoch=0))
+        }
+        return {n: (() if "records" in n else jnp.shape(leaf), str(jnp.result_type(leaf))) for n, leaf in named.items()}
+
+    there, here = about(resume), about(start)
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            raise ValueError(
+                f"fit: expected resume= a state of a run with the same network, optimizer, monitors and early stopping, got one "
+                f"whose {name} is {there.get(name)} where this run has {here.get(name)}; resume with the same arguments"
+            )
+    return resume
 
 
 def _better(early_stopping, state, measured, params) -> Best | None:
@@ -371,17 +399,17 @@ def _names_classes(net: Layer, params: Params, data: Examples) -> bool:
     return bool(jnp.all(y >= 0) & jnp.all(jnp.abs(jnp.sum(y, axis=-1) - 1) < 1e-3))
 
 
-def _diverged(net, early_stopping, state, epoch_of, train, epoch_key, costs, batch_size) -> Diverged:
+def _diverged(net, state, epoch_of, train, epoch_key, costs, batch_size) -> Diverged:
     """Run the epoch again up to the mini-batch that diverged, and look through its layers."""
     bad = np.flatnonzero(~np.isfinite(costs))
     step = int(bad[0]) if bad.size else len(costs)
-    params, _, _ = epoch_of(state.params, state.optimizer, train, epoch_key, steps=step)
+    params, *_ = epoch_of(state.params, state.optimizer, train, epoch_key, steps=step)
     shuffle_key, step_key = jax.random.split(epoch_key)
     rows = jax.random.permutation(shuffle_key, train.x.shape[0])[step * batch_size : (step + 1) * batch_size]
     x, _, extras = jax.tree.map(lambda a: a[rows] if rows.size else a, train)
     key = jax.random.fold_in(step_key, step)
     layer = _first_not_finite(net, params, x, key, extras.get("mask"))
-    return Diverged(int(state.epoch) + 1, step + 1, layer, *_result(state))
+    return Diverged(int(state.epoch) + 1, min(step + 1, len(costs)), layer, state.params, _result(state)[1])
 
 
 def _first_not_finite(net: Layer, params: Params, x: Array, key: Any, mask: Any) -> str:

@@ -7,6 +7,7 @@ Source: the notes, sections 2 and 3.
 """
 
 import dataclasses
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,8 @@ def bias_gradient(delta: Array) -> Array:
     Returns:
         (n_out,). Source: the notes, section 3, equation 3.
     """
-    return jnp.sum(delta, axis=tuple(range(delta.ndim - 1))) / delta.shape[0]
+    total = jnp.sum(at_least_float32(delta), axis=tuple(range(delta.ndim - 1)))
+    return (total / delta.shape[0]).astype(delta.dtype)
 
 
 @jax.jit
@@ -136,15 +138,18 @@ class Dense(Layer):
     bias_init: Initializer = zeros()
     loop: bool = False
 
+    independent = True
+
     def __post_init__(self) -> None:
-        if not isinstance(self.n_out, int) or self.n_out < 1:
+        if not isinstance(self.n_out, Integral) or self.n_out < 1:
             raise LayerError(self, "a positive number of neurons", repr(self.n_out), "give n_out as an integer")
+        object.__setattr__(self, "n_out", int(self.n_out))
         if not isinstance(self.activation, Activation):
             remedy = "give one of fnnet's activations, such as fn.sigmoid or fn.linear, or an fn.Activation of your own"
             raise LayerError(self, "an fn.Activation", repr(self.activation), remedy)
 
     def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
-        if not input_shape or input_shape[-1] < 1:
+        if not isinstance(input_shape, tuple) or not input_shape or input_shape[-1] < 1:
             remedy = "give the shape of one example, as in net.init(key, (784,))"
             raise LayerError(self, "an input shape (..., n_in) with n_in ≥ 1", str(input_shape), remedy)
         w_key, b_key = jax.random.split(key)
@@ -180,7 +185,8 @@ class Dense(Layer):
     def gradients(self, params, cache, delta):
         a_in, _, _ = cache
         equation = weight_gradient_in_loop if self.loop else weight_gradient
-        return {"w": equation(delta, a_in), "b": bias_gradient(delta)}
+        w, b = equation(delta, a_in), bias_gradient(delta)
+        return {"w": w.astype(params["w"].dtype), "b": b.astype(params["b"].dtype)}
 
     def in_loop(self):
         return dataclasses.replace(self, loop=True)

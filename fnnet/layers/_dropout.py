@@ -4,6 +4,7 @@ Dropping is linear in the activations, so one equation serves both directions: a
 r = keep · scale.
 """
 
+from numbers import Real
 from typing import Literal
 
 import jax
@@ -41,16 +42,15 @@ class Dropout(Layer):
     rate: float
     per: Literal["example", "batch"] = "example"
 
+    independent = True
+
     def __post_init__(self) -> None:
-        if not isinstance(self.rate, int | float) or not 0 <= self.rate < 1:
+        if not isinstance(self.rate, Real) or not 0 <= self.rate < 1:
             remedy = "rate is the probability of being dropped; 0.5 drops half of the units"
             raise LayerError(self, "a rate of at least 0 and below 1", repr(self.rate), remedy)
+        object.__setattr__(self, "rate", float(self.rate))
         if self.per not in ("example", "batch"):
             raise LayerError(self, "per to be 'example' or 'batch'", repr(self.per), "choose one of the two")
-
-    @property
-    def independent(self) -> bool:
-        return True
 
     def forward(self, params, a_in, *, key=None, train=False, probe=None):
         keep, scale = None, 1.0

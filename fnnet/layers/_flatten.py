@@ -20,6 +20,8 @@ def flatten(a_in: Array) -> Array:
 class Flatten(Layer):
     """Inputs (m, ...) to rows (m, n). No parameters; its error δ is ∂C/∂a_out."""
 
+    independent = True
+
     def forward(self, params, a_in, *, probe=None):
         a = flatten(a_in)
         return a if probe is None else a + probe, a_in

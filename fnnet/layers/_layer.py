@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +62,15 @@ class Layer:
     def output_shape(self, input_shape: Shape) -> Shape:
         """One example's output shape, derived from ``forward`` without computing anything."""
         params = jax.eval_shape(lambda: self.init(jax.random.key(0), input_shape))
-        a_in = jax.ShapeDtypeStruct((1, *input_shape), jnp.result_type(float))
-        return jax.eval_shape(lambda p, a: self.forward(p, a)[0], params, a_in).shape[1:]
+
+        def shape_for(dtype: Any) -> Shape:
+            a_in = jax.ShapeDtypeStruct((1, *input_shape), dtype)
+            return jax.eval_shape(lambda p, a: run_forward(self, p, a)[0], params, a_in).shape[1:]
+
+        try:
+            return shape_for(jnp.result_type(float))
+        except TypeError:
+            return shape_for(jnp.int32)
 
     def forward(self, params: Params, a_in: Array, *args: Any, **kwargs: Any) -> tuple[Array, Cache]:
         """(a_out, cache). It declares those of the keywords key, train, mask and probe that it uses."""
@@ -106,23 +113,25 @@ class Layer:
     def backward(self, params: Params, cache: Cache, da_out: Any) -> tuple[Array | None, Params]:
         """(da_in, gradients): error, propagate and gradients composed; a layer may fuse or recompute here."""
         delta = self.error(params, cache, da_out)
-        return self.propagate(params, cache, delta), self.gradients(params, cache, delta)
+        return self._propagated(params, cache, delta), self.gradients(params, cache, delta)
 
     def output_backward(self, params: Params, cache: Cache, delta: Delta) -> tuple[Array | None, Params]:
         """``backward`` given δ^L."""
         delta = self.output_error(params, cache, delta)
-        return self.propagate(params, cache, delta), self.gradients(params, cache, delta)
+        return self._propagated(params, cache, delta), self.gradients(params, cache, delta)
+
+    def _propagated(self, params: Params, cache: Cache, delta: Delta) -> Array | None:
+        """``propagate``, or None where the layer defines none: a first layer needs none."""
+        return None if type(self).propagate is Layer.propagate else self.propagate(params, cache, delta)
 
     def in_loop(self: T) -> T:
         """This layer with the equations that are fastest inside a compiled loop of updates, where a gradient is used at
         once and the compiler sees both; ``fit`` trains with ``net.in_loop()``. Same results up to rounding."""
         return self
 
-    @property
-    def independent(self) -> bool:
-        """Whether the batch may be run in chunks: examples do not mix, and a key given as `ExampleKeys` is
-        understood. By default true of a layer whose ``forward`` takes no key."""
-        return "key" not in keywords(type(self))
+    independent: ClassVar[bool] = False
+    """Whether a batch may be run in chunks: no example's output or gradient depends on another example, and a key may come
+    as `ExampleKeys`. A layer of your own says so by ``independent = True`` in its class."""
 
     def __repr__(self) -> str:
         shown = []
@@ -162,6 +171,9 @@ def layer(cls: type[T]) -> type[T]:
         TypeError: when a layer is built with an array, a dict or anything else unhashable in a field.
     """
     init = "__init__" not in cls.__dict__
+    for name in inspect.get_annotations(cls):
+        if isinstance(cls.__dict__.get(name), list):
+            setattr(cls, name, _normalise(cls, name, cls.__dict__[name]))
     if not issubclass(cls, Layer):
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         plain = dataclass(frozen=True, init=init, repr=False)(cls)
@@ -191,6 +203,7 @@ def keywords(cls: type) -> frozenset[str]:
 def run_forward(layer: Layer, params: Params, a_in: Array, **given: Any) -> tuple[Array, Cache]:
     """``layer.forward`` with those of the given keywords that it declares."""
     declared = keywords(type(layer))
+    given = {"key": None, "train": False, "mask": None, "probe": None, **given}
     return layer.forward(params, a_in, **{name: value for name, value in given.items() if name in declared})
 
 
