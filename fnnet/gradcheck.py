@@ -22,7 +22,7 @@ from jax import Array
 from .costs import Cost
 from .layers._layer import Layer, Params, keywords, run_forward, split_key
 from .network import Network, backprop, check_batch
-from .penalties import Penalty
+from .penalties import Penalty, check_penalty
 
 __all__ = ["Report", "Row", "compare_gradients"]
 
@@ -138,12 +138,14 @@ def compare_gradients(
     each side from the truth, in float64.
 
     A row passes where manual and autodiff differ by at most 1e-10 (float64), 64 eps (float32), 16 eps (float16) or 4 eps
-    (bfloat16) of the largest entry, or where manual is within 4 times autodiff's own distance from float64.
+    (bfloat16) of the largest entry, or where manual is within 4 times autodiff's own distance from float64 and that is
+    rounding (at most a tenth).
 
     Raises:
         ValueError: for bad input, as `fnnet.backprop`.
     """
-    x, y, key = check_batch(net, cost, params, x, y, key)
+    check_penalty(penalty)
+    x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
     given = _Given(params, x, y, key, mask, weights)
     dtype = str(jnp.result_type(*(jax.tree.leaves(params) or [x])))
 
@@ -162,7 +164,10 @@ def compare_gradients(
         compared = _Compared(penalty.gradient(params, n), jax.grad(lambda p: penalty.value(p, n))(params), None)
         rows.append(_row(f"penalty {type(penalty).__name__}", "gradient", "", dtype, compared))
     order = {"fail": 0, "consequence": 1}
-    return Report(tuple(sorted(rows, key=lambda row: order.get(row.verdict, 2))), dtype)
+    rows.sort(key=lambda row: order.get(row.verdict, 2))
+    if rows[0].verdict == "consequence":  # of no equation that was checked by itself: the composition is at fault
+        rows[0] = dataclasses.replace(rows[0], verdict="fail")
+    return Report(tuple(rows), dtype)
 
 
 class _Compared(NamedTuple):
@@ -253,12 +258,20 @@ def _isolated(
     d_params = jax.tree.map(lambda g: (g / m).astype(g.dtype), d_params)
     pairs = {"error": (delta, d_probe)} if probe is not None else {}
     fed = delta if probe is None else d_probe
-    if differentiable:
+    if differentiable and type(layer).propagate is not Layer.propagate:
         pairs["propagate"] = (layer.propagate(params, cache, fed), da_in)
     pairs["gradients"] = (layer.gradients(params, cache, fed), d_params)
     if type(layer).backward is not Layer.backward:
         da_manual, d_manual = layer.backward(params, cache, da_out)
         pairs["backward"] = ((da_manual if differentiable else None, d_manual), (da_in, d_params))
+    if (output := layer.output(params, cache)) is not None:
+        activation, z = output
+        last = jax.vjp(activation, z)[1](da_out)[0]
+        if type(layer).output_error is not Layer.output_error and probe is not None:
+            pairs["output_error"] = (layer.output_error(params, cache, last), d_probe)
+        if type(layer).output_backward is not Layer.output_backward:
+            da_manual, d_manual = layer.output_backward(params, cache, last)
+            pairs["output_backward"] = ((da_manual if differentiable else None, d_manual), (da_in, d_params))
     return pairs
 
 
@@ -277,7 +290,10 @@ def _layer_rows(placed: _Placed, a_in: Array, mask: Any, chained: _Compared, dty
         rows.append(_row(name, "error", "", dtype, isolated["error"], chained.of(lambda side: side[0])))
     if "propagate" in isolated:
         rows.append(_row(name, "propagate", "", dtype, isolated["propagate"]))
-    whole, scale = chained.of(lambda side: side[1]), _largest(isolated["gradients"].autodiff)
+    whole = chained.of(lambda side: side[1])
+    scales = _largest(isolated["gradients"].autodiff), _largest(whole.autodiff)
+    if jax.tree.structure(isolated["gradients"].manual) != jax.tree.structure(params):
+        rows.append(_row(name, "gradients", "structure", dtype, _Compared(isolated["gradients"].manual, params, None)))
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
         leaf = functools.partial(_leaf_at, path)
         rows.append(
@@ -288,22 +304,36 @@ def _layer_rows(placed: _Placed, a_in: Array, mask: Any, chained: _Compared, dty
                 dtype,
                 isolated["gradients"].of(leaf),
                 whole.of(leaf),
-                scale,
+                scales,
             )
         )
-    if "backward" in isolated:
-        rows.append(_row(name, "backward", "", dtype, isolated["backward"]))
-    return rows if "error" in isolated or type(layer).error is Layer.error else _judged_jointly(name, rows)
+    for equation in ("backward", "output_error", "output_backward"):
+        for part, side in _parts(isolated.get(equation)):
+            rows.append(_row(name, equation, part, dtype, side))
+    alone = "error" in isolated or (type(layer).error is Layer.error and len(rows) < 2)
+    return rows if alone else _judged_jointly(name, rows)
+
+
+def _parts(compared: _Compared | None) -> Iterator[tuple[str, _Compared]]:
+    """A δ as it is; (da_in, gradients) one by one, since their scales differ."""
+    if compared is None:
+        return
+    if not isinstance(compared.autodiff, tuple):
+        yield "", compared
+        return
+    for i, part in enumerate(("da_in", "gradients")):
+        if jax.tree.leaves(compared.autodiff[i]):
+            yield part, compared.of(lambda side, i=i: side[i])
 
 
 def _judged_jointly(name: str, rows: list[Row]) -> list[Row]:
     """Without a probe ``error`` shows only in what it feeds: where all of that fails, ``error`` is the one that is wrong."""
     rows = [dataclasses.replace(row, joint=True) for row in rows]
-    worst = max(rows, key=lambda row: row.difference)
-    if not all(row.verdict == "fail" for row in rows):
+    if not rows or not all(row.verdict == "fail" for row in rows):
         unseen = float("nan")
         passed = Row(name, "error", "", "pass", unseen, unseen, unseen, unseen, unseen, joint=True)
         return [passed, *rows]
+    worst = max(rows, key=lambda row: row.difference)
     return [
         dataclasses.replace(worst, equation="error", leaf=""),
         *(dataclasses.replace(row, verdict="consequence") for row in rows),
@@ -345,38 +375,50 @@ def _row(
     dtype: str,
     isolated: _Compared | None,
     chained: _Compared | None = None,
-    scale: float = 0.0,
+    scales: tuple[float, float] = (0.0, 0.0),
 ) -> Row:
-    """The verdict on one comparison; ``scale`` is the layer's largest gradient, for "zero to rounding"."""
-    nothing = (float("nan"),) * 4
-    alone, whole = (nothing if pair is None else _differences(pair) for pair in (isolated, chained))
-    floor = min(100 * float(jnp.finfo(dtype).eps), 0.01) * scale
-    if _fails(alone, dtype, floor):
+    """The verdict on one comparison; ``scales`` are the layer's largest gradients, for "zero to rounding"."""
+    rounding, nan = min(100 * float(jnp.finfo(dtype).eps), 0.01), float("nan")
+    alone, whole = (None if pair is None else _differences(pair) for pair in (isolated, chained))
+    floors = rounding * scales[0], rounding * scales[1]
+    shown = alone or whole or _Differences(nan, nan, nan, 0.0)
+    if alone is not None and _fails(alone, dtype, floors[0]):
         verdict = "fail"
-    elif _fails(whole, dtype, floor):
+    elif whole is not None and _fails(whole, dtype, floors[1]):
         verdict = "consequence"
+    elif shown.size == 0:
+        verdict = "vacuous"
     else:
-        size = alone[3] if isolated is not None else whole[3]
-        verdict = "vacuous" if size == 0 else "zero to rounding" if size < floor else "pass"
-    _, manual_error, autodiff_error, size = alone if isolated is not None else whole
-    return Row(layer, equation, leaf, verdict, alone[0], whole[0], manual_error, autodiff_error, size)
+        verdict = "zero to rounding" if shown.size < floors[0 if alone else 1] else "pass"
+    difference, in_place = (nan if found is None else found.difference for found in (alone, whole))
+    return Row(
+        layer, equation, leaf, verdict, difference, in_place, shown.manual_error, shown.autodiff_error, shown.size
+    )
 
 
-def _fails(differences: tuple[float, ...], dtype: str, floor: float) -> bool:
-    difference, manual_error, autodiff_error, size = differences
-    if np.isnan(size) or 0 < size < floor:
+class _Differences(NamedTuple):
+    """Manual against autodiff, each against float64 (NaN without it), relative; autodiff's largest entry."""
+
+    difference: float
+    manual_error: float
+    autodiff_error: float
+    size: float
+
+
+def _fails(found: _Differences, dtype: str, floor: float) -> bool:
+    difference, manual_error, autodiff_error, size = found
+    if 0 < size < floor and difference * size <= floor:
         return False
-    return difference > TOLERANCE[dtype] and not manual_error <= 4 * autodiff_error
+    is_rounding = manual_error <= 4 * autodiff_error and autodiff_error <= 0.1
+    return not difference <= TOLERANCE[dtype] and not is_rounding
 
 
-def _differences(compared: _Compared) -> tuple[float, float, float, float]:
-    """(manual against autodiff, manual against float64, autodiff against float64, largest entry of autodiff)."""
+def _differences(compared: _Compared) -> _Differences:
     manual, autodiff, exact = compared
-    size = _largest(autodiff)
-    if exact is None:
-        return _distance(manual, autodiff, size), float("nan"), float("nan"), size
-    truth = _largest(exact)
-    return _distance(manual, autodiff, size), _distance(manual, exact, truth), _distance(autodiff, exact, truth), size
+    size, nan = _largest(autodiff), float("nan")
+    truth = nan if exact is None else _largest(exact)
+    errors = (nan, nan) if exact is None else (_distance(manual, exact, truth), _distance(autodiff, exact, truth))
+    return _Differences(_distance(manual, autodiff, size), *errors, size)
 
 
 def _arrays(tree: Any) -> list[np.ndarray]:
@@ -384,7 +426,8 @@ def _arrays(tree: Any) -> list[np.ndarray]:
 
 
 def _largest(tree: Any) -> float:
-    return max((float(np.max(np.abs(a), initial=0)) for a in _arrays(tree)), default=0.0)
+    """The largest absolute entry; NaN where there is one."""
+    return float(np.max([np.max(np.abs(a), initial=0) for a in _arrays(tree)], initial=0))
 
 
 def _distance(ours: Any, reference: Any, size: float) -> float:
@@ -392,7 +435,8 @@ def _distance(ours: Any, reference: Any, size: float) -> float:
     a, b = _arrays(ours), _arrays(reference)
     if [x.shape for x in a] != [x.shape for x in b]:
         return float("inf")
-    gap = max((float(np.max(np.abs(x - y), initial=0)) for x, y in zip(a, b, strict=True)), default=0.0)
-    if gap == 0:
+    with np.errstate(invalid="ignore"):
+        gap = float(np.max([np.max(np.abs(x - y), initial=0) for x, y in zip(a, b, strict=True)], initial=0))
+    if gap == 0 and np.isfinite(size):
         return 0.0
-    return gap / size if size > 0 and gap == gap else float("inf")
+    return gap / size if 0 < size < np.inf and np.isfinite(gap) else float("inf")

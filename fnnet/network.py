@@ -369,7 +369,7 @@ def check_key(key: Any) -> Any:
 
 def check_micro_batch(micro_batch: Any) -> None:
     """Raise a ValueError unless micro_batch is "auto", None or a positive integer."""
-    if micro_batch is None or micro_batch == "auto" or (isinstance(micro_batch, Integral) and micro_batch >= 1):
+    if micro_batch is None or micro_batch == "auto" or (isinstance(micro_batch, Integral) and int(micro_batch) >= 1):
         return
     raise ValueError(f"micro_batch: expected a positive integer, 'auto' or None, got {micro_batch!r}")
 

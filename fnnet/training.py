@@ -361,8 +361,8 @@ def _checked(resume: TrainingState, start: TrainingState) -> TrainingState:
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
             raise ValueError(
-                f"fit: expected resume= a state of a run with the same network, optimizer, monitors and early stopping, got one "
-                f"whose {name} is {there.get(name)} where this run has {here.get(name)}; resume with the same arguments"
+                f"fit: expected resume= a state of a run with the same network, optimizer, monitors and early stopping, got "
+                f"one whose {name} is {there.get(name)} where this run has {here.get(name)}; resume with the same arguments"
             )
     return resume
 

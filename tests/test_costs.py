@@ -86,6 +86,12 @@ def test_weights(name, cost, activation):
     np.testing.assert_allclose(padded, cost(a, y), rtol=1e-12)
 
 
+def test_narrow_labels():
+    z = jax.random.normal(jax.random.key(0), (3, 256))
+    wide = fn.log_likelihood(fn.softmax(z), jnp.array([0, 200, 255]))
+    np.testing.assert_allclose(fn.log_likelihood(fn.softmax(z), jnp.array([0, 200, 255], jnp.uint8)), wide)
+
+
 class TestErrors:
     def test_the_logits_habit(self):
         net = fn.Network(fn.Dense(3, fn.linear))
@@ -133,7 +139,7 @@ class TestErrors:
                 np.ones(4, int),
                 r"expected targets of shape \(4, 7, 3\) or labels of shape \(4, 7\).*fn\.Flatten\(\)",
             ),
-            ((2, 1), np.array([0, 1]), r"expected labels from 0 to 0, got 1 .*give targets of shape \(m, 1\)"),
+            ((2, 1), np.array([0, 1]), r"expected targets of shape \(2, 1\) for a single output, .*give y\[:, None\]"),
         ],
     )
     def test_targets_of_the_wrong_shape_or_kind(self, a_shape, y, message):

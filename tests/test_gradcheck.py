@@ -90,6 +90,46 @@ class ReversedFlatten(fn.Flatten):
         return super().propagate(params, cache, delta[:, ::-1])
 
 
+@fn.layer
+class NanGradient(fn.Dense):
+    def gradients(self, params, cache, delta):
+        grads = super().gradients(params, cache, delta)
+        return {"w": grads["w"] * jnp.nan, "b": grads["b"]}
+
+
+@fn.layer
+class OffsetBias(fn.Dense):
+    def gradients(self, params, cache, delta):
+        grads = super().gradients(params, cache, delta)
+        return {"w": grads["w"], "b": 3 * grads["b"] + 1}
+
+
+@fn.layer
+class WrongOutputBackward(fn.Dense):
+    def output_backward(self, params, cache, delta):
+        da_in, grads = super().output_backward(params, cache, delta)
+        return da_in, jax.tree.map(lambda g: 5 * g, grads)
+
+
+@fn.layer
+class WrongOutputError(fn.Dense):
+    def output_error(self, params, cache, delta):
+        return 2 * delta
+
+
+@fn.layer
+class BernoulliDropout:
+    """A mask that is another one with float64 allowed, and a propagate that forgets 1/(1 − rate)."""
+
+    def forward(self, params, a_in, *, key=None, train=False, probe=None):
+        keep = jax.random.bernoulli(key, 0.5, a_in.shape) if train else True
+        a = jnp.where(keep, 2 * a_in, 0)
+        return a if probe is None else a + probe, keep
+
+    def propagate(self, params, cache, delta):
+        return jnp.where(cache, delta, 0)
+
+
 FAULTS = [
     (NoDerivative(6, fn.sigmoid), "error", ""),
     (DoubledDerivative(6, fn.tanh), "error", ""),
@@ -98,10 +138,15 @@ FAULTS = [
     (WrongSignOfBias(6, fn.tanh), "gradients", "['b']"),
     (MeanOfErrors(6, fn.tanh), "gradients", "['w']"),
     (LeafForgotten(6, fn.tanh), "gradients", "['b']"),
-    (WrongBackward(6, fn.tanh), "backward", ""),
+    (WrongBackward(6, fn.tanh), "backward", "da_in"),
     (UnscaledDropout(0.5), "propagate", ""),
     (StaleMask(0.5), "propagate", ""),
     (ReversedFlatten(), "propagate", ""),
+    (NanGradient(6, fn.tanh), "gradients", "['w']"),
+    (OffsetBias(6, fn.tanh), "gradients", "['b']"),
+    (WrongOutputBackward(6, fn.tanh), "output_backward", "gradients"),
+    (WrongOutputError(6, fn.tanh), "output_error", ""),
+    (BernoulliDropout(), "propagate", ""),
 ]
 
 
@@ -211,6 +256,47 @@ def test_a_layer_without_a_probe_is_judged_jointly(fault):
     assert report.ok == (fault == "")
     if fault:
         assert (report.rows[0].layer, report.rows[0].equation, report.rows[0].joint) == ("1 Squash", fault, True)
+
+
+@fn.layer
+class ErrorForgotten:
+    """A tanh inside forward and no ``error``: judged jointly, ``error`` is named."""
+
+    def init(self, key, input_shape):
+        return {"w": jnp.linspace(0.5, 2, input_shape[0])}
+
+    def forward(self, params, a_in):
+        return jnp.tanh(params["w"] * a_in), a_in
+
+    def propagate(self, params, cache, delta):
+        return delta * params["w"]
+
+    def gradients(self, params, cache, delta):
+        return {"w": jnp.mean(delta * cache, 0)}
+
+
+def test_an_error_that_was_forgotten_is_named():
+    net = fn.Network(ErrorForgotten(), fn.Dense(3, fn.softmax))
+    params = net.init(jax.random.key(0), (5,))
+    report = fn.compare_gradients(net, fn.log_likelihood, params, jax.random.normal(KEY, (6, 5)), jnp.arange(6) % 3)
+    assert (report.rows[0].layer, report.rows[0].equation, report.rows[0].joint) == ("0 ErrorForgotten", "error", True)
+
+
+def test_gradients_that_are_all_nan_do_not_pass():
+    net = fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, fn.softmax))
+    params = jax.tree.map(lambda p: p * jnp.nan, net.init(jax.random.key(0), (5,)))
+    assert not fn.compare_gradients(net, fn.log_likelihood, params, jnp.ones((6, 5)), jnp.arange(6) % 3).ok
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "softmax", "elu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_saturated_networks_raise_no_alarm(name, dtype):
+    for seed in range(4):
+        net = fn.Network(fn.Dense(4, getattr(fn, name), bias_init=fn.initializers.normal()), fn.Dense(3, fn.softmax))
+        params = cast(net.init(jax.random.key(seed), (5,)), jnp.dtype(dtype))
+        x = 6 * jax.random.normal(jax.random.key(seed + 50), (2, 5), dtype)
+        report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(2))
+        assert report.ok, str(report)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])

@@ -1,6 +1,8 @@
 """Networks and backpropagation: structure, keywords, feedback, chunks, compilation, many devices."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -237,8 +239,61 @@ class TestNetwork:
         assert bool(jnp.any(params[1]["w"][:8, :9] != params[4][0]["w"]))
 
     def test_parameters_as_a_list_work(self):
-        net, params, x, _ = small()
+        net, params, x, y = small()
         np.testing.assert_array_equal(net.apply(list(params), x), net.apply(params, x))
+        _, grads = fn.value_and_grad(net, fn.log_likelihood, penalty=fn.L2(1.0))(list(params), x, y)
+        assert jax.tree.structure(grads) == jax.tree.structure(list(params))
+
+    def test_copies_are_equal(self):
+        net, *_ = small(dropout=True)
+        variant = fn.Network(net, fn.Dense(3, fn.leaky_relu.with_(slope=0.2)))
+        for copied in (copy.deepcopy(variant), pickle.loads(pickle.dumps(variant))):
+            assert copied == variant
+            assert hash(copied) == hash(variant)
+        assert copy.deepcopy(fn.cross_entropy) is pickle.loads(pickle.dumps(fn.cross_entropy)) is fn.cross_entropy
+
+    def test_a_subclass_stays_one_inside_a_loop(self):
+        @fn.layer
+        class Tripled(fn.Network):
+            def forward(self, params, a_in, **given):
+                a, cache = super().forward(params, a_in, **given)
+                return 3 * a, cache
+
+        net = Tripled(fn.Dense(3, fn.tanh))
+        assert type(net.in_loop()) is Tripled
+        assert net.in_loop()[0] == fn.Dense(3, fn.tanh).in_loop()
+        assert repr(net) == "Tripled(Dense(3, tanh))"
+
+    def test_integer_inputs_and_a_first_layer_without_propagate(self):
+        @fn.layer
+        class Table:
+            def init(self, key, input_shape):
+                return {"w": jax.random.normal(key, (9, 4))}
+
+            def forward(self, params, a_in, *, probe=None):
+                a = params["w"][a_in]
+                return a if probe is None else a + probe, a_in
+
+            def gradients(self, params, cache, delta):
+                return {"w": jnp.zeros_like(params["w"]).at[cache].add(delta / len(delta))}
+
+        net = fn.Network(Table(), fn.Flatten(), fn.Dense(3, fn.softmax))
+        params = net.init(jax.random.key(0), (5,))
+        x, y = jax.random.randint(KEY, (6, 5), 0, 9), jnp.arange(6) % 3
+        _, grads = fn.value_and_grad(net, fn.log_likelihood)(params, x, y)
+        assert_agree(grads, jax.grad(fn.objective(net, fn.log_likelihood))(params, x, y), 1e-12)
+        assert fn.compare_gradients(net, fn.log_likelihood, params, x, y).ok
+        below = fn.Network(fn.Flatten(), Table(), fn.Flatten(), fn.Dense(3, fn.softmax))
+        for run in (fn.backprop, lambda *args: fn.value_and_grad(*args[:2])(*args[2:])):
+            with pytest.raises((fn.LayerError, NotImplementedError), match="propagate"):
+                run(below, fn.log_likelihood, ({}, *params), x, y)
+
+    def test_gradients_have_the_parameters_dtype(self):
+        net, params, x, y = small()
+        half = cast(params, jnp.bfloat16)
+        with jax.numpy_dtype_promotion("standard"):
+            _, grads = fn.value_and_grad(net, fn.log_likelihood)(half, x, y)
+        assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
 
 
 class TestChunks:
@@ -274,15 +329,22 @@ class TestChunks:
             def propagate(self, params, cache, delta):
                 return delta
 
-        net = fn.Network(fn.Dense(3, fn.tanh), Noise(), fn.Dense(2, fn.softmax))
-        assert not net.independent
-        params = net.init(jax.random.key(0), (4,))
-        x, y = jnp.ones((6, 4)), jnp.zeros(6, int)
-        fn.value_and_grad(net, fn.log_likelihood)(params, x, y, key=KEY)
-        with pytest.raises(
-            ValueError, match=r"micro_batch: expected a net whose examples do not mix.*use micro_batch=None"
-        ):
-            fn.value_and_grad(net, fn.log_likelihood, micro_batch=2)
+        @fn.layer
+        class Center:
+            def forward(self, params, a_in):
+                return a_in - jnp.mean(a_in, 0), None
+
+            def propagate(self, params, cache, delta):
+                return delta - jnp.mean(delta, 0)
+
+        for layer in (Noise(), Center()):
+            net = fn.Network(fn.Dense(3, fn.tanh), layer, fn.Dense(2, fn.softmax))
+            assert not net.independent
+            params = net.init(jax.random.key(0), (4,))
+            x, y = jax.random.normal(KEY, (6, 4)), jnp.arange(6) % 2
+            gradients = [fn.value_and_grad(net, fn.log_likelihood, micro_batch=b) for b in (None, 2)]
+            whole, chunked = (gradient(params, x, y, key=KEY) for gradient in gradients)
+            assert_agree(chunked, whole, 0)
 
     @pytest.mark.parametrize("size", [0, -3, 2.5, "all"])
     def test_a_bad_size(self, size):
@@ -371,6 +433,8 @@ def test_many_devices():
             {"x": jnp.ones((13, 3, 5))},
             r"layer 1 Dense\(9, sigmoid\): expected inputs of shape \(m, 10\), got \(13, 15\)",
         ),
+        ({"weights": jnp.ones(20)}, r"weights: expected 13 examples on axis 0, as in x, got shape \(20,\)"),
+        ({"mask": jnp.ones((12, 2))}, r"mask: expected 13 examples on axis 0, as in x, got shape \(12, 2\)"),
         ({"key": 7}, r"key: expected one PRNG key, got int 7; make one with jax\.random\.key\(seed\)"),
         ({"key": jnp.ones(2)}, r"key: expected one PRNG key, got an array of float64 and shape \(2,\)"),
     ],

@@ -221,6 +221,15 @@ class TestResume:
         state = fn.load(tmp_path / "state.npz", blank.state)
         chex.assert_trees_all_equal(run(epochs=6, resume=state, **given), (whole, history))
 
+    def test_a_state_of_another_run_is_refused(self):
+        for other, message in (
+            ({"monitor_training": False}, r"got one whose \.records\['accuracy'\] is None"),
+            ({"optimizer": fn.adam()}, r"got one whose \.optimizer\..* resume with the same arguments"),
+        ):
+            state = run(epochs=1, **other)[1].state
+            with pytest.raises(ValueError, match=message):
+                run(resume=state)
+
     def test_ctrl_c_returns_what_is_done(self):
         calls = []
         original = training._monitor
@@ -279,6 +288,7 @@ class Unregistered:
             {"penalty": Unregistered()},
             r"penalty: expected a pytree, got Unregistered, which JAX does not know; use fn\.L2",
         ),
+        ({"validation": (np.ones((2, 5)), np.array([0, 1]), np.ones(2))}, "validation: expected .* for the third"),
         ({"resume": "state"}, r"fit: expected resume=history\.state, got str"),
         ({"micro_batch": 0}, "micro_batch: expected a positive integer"),
     ],
