@@ -170,13 +170,13 @@ def layer(cls: type[T]) -> type[T]:
     Raises:
         TypeError: when a layer is built with an array, a dict or anything else unhashable in a field.
     """
-    init = "__init__" not in cls.__dict__
+    written_init = "__init__" in cls.__dict__ or getattr(cls, "_written_init", False)
     for name in inspect.get_annotations(cls):
         if isinstance(cls.__dict__.get(name), list):
             setattr(cls, name, _normalise(cls, name, cls.__dict__[name]))
     if not issubclass(cls, Layer):
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-        plain = dataclass(frozen=True, init=init, repr=False)(cls)
+        plain = dataclass(frozen=True, init=not written_init, repr=False)(cls)
         cls = type(cls.__name__, (plain, Layer), names)  # pyright: ignore
     written = getattr(cls, "__post_init__", None)
 
@@ -186,8 +186,8 @@ def layer(cls: type[T]) -> type[T]:
         if written is not None:
             written(self)
 
-    cls.__post_init__ = __post_init__  # pyright: ignore[reportAttributeAccessIssue]
-    return jax.tree_util.register_static(dataclass(frozen=True, init=init, repr=False)(cls))
+    cls.__post_init__, cls._written_init = __post_init__, written_init  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.tree_util.register_static(dataclass(frozen=True, init=not written_init, repr=False)(cls))
 
 
 @functools.cache
