@@ -21,7 +21,28 @@ from .activations import (
 )
 from .costs import Cost, accuracy, cross_entropy, log_likelihood, quadratic
 from .gradcheck import Report, Row, compare_gradients
-from .layers import Dense, Dropout, ExampleKeys, Flatten, Layer, LayerError, example_keys, layer
+from .layers import (
+    Conv,
+    ConvTranspose,
+    Dense,
+    Dropout,
+    ExampleKeys,
+    Flatten,
+    GlobalMeanPool,
+    Layer,
+    LayerError,
+    MaxPool,
+    MeanPool,
+    Upsample,
+    convolve,
+    cross_correlate,
+    example_keys,
+    layer,
+    pad_full,
+    rot180,
+    unsample_max,
+    unsample_mean,
+)
 from .network import Backprop, Network, backprop, objective, value_and_grad
 from .optimizers import CosineDecay, ExponentialDecay, StepDecay, adam, apply_updates, sgd
 from .penalties import L1, L2
@@ -37,7 +58,9 @@ __all__ = [
     # costs
     "Cost", "accuracy", "cross_entropy", "log_likelihood", "quadratic",
     # layers
-    "Dense", "Dropout", "Flatten", "Network",
+    "Conv", "ConvTranspose", "Dense", "Dropout", "Flatten", "GlobalMeanPool", "MaxPool", "MeanPool", "Network", "Upsample",
+    # convolution and pooling in the notes' words
+    "convolve", "cross_correlate", "pad_full", "rot180", "unsample_max", "unsample_mean",
     # the layer contract
     "ExampleKeys", "Layer", "LayerError", "example_keys", "layer",
     # backpropagation

@@ -49,7 +49,8 @@ class Network(Layer):
 
     def __init__(self, *layers: Layer) -> None:
         object.__setattr__(self, "layers", layers)
-        object.__setattr__(self, "independent", all(getattr(part, "independent", False) for part in layers))
+        for name in ("independent", "kept"):
+            object.__setattr__(self, name, all(getattr(part, name, False) for part in layers))
         if not layers:
             raise ValueError(
                 "Network(): expected at least one layer, got none; as in fn.Network(fn.Dense(10, fn.softmax))"
@@ -60,8 +61,12 @@ class Network(Layer):
                 raise LayerError(part, "a layer", type(part).__name__, remedy, (i,))
 
     def in_loop(self):
+        layers, kept = [], True
+        for part in self.layers:
+            layers.append(part.in_loop() if kept else part)
+            kept = kept and part.kept
         twin = copy.copy(self)
-        object.__setattr__(twin, "layers", tuple(part.in_loop() for part in self.layers))
+        object.__setattr__(twin, "layers", tuple(layers))
         return twin
 
     def __len__(self) -> int:
@@ -311,7 +316,7 @@ def _completed(value, gradients, params, x, penalty, n_examples):
     return value + penalty.value(params, n).astype(value.dtype), gradients
 
 
-WHOLE_BATCH_BYTES, CHUNK_BYTES, SMALLEST_CHUNK = 32 * 2**20, 8 * 2**20, 32
+WHOLE_BATCH_BYTES, CHUNK_BYTES, SMALLEST_CHUNK = 16 * 2**20, 8 * 2**20, 32
 
 
 def chunk_size(net: Layer, params: Params, x: Array, key: Any, mask: Any, micro_batch: int | str | None) -> int:

@@ -16,7 +16,7 @@ except ImportError as error:
         "fnnet.plots: expected matplotlib, got none; install it with pip install 'fnnet[examples]'"
     ) from error
 
-__all__ = ["digits", "learning_curves"]
+__all__ = ["digits", "learning_curves", "maps"]
 
 
 def learning_curves(history: History, *, of: str = "cost", ax: Axes | None = None) -> Axes:
@@ -90,4 +90,36 @@ def digits(
     if labels is not None and predictions is not None:
         right = int(jnp.sum(jnp.asarray(labels) == jnp.asarray(predictions)))
         ax.set_title(f"Predicted classes: {right} of {m} right")
+    return ax
+
+
+def maps(values: Any, *, columns: int = 10, ax: Axes | None = None) -> Axes:
+    """Kernels or feature maps side by side in one grid and on one scale: blue below 0, red above, or grey where none is
+    negative.
+
+    Args:
+        values: (H, W, n), as ``params[0]["w"][:, :, 0]`` or one image of a layer's outputs are.
+        columns: maps in a row.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ValueError: for values of another rank.
+    """
+    values = np.asarray(values)
+    if values.ndim != 3:
+        raise ValueError(f"maps: expected values (H, W, n), got {values.shape}")
+    height, width, n = values.shape
+    columns = min(columns, n)
+    rows, gap = -(-n // columns), max(1, width // 12)
+    if ax is None:
+        ax = plt.figure(figsize=(columns * 0.8, rows * 0.85), layout="constrained").add_subplot()
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
+    for i in range(n):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = values[:, :, i]
+    largest = float(np.abs(values).max(initial=0))
+    signed = bool((values < 0).any())
+    shown = ax.imshow(canvas, cmap="RdBu_r" if signed else "gray", vmin=-largest if signed else 0, vmax=largest)
+    ax.figure.colorbar(shown, ax=ax, shrink=0.8)
+    ax.set_axis_off()
     return ax

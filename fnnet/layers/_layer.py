@@ -133,6 +133,11 @@ class Layer:
     """Whether a batch may be run in chunks: no example's output or gradient depends on another example, and a key may come
     as `ExampleKeys`. A layer of your own says so by ``independent = True`` in its class."""
 
+    kept: ClassVar[bool] = True
+    """Whether the compiler keeps the output in memory. It may instead compute it again wherever it is used, where that
+    looks cheap (a chain of comparisons does); above a layer that says False, `Network.in_loop` changes nothing, since a
+    sum that is written out there would repeat it for every weight."""
+
     def __repr__(self) -> str:
         shown = []
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,406 @@
+"""Convolution over 1, 2 or 3 spatial axes, its four equations, and its transpose.
+
+Legend: m examples (axis 0), c channels (the last axis), spatial sizes n; a activation, z weighted input, w kernels
+(*k, c_in / groups, c_out), b biases, δ the error. "Convolution" is the notes' equation 5, which sums w_l a_{j+l}: the
+cross-correlation of mathematics, as in every framework. Stride s, padding p, dilation d and groups are static.
+
+Each equation has two forms, named by ``algorithm``: "library" (XLA's convolution) and "gemm" (one matrix product over the
+windows' entries side by side). "auto" takes what was measured to be faster: the rules stand beside the equations.
+
+Source: the notes, sections 7.1 and 7.2.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..activations import Activation, wide_dtype
+from ..initializers import Initializer, scaled_normal, zeros
+from ._dense import bias_gradient
+from ._layer import Layer, LayerError, Shape, check_leaf, layer
+from ._window import (
+    Padding,
+    Sizes,
+    Window,
+    check_images,
+    check_padding,
+    check_sizes,
+    is_whole,
+    overlap_add,
+    taps,
+    window,
+)
+
+__all__ = ["Conv", "ConvTranspose", "convolve", "cross_correlate", "pad_full", "rot180"]
+
+Algorithm = Literal["auto", "gemm", "library"]
+CACHE_BYTES = 3 * 2**19
+static = functools.partial(jax.jit, static_argnames=("win", "groups", "algorithm"))
+
+
+@static
+def weighted_input(w: Array, a_in: Array, win: Window, groups: int = 1, algorithm: Algorithm = "auto") -> Array:
+    """z_jo = Σ_l Σ_c w_lco a_(s·j + d·l − p)c, without the bias.
+
+    Args:
+        w: (*k, c_in / groups, c_out).
+        a_in: (m, *n_in, c_in).
+        win: where the windows stand, from `window`.
+        groups: output channel o reads the input channels of its own group only.
+        algorithm: "auto" is "library" but for float64 on CPU.
+
+    Returns:
+        (m, *n_out, c_out). Source: the notes, section 7.1, equation 5.
+    """
+
+    def library(w: Array, a_in: Array) -> Array:
+        return jax.lax.conv_general_dilated(
+            a_in,
+            w,
+            win.stride,
+            win.padding,
+            rhs_dilation=win.dilation,
+            dimension_numbers=layout(w),
+            feature_group_count=groups,
+        )
+
+    def gemm(w: Array, a_in: Array) -> Array:
+        entries = jnp.stack(taps(a_in, win), axis=-2)
+        return jnp.tensordot(entries, w.reshape(-1, *w.shape[-2:]), axes=2)
+
+    return run(algorithm, library, gemm, w.dtype == jnp.float64, groups, w, a_in)
+
+
+@static
+def input_error(w: Array, delta: Array, win: Window, groups: int = 1, algorithm: Algorithm = "auto") -> Array:
+    """BP2's product, the notes' padding(δ) * rot180(w): ∂C/∂a_ic = Σ_l Σ_o w_lco δ_jo, over the j, l with s·j + d·l − p = i.
+
+    As "library" it is a convolution of δ, padded and spread by the stride, with the rotated kernels, their channels
+    swapped; as "gemm" every window's share w δ_j, added up where windows overlap.
+
+    Args:
+        w: (*k, c_in / groups, c_out).
+        delta: (m, *n_out, c_out).
+
+    Returns:
+        (m, *n_in, c_in). Source: the notes, section 7.2.3.
+    """
+
+    def library(w: Array, delta: Array) -> Array:
+        sides = []
+        for n_in, n_out, r, s, (low, _) in zip(win.n_in, win.n_out, win.span, win.stride, win.padding, strict=True):
+            sides.append((r - 1 - low, n_in - 1 - s * (n_out - 1) + low))
+        return jax.lax.conv_general_dilated(
+            delta,
+            swapped(jnp.flip(w, range(w.ndim - 2)), groups),
+            (1,) * len(sides),
+            sides,
+            lhs_dilation=win.stride,
+            rhs_dilation=win.dilation,
+            dimension_numbers=layout(w),
+            feature_group_count=groups,
+        )
+
+    def gemm(w: Array, delta: Array) -> Array:
+        shares, at = jnp.tensordot(delta, w, axes=(-1, -1)), 1 + len(win.size)
+        e = shares.reshape(*shares.shape[:at], -1)
+        for axis, k in enumerate(win.size):
+            parts = e.reshape(*e.shape[:at], k, -1)
+            e = overlap_add([jax.lax.index_in_dim(parts, l, at, keepdims=False) for l in range(k)], axis, win)
+            e = jax.lax.optimization_barrier(e)
+        return e
+
+    border = math.prod((n + k - 1) / n for n, k in zip(win.n_out, win.size, strict=True))
+    on_cpu = w.dtype == jnp.float64 or (w.shape[-2] <= 32 and border >= 1.5)
+    return run(algorithm, library, gemm, on_cpu, groups, w, delta)
+
+
+@static
+def weight_gradient(delta: Array, a_in: Array, win: Window, groups: int = 1, algorithm: Algorithm = "auto") -> Array:
+    """BP4: ∂C/∂w_lco = (1/m) Σ_x Σ_j δ_jo a_(s·j + d·l − p)c, the cross-correlation of a with δ.
+
+    As "library" it is written as an ordinary convolution in which examples and channels have changed places: a's examples are
+    summed over as if they were channels. (``jax.grad`` leaves the axes where they are and names them otherwise, which
+    XLA runs 12 to 50 times slower inside a loop on CPU.) Half precision is summed in float32.
+
+    Args:
+        delta: (m, *n_out, c_out).
+        a_in: (m, *n_in, c_in).
+
+    Returns:
+        (*k, c_in / groups, c_out). Source: the notes, section 7.2.4, without its rotation.
+    """
+    wide = wide_dtype(delta.dtype)
+
+    def library(delta: Array, a_in: Array) -> Array:
+        g = jax.lax.conv_general_dilated(
+            jnp.swapaxes(a_in, 0, -1),
+            jnp.moveaxis(delta, 0, -2),
+            win.dilation,
+            win.padding,
+            rhs_dilation=win.stride,
+            dimension_numbers=layout(delta),
+            batch_group_count=groups,
+            preferred_element_type=wide,
+        )
+        return jnp.moveaxis(g, 0, -2)[tuple(slice(k) for k in win.size)]
+
+    def gemm(delta: Array, a_in: Array) -> Array:
+        entries = jnp.moveaxis(jnp.stack(taps(a_in, win)), -1, 1)
+        g = jnp.tensordot(entries, delta, axes=delta.ndim - 1, preferred_element_type=wide)
+        return g.reshape(*win.size, *g.shape[1:])
+
+    entries = math.prod(delta.shape[:-1]) * math.prod(win.size) * a_in.shape[-1]
+    on_cpu = delta.dtype == jnp.float64 or entries * a_in.dtype.itemsize <= CACHE_BYTES
+    total = run(algorithm, library, gemm, on_cpu, groups, delta, a_in)
+    return (total / delta.shape[0]).astype(delta.dtype)
+
+
+def run(algorithm: Algorithm, library: Callable, gemm: Callable, on_cpu: bool, groups: int, *args: Array) -> Array:
+    """The form that ``algorithm`` names; for "auto" the library's but where ``on_cpu`` prefers gemm and it runs on a CPU."""
+
+    def each_group(*args: Array) -> Array:
+        parts = zip(*(jnp.split(a, groups, axis=-1) for a in args), strict=True)
+        return jnp.concatenate([gemm(*part) for part in parts], axis=-1)
+
+    if algorithm == "auto" and on_cpu and groups == 1:
+        return jax.lax.platform_dependent(*args, cpu=gemm, default=library)
+    return each_group(*args) if algorithm == "gemm" else library(*args)
+
+
+def layout(a: Array) -> tuple[str, str, str]:
+    """The axes of input, kernels and output, for a's rank."""
+    space = "DHW"[5 - a.ndim :]
+    return f"N{space}C", f"{space}IO", f"N{space}C"
+
+
+def swapped(w: Array, groups: int) -> Array:
+    """Input and output channels changed places, group by group: (*k, c_in / g, c_out) -> (*k, c_out / g, c_in)."""
+    *k, c, c_out = w.shape
+    return jnp.swapaxes(w.reshape(*k, c, groups, c_out // groups), -1, -3).reshape(*k, c_out // groups, groups * c)
+
+
+# The notes' own words, for one channel: functions of matrices (or of arrays of any rank).
+
+
+@jax.jit
+def rot180(w: Array) -> Array:
+    """w turned by 180°: flipped along every axis. Source: the notes, section 7.2.3."""
+    return jnp.flip(jnp.asarray(w))
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def pad_full(delta: Array, size: Sizes) -> Array:
+    """δ with size − 1 zeros on every side, so that a window of that size meets each entry at each of its places.
+
+    Source: the notes, section 7.2.3, padding(δ).
+    """
+    delta = jnp.asarray(delta)
+    return jnp.pad(delta, [(k - 1, k - 1) for k in check_sizes("pad_full", "size", size, delta.ndim)])
+
+
+@jax.jit
+def cross_correlate(a: Array, w: Array) -> Array:
+    """z_j = Σ_l w_l a_{j+l}, where w fits into a ("valid"): what the notes' equation 5 computes.
+
+    Raises:
+        LayerError: for a and w of different rank, or w larger than a.
+    """
+    a, w = jnp.asarray(a), jnp.asarray(w)
+    if a.ndim != w.ndim:
+        got = f"{a.shape} and {w.shape}"
+        raise LayerError("cross_correlate", "a and w of the same rank", got, "give two matrices, or two vectors")
+    win = window("cross_correlate", a.shape, w.shape)
+    entries = jnp.stack(taps(a[None, ..., None], win), axis=-1)[0, ..., 0, :]
+    return entries @ w.ravel()
+
+
+@jax.jit
+def convolve(a: Array, w: Array) -> Array:
+    """z_j = Σ_l w_l a_{j−l+k−1}, where w fits into a ("valid"): the convolution of mathematics, `cross_correlate` with
+    rot180(w)."""
+    return cross_correlate(a, rot180(w))
+
+
+@layer
+class Convolution(Layer):
+    """What `Conv` and `ConvTranspose` share: fields and their checks, parameters, σ and σ'."""
+
+    features: int
+    size: Sizes
+    activation: Activation
+    stride: Sizes = 1
+    padding: Padding = 0
+    dilation: Sizes = 1
+    groups: int = 1
+    weight_init: Initializer = scaled_normal()
+    bias_init: Initializer = zeros()
+    algorithm: Algorithm = "auto"
+
+    independent = True
+
+    def __post_init__(self) -> None:
+        for name in ("features", "groups"):
+            value = getattr(self, name)
+            if not is_whole(value) or value < 1:
+                raise LayerError(self, f"a positive number of {name}", repr(value), f"give {name} as an integer")
+            object.__setattr__(self, name, int(value))
+        for name in ("size", "stride", "dilation"):
+            check_sizes(self, name, getattr(self, name))
+        if self.padding != "same":
+            check_padding(self, self.padding)
+        if not isinstance(self.activation, Activation):
+            remedy = "give one of fnnet's activations, such as fn.sigmoid or fn.linear, or an fn.Activation of your own"
+            raise LayerError(self, "an fn.Activation", repr(self.activation), remedy)
+        if self.algorithm not in ("auto", "gemm", "library"):
+            remedy = "'auto' takes the faster form; all give the same result"
+            raise LayerError(self, "algorithm 'auto', 'gemm' or 'library'", repr(self.algorithm), remedy)
+        if self.features % self.groups:
+            got = f"{self.features} features in {self.groups} groups"
+            raise LayerError(self, "features that groups divide", got, "each group makes features / groups of them")
+
+    def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
+        n_in, c_in = check_images(self, (1, *input_shape)), input_shape[-1]
+        if c_in % self.groups:
+            got = f"{c_in} channels in {self.groups} groups"
+            raise LayerError(
+                self, "input channels that groups divide", got, "each group reads its share of the channels"
+            )
+        size = check_sizes(self, "size", self.size, len(n_in))
+        shape, dtype = (*size, c_in // self.groups, self.features), jnp.result_type(float)
+        w_key, b_key = jax.random.split(key)
+        return {
+            "w": self.weight_init(w_key, shape, dtype, in_axis=-2, out_axis=-1),
+            "b": self.bias_init(b_key, (self.features,), dtype),
+        }
+
+    def forward(self, params, a_in, *, probe=None):
+        rank = jnp.ndim(params["w"]) - 2 if isinstance(params, dict) and "w" in params else a_in.ndim - 2
+        size = check_sizes(self, "size", self.size, rank)
+        w = check_leaf(self, params, "w", (*size, None, self.features))
+        b = check_leaf(self, params, "b", (self.features,))
+        check_images(self, a_in.shape, rank, w.shape[-2] * self.groups)
+        if not jnp.issubdtype(a_in.dtype, jnp.floating):
+            a_in = a_in.astype(w.dtype)
+        z = self.product(w, a_in) + b
+        if probe is not None:
+            z = z + probe
+        a = self.activation(z)
+        return a, (a_in, z, a)
+
+    def product(self, w: Array, a_in: Array) -> Array:
+        """The weighted input without the bias."""
+        raise NotImplementedError("Convolution: expected Conv or ConvTranspose, got their base class")
+
+    def output(self, params, cache):
+        _, z, _ = cache
+        return self.activation, z
+
+    def error(self, params, cache, da_out):
+        _, z, a = cache
+        return self.activation.error(da_out, z, a)
+
+
+@layer
+class Conv(Convolution):
+    """A convolution: a = σ(z), z = w ⋆ a_in + b, the kernels w shared by all places.
+
+    Parameters {w (*k, c_in / groups, features), b (features)}. Inputs (m, *n, c_in), outputs (m, *n_out, features) with
+    n_out = ⌊(n + p_before + p_after − d (k − 1) − 1) / s⌋ + 1. The rank of the input says whether it is 1-D (sequences (m,
+    T, c)), 2-D (images (m, H, W, c)) or 3-D.
+
+    Args:
+        features: output channels, the notes' feature maps.
+        size: k, the local receptive field; an integer, or one for each spatial axis.
+        activation: σ.
+        stride: s, likewise.
+        padding: p: an integer or one for each axis, a pair (before, after) for each axis, "valid" (0), or "same" (as much as
+            gives ⌈n / s⌉ places).
+        dilation: d: the receptive field's entries stand d apart.
+        groups: channels are split into groups that do not mix; it divides c_in and features.
+        weight_init: initialiser of w, N(0, 1/n_in) by default, with n_in = c_in · ∏k / groups.
+        bias_init: initialiser of b, 0 by default.
+        algorithm: "auto" takes the form of each equation that is faster for its shapes and backend; "library" and "gemm"
+        force
+            XLA's convolution or one matrix product over patches.
+
+    Raises:
+        LayerError: for a field that is none of these, inputs or parameters of another shape, or a window larger than the
+            padded input.
+
+    Source: the notes, section 7.1.
+    """
+
+    def window(self, n_in: tuple[int, ...]) -> Window:
+        return window(self, n_in, self.size, self.stride, self.padding, self.dilation)
+
+    def product(self, w, a_in):
+        return weighted_input(w, a_in, self.window(a_in.shape[1:-1]), self.groups, self.algorithm)
+
+    def propagate(self, params, cache, delta):
+        a_in, _, _ = cache
+        return input_error(params["w"], delta, self.window(a_in.shape[1:-1]), self.groups, self.algorithm)
+
+    def gradients(self, params, cache, delta):
+        a_in, _, _ = cache
+        w = weight_gradient(delta, a_in, self.window(a_in.shape[1:-1]), self.groups, self.algorithm)
+        return {"w": w.astype(params["w"].dtype), "b": bias_gradient(delta).astype(params["b"].dtype)}
+
+
+@layer
+class ConvTranspose(Convolution):
+    """The transpose of `Conv`: each entry of the input lays the kernel, times its value, over the output.
+
+    z_(s·j + d·l − p)o = Σ_c w_lco a_jc + b_o, summed where kernels overlap: `Conv`'s BP2 as the forward pass, and `Conv`'s
+    forward pass as its BP2. Parameters {w (*k, c_in / groups, features), b (features)}; outputs have
+    n_out = s (n − 1) + d (k − 1) + 1 − p_before − p_after places.
+
+    Args:
+        features, size, activation, stride, dilation, groups, weight_init, bias_init, algorithm: as of `Conv`.
+        padding: what is cut off the output: an integer or one for each axis, a pair (before, after) for each axis, "valid"
+        (0),
+            or "same" (as much as leaves s·n places).
+
+    Raises:
+        LayerError: as `Conv`.
+
+    Source: the notes, section 7.2.3, read forwards; Zeiler et al. (2010).
+    """
+
+    def window(self, n_in: tuple[int, ...]) -> Window:
+        """The window of the convolution whose transpose this is: it reads the output."""
+        rank = len(n_in)
+        k, s, d = (check_sizes(self, n, getattr(self, n), rank) for n in ("size", "stride", "dilation"))
+        whole = [s_ * (n - 1) + d_ * (k_ - 1) + 1 for n, k_, s_, d_ in zip(n_in, k, s, d, strict=True)]
+        if self.padding == "same":
+            cut = [n - s_ * q for n, s_, q in zip(whole, s, n_in, strict=True)]
+            sides = tuple((max(0, c) // 2, c - max(0, c) // 2) for c in cut)
+        else:
+            sides = check_padding(self, self.padding, rank)
+        n_out = tuple(n - low - high for n, (low, high) in zip(whole, sides, strict=True))
+        if min(n_out) < 1:
+            remedy = "use less padding or a larger kernel"
+            raise LayerError(
+                self, "padding that leaves some of the output", f"{self.padding} of {tuple(whole)}", remedy
+            )
+        return Window(n_out, k, s, sides, d)
+
+    def product(self, w, a_in):
+        win = self.window(a_in.shape[1:-1])
+        return input_error(swapped(w, self.groups), a_in, win, self.groups, self.algorithm)
+
+    def propagate(self, params, cache, delta):
+        a_in, _, _ = cache
+        win = self.window(a_in.shape[1:-1])
+        return weighted_input(swapped(params["w"], self.groups), delta, win, self.groups, self.algorithm)
+
+    def gradients(self, params, cache, delta):
+        a_in, _, _ = cache
+        win = self.window(a_in.shape[1:-1])
+        w = swapped(weight_gradient(a_in, delta, win, self.groups, self.algorithm), self.groups)
+        return {"w": w.astype(params["w"].dtype), "b": bias_gradient(delta).astype(params["b"].dtype)}
