@@ -164,7 +164,7 @@ def jitter(key: Array, images: Any, *, degrees: float = 10.0, pixels: float = 1.
     Args:
         key: the draws come from it alone.
         images: (m, H, W, c).
-        degrees: angles are uniform in ±degrees.
+        degrees: angles are uniform in ±degrees, counted counter-clockwise.
         pixels: movements along each axis are uniform in ±pixels; interpolation is linear.
 
     Returns:

@@ -499,3 +499,66 @@ def test_bad_input_is_a_clear_error(build, message):
 
 def applied(layer, input_shape, shape):
     return layer.apply(layer.init(KEY, input_shape), jnp.ones(shape))
+
+
+class TestMoreData:
+    def test_shifted_by_one_pixel(self, digits):
+        (images, labels), _ = digits
+        x, y = fn.datasets.shifted(images[:10], labels[:10])
+        assert x.shape == (50, 28, 28, 1)
+        np.testing.assert_array_equal(y, np.tile(labels[:10], 5))
+        whole, up, down, left, right = x.reshape(5, 10, 28, 28, 1)
+        np.testing.assert_array_equal(whole, images[:10])
+        np.testing.assert_array_equal(up[:, :-1], images[:10, 1:])
+        np.testing.assert_array_equal(down[:, 1:], images[:10, :-1])
+        np.testing.assert_array_equal(left[:, :, :-1], images[:10, :, 1:])
+        np.testing.assert_array_equal(right[:, :, 1:], images[:10, :, :-1])
+        assert not up[:, -1].any()
+        assert not right[:, :, 0].any()
+
+    def test_jitter_turns_and_moves(self):
+        image = np.zeros((1, 11, 11, 1))
+        image[0, 3:8, 4:6, 0] = np.arange(1, 11).reshape(5, 2)
+        draws = np.asarray(jax.random.uniform(KEY, (1, 3), jnp.float32, -1, 1), float)[0]
+        jitter = fn.datasets.jitter
+        np.testing.assert_allclose(jitter(KEY, image, degrees=0.0, pixels=0.0), image, atol=1e-12)
+        turned = jitter(KEY, image, degrees=90 / draws[0], pixels=0.0)[0, :, :, 0]
+        np.testing.assert_allclose(turned, np.rot90(image[0, :, :, 0]), atol=1e-5)
+        moved = np.asarray(jitter(KEY, image, degrees=0.0, pixels=2.0)[0, :, :, 0])
+        centre = lambda a: np.tensordot(np.indices(a.shape), a, 2) / a.sum()  # noqa: E731
+        np.testing.assert_allclose(centre(moved) - centre(image[0, :, :, 0]), 2 * draws[1:], atol=1e-6)
+
+    def test_jitter_draws_by_key_and_keeps_dtypes(self, digits):
+        (images, _), _ = digits
+        few = images[:3]
+        one, other = (fn.datasets.jitter(jax.random.key(k), few) for k in (0, 1))
+        np.testing.assert_array_equal(one, fn.datasets.jitter(jax.random.key(0), few))
+        assert float(jnp.max(jnp.abs(one - other))) > 0.1
+        assert one.dtype == jnp.float32
+        assert fn.datasets.jitter(KEY, few.astype(np.float64)).dtype == jnp.float64
+        assert fn.datasets.jitter(KEY, (255 * few).astype(np.uint8)).dtype == jnp.float32
+        assert fn.datasets.jitter(KEY, few[:0]).shape == (0, 28, 28, 1)
+
+    def test_bad_images(self):
+        with pytest.raises(
+            ValueError, match=r"shifted: expected images \(m, H, W, c\), got shape \(28, 28\); add axes"
+        ):
+            fn.datasets.shifted(np.zeros((28, 28)), np.zeros(28))
+        with pytest.raises(ValueError, match=r"shifted: expected 2 labels, one for each image, got shape \(3,\)"):
+            fn.datasets.shifted(np.zeros((2, 4, 4, 1)), np.zeros(3))
+        with pytest.raises(ValueError, match=r"jitter: expected images"):
+            fn.datasets.jitter(KEY, np.zeros((4, 4)))
+
+
+def test_maps_are_drawn_on_one_scale():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plots = pytest.importorskip("fnnet.plots")
+
+    ax = plots.maps(np.stack([np.full((3, 2), v) for v in (-1.0, 0.5, 0.25)], -1), columns=2)
+    shown = ax.images[0]
+    assert shown.get_array().shape == (3 + 1 + 3, 2 + 1 + 2)
+    assert (shown.norm.vmin, shown.norm.vmax) == (-1.0, 1.0)
+    assert plots.maps(np.ones((3, 2, 1))).images[0].norm.vmin == 0
+    with pytest.raises(ValueError, match=r"maps: expected values \(H, W, n\), got \(3, 2\)"):
+        plots.maps(np.ones((3, 2)))
+    plt.close("all")
