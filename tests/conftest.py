@@ -11,8 +11,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "print_blob": True}
-settings.register_profile("dev", max_examples=15, **common)
-settings.register_profile("ci", max_examples=150, **common)  # of each property: 300 random networks in all
+settings.register_profile("dev", max_examples=5, **common)
+settings.register_profile("ci", max_examples=50, **common)  # of each shard: 300 random networks in all
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 

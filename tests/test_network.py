@@ -1,6 +1,7 @@
 """Networks and backpropagation: structure, keywords, feedback, chunks, compilation, many devices."""
 
 import copy
+import functools
 import itertools
 import os
 import pickle
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, seed
 from hypothesis import strategies as st
 
 import fnnet as fn
@@ -71,40 +72,53 @@ def random_networks(draw):
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def manual_and_autodiff(net, cost, params, x, y, key, penalty):
+    """One program: compiled apart, the four cost four times as long."""
+    about = {"penalty": penalty, "n_examples": 50}
+    value, reference = jax.value_and_grad(fn.objective(net, cost, **about))(params, x, y, key=key)
+    bp = fn.backprop(net, cost, params, x, y, key=key, **about)
+    errors = probed_cost(net, cost, params, x, y, bp.errors, key)
+    _, gradients = fn.value_and_grad(net, cost, **about)(params, x, y, key=key)
+    return value, reference, bp, errors, gradients
+
+
 def check_random_network(drawn, dtype, tolerance):
     net, cost, n_in, m, penalty, seed = drawn
-    keys = jax.random.split(jax.random.key(seed), 4)
-    params = cast(net.init(keys[0], (n_in,)), dtype)
-    x = jax.random.normal(keys[1], (m, n_in), dtype)
+    init_key, key = jax.random.split(jax.random.key(seed))
+    params = cast(jax.jit(net.init, static_argnums=1)(init_key, (n_in,)), dtype)
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.standard_normal((m, n_in)), dtype)
     n_out = net.output_shape((n_in,))[0]
-    y = jax.random.randint(keys[2], (m,), 0, n_out) if n_out > 1 else jax.random.uniform(keys[2], (m, 1), dtype)
-    given = {"key": keys[3], "penalty": penalty, "n_examples": 50}
-    value, reference = jax.value_and_grad(fn.objective(net, cost, penalty=penalty, n_examples=50))(
-        params, x, y, key=keys[3]
-    )
-    bp = fn.backprop(net, cost, params, x, y, **given)
+    y = jnp.asarray(rng.integers(0, n_out, m)) if n_out > 1 else jnp.asarray(rng.random((m, 1)), dtype)
+    value, reference, bp, errors, gradients = manual_and_autodiff(net, cost, params, x, y, key, penalty)
     np.testing.assert_allclose(bp.cost, value, rtol=tolerance)
     scale = largest(reference)
     assume(scale > 0 and np.isfinite(scale))
     assert_agree(bp.gradients, reference, tolerance, zero=True, scale=scale)
-    errors = probed_cost(net, cost, params, x, y, bp.errors, keys[3])
     assert_agree(bp.errors, errors, tolerance, zero=True, scale=largest(errors))
-    _, gradients = fn.value_and_grad(net, cost, penalty=penalty, n_examples=50)(params, x, y, key=keys[3])
     assert_agree(gradients, reference, tolerance, zero=True, scale=scale)
     if next(CHECKED) % 20 == 0:
         jax.clear_caches()
 
 
-@given(random_networks())
-def test_random_networks_against_autodiff_in_float64(drawn):
-    check_random_network(drawn, jnp.float64, 1e-10)
+@pytest.mark.parametrize("shard", range(3))
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float64, 1e-10), (jnp.float32, 1e-3)], ids=["float64", "float32"]
+)
+def test_random_networks_against_autodiff(dtype, tolerance, shard):
+    """In shards, which run beside each other.
 
+    float32: chained through up to 6 layers, rounding grows from layer to layer: 1e-3 of the largest entry is 8,000 eps. A
+    wrong factor anywhere is far above it.
+    """
 
-@given(random_networks())
-def test_random_networks_against_autodiff_in_float32(drawn):
-    # Chained through up to 6 layers, rounding grows from layer to layer: 1e-3 of the largest entry is 8,000 eps. A wrong
-    # factor anywhere is far above it.
-    check_random_network(drawn, jnp.float32, 1e-3)
+    @seed(shard)
+    @given(random_networks())
+    def check(drawn):
+        check_random_network(drawn, dtype, tolerance)
+
+    check()
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "softmax", "relu", "gelu_tanh", "softplus", "elu", "silu"])
