@@ -52,7 +52,7 @@ def weighted_input(w: Array, a_in: Array, win: Window, groups: int = 1, algorith
         a_in: (m, *n_in, c_in).
         win: where the windows stand, from `window`.
         groups: output channel o reads the input channels of its own group only.
-        algorithm: "auto" is "library" but for float64 on CPU.
+        algorithm: "auto" is "library".
 
     Returns:
         (m, *n_out, c_out). Source: the notes, section 7.1, equation 5.
@@ -73,7 +73,7 @@ def weighted_input(w: Array, a_in: Array, win: Window, groups: int = 1, algorith
         entries = jnp.stack(taps(a_in, win), axis=-2)
         return jnp.tensordot(entries, w.reshape(-1, *w.shape[-2:]), axes=2)
 
-    return run(algorithm, library, gemm, w.dtype == jnp.float64, groups, w, a_in)
+    return run(algorithm, library, gemm, False, groups, w, a_in)
 
 
 @static
@@ -115,8 +115,8 @@ def input_error(w: Array, delta: Array, win: Window, groups: int = 1, algorithm:
             e = jax.lax.optimization_barrier(e)
         return e
 
-    border = math.prod((n + k - 1) / n for n, k in zip(win.n_out, win.size, strict=True))
-    on_cpu = w.dtype == jnp.float64 or (w.shape[-2] <= 32 and border >= 1.5)
+    waste = math.prod(win.n_in) / math.prod(win.n_out)
+    on_cpu = (w.shape[-2] <= 32 and waste >= 1.5) or (w.dtype == jnp.float64 and waste > 1)
     return run(algorithm, library, gemm, on_cpu, groups, w, delta)
 
 
@@ -156,7 +156,7 @@ def weight_gradient(delta: Array, a_in: Array, win: Window, groups: int = 1, alg
         return g.reshape(*win.size, *g.shape[1:])
 
     entries = math.prod(delta.shape[:-1]) * math.prod(win.size) * a_in.shape[-1]
-    on_cpu = delta.dtype == jnp.float64 or entries * a_in.dtype.itemsize <= CACHE_BYTES
+    on_cpu = entries * a_in.dtype.itemsize <= CACHE_BYTES
     total = run(algorithm, library, gemm, on_cpu, groups, delta, a_in)
     return (total / delta.shape[0]).astype(delta.dtype)
 
