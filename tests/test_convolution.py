@@ -16,7 +16,7 @@ import fnnet as fn
 from fnnet.layers import _conv, _pool
 from fnnet.layers._window import window
 
-from .cases import TOLERANCE, assert_agree, cast
+from .cases import TOLERANCE, assert_agree, cast, largest
 
 KEY = jax.random.key(3)
 SPACE = "DHW"
@@ -231,6 +231,25 @@ class TestMaxima:
         _, pull_back = jax.vjp(lambda a: pool.forward({}, a)[0], a)
         np.testing.assert_allclose(pool.propagate({}, cache, 1 + a_out), pull_back(1 + a_out)[0], atol=1e-12)
 
+    @pytest.mark.parametrize("algorithm", ["slices", "scatter"])
+    def test_nan_gets_the_error(self, algorithm):
+        a = jnp.array([1.0, jnp.nan, 3.0, 2.0, 4.0, 7.0, jnp.nan, jnp.nan])[None, :, None]
+        pool = fn.MaxPool(4, algorithm=algorithm)
+        _, cache = pool.forward({}, a)
+        delta = jnp.array([5.0, 6.0])[None, :, None]
+        found = pool.propagate({}, cache, delta)[0, :, 0]
+        np.testing.assert_array_equal(found, [0, 5, 0, 0, 0, 0, 6, 0])
+        _, pull_back = jax.vjp(lambda a: pool.forward({}, a)[0], a)
+        np.testing.assert_array_equal(pull_back(delta)[0][0, :, 0], found)
+
+    @pytest.mark.parametrize("algorithm", ["slices", "scatter"])
+    @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32, bool])
+    def test_padding_never_gets_an_error(self, dtype, algorithm):
+        a = jnp.zeros((1, 4, 1), dtype)
+        a_out = _pool.max_pool(a, 2, 2, 1)
+        found = fn.unsample_max(jnp.ones((1, 3, 1)), a, a_out, 2, 2, 1, algorithm)
+        np.testing.assert_array_equal(found[0, :, 0], [1, 1, 0, 1])
+
     def test_padding_never_wins_and_nan_does(self):
         pool = fn.MaxPool(2, 2, 1)
         a = jnp.full((1, 2, 2, 1), -jnp.inf)
@@ -245,6 +264,9 @@ class TestMaxima:
         a = jnp.arange(16, dtype=jnp.uint8).reshape(1, 4, 4, 1)
         np.testing.assert_array_equal(fn.MaxPool(2).apply({}, a)[0, :, :, 0], [[5, 7], [13, 15]])
         assert fn.MaxPool(2).apply({}, a).dtype == jnp.uint8
+        assert fn.MeanPool(2).apply({}, a)[0, 0, 0, 0] == 2.5
+        assert fn.GlobalMeanPool().apply({}, a)[0, 0] == 7.5
+        np.testing.assert_array_equal(fn.cross_correlate(jnp.arange(4), jnp.arange(2)), [1, 2, 3])
         layer = fn.Conv(2, 2, fn.tanh)
         params = layer.init(KEY, (4, 4, 1))
         np.testing.assert_array_equal(layer.apply(params, a), layer.apply(params, a.astype(jnp.float64)))
@@ -261,6 +283,42 @@ def test_the_transpose_is_the_adjoint(algorithm):
     back = up.apply({"w": _conv.swapped(w, 2), "b": none(6)}, y)
     assert back.shape == x.shape
     np.testing.assert_allclose(jnp.vdot(z, y), jnp.vdot(x, back), rtol=1e-12)
+
+
+@many(dev=6, ci=30)
+@given(geometries(), channels, algorithms)
+def test_random_transposes_against_autodiff_of_the_convolution(geometry, channels, algorithm):
+    """What `ConvTranspose` computes is autodiff's pull-back of XLA's convolution."""
+    n_in, size, stride, padding, dilation = geometry
+    features, groups, c_in = channels
+    win = window("", *geometry)
+    if padding == "same" and any(q * s != n for q, s, n in zip(win.n_out, stride, n_in, strict=True)):
+        padding = win.padding
+    layer = fn.ConvTranspose(features * groups, size, fn.linear, stride, padding, dilation, groups, algorithm=algorithm)
+    y = normal(0, (2, *win.n_out, c_in * groups))
+    w = normal(1, (*size, c_in, features * groups))
+
+    def convolution(x):
+        return lax.conv_general_dilated(
+            x, _conv.swapped(w, groups), stride, win.padding, rhs_dilation=dilation, dimension_numbers=axes_of(len(n_in)),
+            feature_group_count=groups,
+        )  # fmt: skip
+
+    x = jnp.zeros((2, *n_in, features * groups))
+    expected = jax.vjp(convolution, x)[1](y)[0]
+    ours = layer.apply({"w": w, "b": jnp.zeros(features * groups)}, y)
+    reached = tuple(slice(n) for n in ours.shape[1:-1])  # places behind the last window get nothing
+    np.testing.assert_allclose(ours, expected[:, *reached], atol=1e-12)
+    assert largest(expected) == pytest.approx(largest(ours))
+
+
+def test_large_windows_are_not_unrolled():
+    text = jax.jit(fn.cross_correlate).lower(jnp.ones((64, 64)), jnp.ones((60, 60))).as_text()
+    assert text.count("slice") < 10
+    layer = fn.Conv(2, 12, fn.relu)
+    params = layer.init(KEY, (14, 14, 1))
+    step = jax.jit(lambda p, x: layer.backward(p, layer.forward(p, x)[1], jnp.ones((1, 3, 3, 2))))
+    assert step.lower(params, jnp.ones((1, 14, 14, 1))).as_text().count("slice") < 20
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -425,7 +483,7 @@ def test_a_planted_fault_is_named(layer, equation, place):
         (lambda: fn.Conv(4, 3, fn.relu, stride=(1, 0)), r"expected stride to be a positive integer"),
         (
             lambda: fn.Conv(4, 3, fn.relu, padding="full"),
-            r"expected padding to be an integer ≥ 0, .* got 'full'; for images as in",
+            r"expected padding to be an integer ≥ 0, .* got 'full'; as in padding=2",
         ),
         (lambda: fn.Conv(4, 3, fn.relu, padding=-1), r"expected padding to be an integer ≥ 0"),
         (lambda: fn.Conv(4, 3, fn.relu, dilation=1.5), r"expected dilation to be a positive integer"),
@@ -485,6 +543,16 @@ def test_a_planted_fault_is_named(layer, equation, place):
         (lambda: fn.MaxPool(3).apply({}, jnp.ones((1, 2, 2, 1))), r"expected inputs of at least \(3, 3\) places"),
         (lambda: fn.MaxPool(2).apply({}, jnp.ones((4, 4))), r"MaxPool\(2\): expected inputs \(m, \*n, c\)"),
         (lambda: fn.GlobalMeanPool().apply({}, jnp.ones((4, 4))), r"GlobalMeanPool\(\): expected inputs \(m, \*n, c\)"),
+        (
+            lambda: fn.unsample_max(jnp.ones((1, 1, 2, 1)), jnp.ones((1, 4, 4, 1)), jnp.ones((1, 2, 2, 1)), 2),
+            r"unsample_max.*expected an error \(m, \*\(2, 2\), c\), got \(1, 1, 2, 1\); δ has one entry for each window",
+        ),
+        (
+            lambda: fn.unsample_max(*[jnp.ones((1, 2, 1))] * 3, 1, algorithm="scater"),
+            r"unsample_max.*expected algorithm 'auto', 'scatter' or 'slices', got 'scater'",
+        ),
+        (lambda: fn.unsample_mean(jnp.ones((2, 2)), (4, 4), 2), r"unsample_mean.*expected an error"),
+        (lambda: fn.unsample_mean(jnp.ones((1, 2, 2, 1)), (9, 9), 2), r"unsample_mean.*expected an error"),
         (lambda: fn.Upsample(-1), r"Upsample\(-1\): expected size to be a positive integer"),
         (
             lambda: fn.Upsample((2, 2)).apply({}, jnp.ones((1, 4, 1))),

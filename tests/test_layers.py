@@ -95,6 +95,23 @@ def test_output_shape_and_dtypes(case):
 
 
 @pytest.mark.parametrize("case", LAYERS, ids=repr)
+def test_an_empty_batch_and_one_of_another_dtype(case):
+    params = case.layer.init(jax.random.key(0), case.shape)
+    empty = case.layer.apply(params, jnp.ones((0, *case.shape)))
+    assert empty.shape == (0, *case.layer.output_shape(case.shape))
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((3, *case.shape)), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+
+        def run(x):
+            a_out, cache = run_forward(case.layer, params, x, key=KEY, train=True)
+            return a_out, case.layer.backward(params, cache, jnp.ones_like(a_out))
+
+        mixed, wide = run(x), run(x.astype(jnp.float64))
+        for ours, theirs in zip(jax.tree.leaves(mixed), jax.tree.leaves(wide), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=repr)
 def test_apply_compiles_once_for_equal_layers(case):
     from fnnet.layers._layer import _apply
 

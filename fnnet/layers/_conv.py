@@ -24,6 +24,7 @@ from ..initializers import Initializer, scaled_normal, zeros
 from ._dense import bias_gradient
 from ._layer import Layer, LayerError, Shape, check_leaf, layer
 from ._window import (
+    MANY,
     Padding,
     Sizes,
     Window,
@@ -49,7 +50,7 @@ def weighted_input(w: Array, a_in: Array, win: Window, groups: int = 1, algorith
 
     Args:
         w: (*k, c_in / groups, c_out).
-        a_in: (m, *n_in, c_in).
+        a_in: (m, *n_in, c_in), of the same dtype.
         win: where the windows stand, from `window`.
         groups: output channel o reads the input channels of its own group only.
         algorithm: "auto" is "library".
@@ -73,7 +74,7 @@ def weighted_input(w: Array, a_in: Array, win: Window, groups: int = 1, algorith
         entries = jnp.stack(taps(a_in, win), axis=-2)
         return jnp.tensordot(entries, w.reshape(-1, *w.shape[-2:]), axes=2)
 
-    return run(algorithm, library, gemm, False, groups, w, a_in)
+    return run(algorithm, library, gemm, False, win, groups, w, a_in)
 
 
 @static
@@ -108,16 +109,16 @@ def input_error(w: Array, delta: Array, win: Window, groups: int = 1, algorithm:
 
     def gemm(w: Array, delta: Array) -> Array:
         shares, at = jnp.tensordot(delta, w, axes=(-1, -1)), 1 + len(win.size)
-        e = shares.reshape(*shares.shape[:at], -1)
+        e = shares.reshape(*shares.shape[:at], math.prod(shares.shape[at:]))
         for axis, k in enumerate(win.size):
-            parts = e.reshape(*e.shape[:at], k, -1)
+            parts = e.reshape(*e.shape[:at], k, e.shape[at] // k)
             e = overlap_add([jax.lax.index_in_dim(parts, l, at, keepdims=False) for l in range(k)], axis, win)
             e = jax.lax.optimization_barrier(e)
         return e
 
     waste = math.prod(win.n_in) / math.prod(win.n_out)
     on_cpu = (w.shape[-2] <= 32 and waste >= 1.5) or (w.dtype == jnp.float64 and waste > 1)
-    return run(algorithm, library, gemm, on_cpu, groups, w, delta)
+    return run(algorithm, library, gemm, on_cpu, win, groups, w, delta)
 
 
 @static
@@ -157,18 +158,21 @@ def weight_gradient(delta: Array, a_in: Array, win: Window, groups: int = 1, alg
 
     entries = math.prod(delta.shape[:-1]) * math.prod(win.size) * a_in.shape[-1]
     on_cpu = entries * a_in.dtype.itemsize <= CACHE_BYTES
-    total = run(algorithm, library, gemm, on_cpu, groups, delta, a_in)
+    total = run(algorithm, library, gemm, on_cpu, win, groups, delta, a_in)
     return (total / delta.shape[0]).astype(delta.dtype)
 
 
-def run(algorithm: Algorithm, library: Callable, gemm: Callable, on_cpu: bool, groups: int, *args: Array) -> Array:
-    """The form that ``algorithm`` names; for "auto" the library's but where ``on_cpu`` prefers gemm and it runs on a CPU."""
+def run(
+    algorithm: Algorithm, library: Callable, gemm: Callable, on_cpu: bool, win: Window, groups: int, *args: Array
+) -> Array:
+    """The form that ``algorithm`` names; for "auto" the library's, but gemm where ``on_cpu`` prefers it, it runs on a CPU,
+    there is one group and the window is not large."""
 
     def each_group(*args: Array) -> Array:
         parts = zip(*(jnp.split(a, groups, axis=-1) for a in args), strict=True)
         return jnp.concatenate([gemm(*part) for part in parts], axis=-1)
 
-    if algorithm == "auto" and on_cpu and groups == 1:
+    if algorithm == "auto" and on_cpu and groups == 1 and math.prod(win.size) <= MANY:
         return jax.lax.platform_dependent(*args, cpu=gemm, default=library)
     return each_group(*args) if algorithm == "gemm" else library(*args)
 
@@ -185,7 +189,7 @@ def swapped(w: Array, groups: int) -> Array:
     return jnp.swapaxes(w.reshape(*k, c, groups, c_out // groups), -1, -3).reshape(*k, c_out // groups, groups * c)
 
 
-# The notes' own words, for one channel: functions of matrices (or of arrays of any rank).
+# The notes' own words, for one channel: functions of matrices (or of vectors, or of arrays of rank 3).
 
 
 @jax.jit
@@ -208,16 +212,22 @@ def pad_full(delta: Array, size: Sizes) -> Array:
 def cross_correlate(a: Array, w: Array) -> Array:
     """z_j = Σ_l w_l a_{j+l}, where w fits into a ("valid"): what the notes' equation 5 computes.
 
+    Args:
+        a: a vector, a matrix or an array of rank 3.
+        w: of the same rank, no larger than a.
+
     Raises:
-        LayerError: for a and w of different rank, or w larger than a.
+        LayerError: for a and w of different or higher rank, or w larger than a.
     """
     a, w = jnp.asarray(a), jnp.asarray(w)
+    dtype = jnp.result_type(a, w)
+    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
     if a.ndim != w.ndim:
         got = f"{a.shape} and {w.shape}"
         raise LayerError("cross_correlate", "a and w of the same rank", got, "give two matrices, or two vectors")
-    win = window("cross_correlate", a.shape, w.shape)
-    entries = jnp.stack(taps(a[None, ..., None], win), axis=-1)[0, ..., 0, :]
-    return entries @ w.ravel()
+    a, w = a[None, ..., None].astype(dtype), w[..., None, None].astype(dtype)
+    win = window("cross_correlate", check_images("cross_correlate", a.shape), w.shape[:-2])
+    return weighted_input(w, a, win)[0, ..., 0]
 
 
 @jax.jit
@@ -285,9 +295,9 @@ class Convolution(Layer):
         w = check_leaf(self, params, "w", (*size, None, self.features))
         b = check_leaf(self, params, "b", (self.features,))
         check_images(self, a_in.shape, rank, w.shape[-2] * self.groups)
-        if not jnp.issubdtype(a_in.dtype, jnp.floating):
-            a_in = a_in.astype(w.dtype)
-        z = self.product(w, a_in) + b
+        dtype = jnp.result_type(a_in, w, b) if jnp.issubdtype(a_in.dtype, jnp.floating) else w.dtype
+        a_in = a_in.astype(dtype)
+        z = self.product(w.astype(dtype), a_in) + b
         if probe is not None:
             z = z + probe
         a = self.activation(z)
@@ -326,8 +336,7 @@ class Conv(Convolution):
         weight_init: initialiser of w, N(0, 1/n_in) by default, with n_in = c_in · ∏k / groups.
         bias_init: initialiser of b, 0 by default.
         algorithm: "auto" takes the form of each equation that is faster for its shapes and backend; "library" and "gemm"
-        force
-            XLA's convolution or one matrix product over patches.
+            force XLA's convolution or one matrix product over patches.
 
     Raises:
         LayerError: for a field that is none of these, inputs or parameters of another shape, or a window larger than the
@@ -344,11 +353,13 @@ class Conv(Convolution):
 
     def propagate(self, params, cache, delta):
         a_in, _, _ = cache
-        return input_error(params["w"], delta, self.window(a_in.shape[1:-1]), self.groups, self.algorithm)
+        return input_error(
+            params["w"].astype(delta.dtype), delta, self.window(a_in.shape[1:-1]), self.groups, self.algorithm
+        )
 
     def gradients(self, params, cache, delta):
         a_in, _, _ = cache
-        w = weight_gradient(delta, a_in, self.window(a_in.shape[1:-1]), self.groups, self.algorithm)
+        w = weight_gradient(delta, a_in.astype(delta.dtype), self.window(a_in.shape[1:-1]), self.groups, self.algorithm)
         return {"w": w.astype(params["w"].dtype), "b": bias_gradient(delta).astype(params["b"].dtype)}
 
 
@@ -363,8 +374,7 @@ class ConvTranspose(Convolution):
     Args:
         features, size, activation, stride, dilation, groups, weight_init, bias_init, algorithm: as of `Conv`.
         padding: what is cut off the output: an integer or one for each axis, a pair (before, after) for each axis, "valid"
-        (0),
-            or "same" (as much as leaves s·n places).
+            (0), or "same" (as much as leaves s·n places).
 
     Raises:
         LayerError: as `Conv`.
@@ -397,10 +407,11 @@ class ConvTranspose(Convolution):
     def propagate(self, params, cache, delta):
         a_in, _, _ = cache
         win = self.window(a_in.shape[1:-1])
-        return weighted_input(swapped(params["w"], self.groups), delta, win, self.groups, self.algorithm)
+        w = swapped(params["w"].astype(delta.dtype), self.groups)
+        return weighted_input(w, delta, win, self.groups, self.algorithm)
 
     def gradients(self, params, cache, delta):
         a_in, _, _ = cache
         win = self.window(a_in.shape[1:-1])
-        w = swapped(weight_gradient(a_in, delta, win, self.groups, self.algorithm), self.groups)
+        w = swapped(weight_gradient(a_in.astype(delta.dtype), delta, win, self.groups, self.algorithm), self.groups)
         return {"w": w.astype(params["w"].dtype), "b": bias_gradient(delta).astype(params["b"].dtype)}

@@ -19,12 +19,11 @@ from jax import Array
 
 from ..activations import wide_dtype
 from ._layer import Layer, LayerError, layer
-from ._window import Padding, Sizes, Window, check_images, check_padding, check_sizes, overlap_add, taps, window
+from ._window import MANY, Padding, Sizes, Window, check_images, check_padding, check_sizes, overlap_add, taps, window
 
 __all__ = ["GlobalMeanPool", "MaxPool", "MeanPool", "Upsample", "unsample_max", "unsample_mean"]
 
 Algorithm = Literal["auto", "scatter", "slices"]
-MANY = 64
 
 
 @functools.partial(jax.jit, static_argnames=("size", "stride", "padding"))
@@ -45,7 +44,7 @@ def max_pool(a_in: Array, size: Sizes, stride: Sizes | None = None, padding: Pad
         return reduced(a_in, lowest(a_in), jax.lax.max, win)
     largest, *others = taps(a_in, win, lowest(a_in))
     for tap in others:
-        largest = jnp.where((tap > largest) | (tap != tap), tap, largest)
+        largest = jnp.where((tap > largest) | ((tap != tap) & (largest == largest)), tap, largest)
     return jax.lax.optimization_barrier(largest)  # so that no later fusion computes it again
 
 
@@ -74,11 +73,13 @@ def unsample_max(
         ∂C/∂a_in (m, *n_in, c). Source: the notes, section 7.2.2.
     """
     win = pool_window("unsample_max", a_in, size, stride, padding)
+    check_error("unsample_max", delta, win)
+    check_algorithm("unsample_max", algorithm)
     if algorithm == "scatter" or (algorithm == "auto" and math.prod(win.size) > MANY):
         return scattered(delta, first_maximum(a_in, win), win)
-    found, parts = jnp.zeros(delta.shape, bool), []
-    for tap in taps(a_in, win, jnp.nan if jnp.issubdtype(a_in.dtype, jnp.floating) else lowest(a_in)):
-        hit = (tap == a_out) & ~found
+    found, parts, inside = jnp.zeros(delta.shape, bool), [], jnp.ones((1, *win.n_in, 1), bool)
+    for tap, is_inside in zip(taps(a_in, win, lowest(a_in)), taps(inside, win, False), strict=True):
+        hit = ((tap == a_out) | ((tap != tap) & (a_out != a_out))) & is_inside & ~found
         found |= hit
         parts.append(jnp.where(hit, delta, 0))
     return laid_out(parts, win)
@@ -93,9 +94,10 @@ def mean_pool(a_in: Array, size: Sizes, stride: Sizes | None = None, padding: Pa
         size: and ``stride``, ``padding``: as of `max_pool`.
 
     Returns:
-        (m, *n_out, c). Source: the notes, section 7.2.2.
+        (m, *n_out, c), in the default float dtype for integers. Source: the notes, section 7.2.2.
     """
     win = pool_window("mean_pool", a_in, size, stride, padding)
+    a_in = a_in if jnp.issubdtype(a_in.dtype, jnp.floating) else a_in.astype(jnp.result_type(float))
     return (window_sum(a_in, win) / math.prod(win.size)).astype(a_in.dtype)
 
 
@@ -114,6 +116,7 @@ def unsample_mean(
         ∂C/∂a_in (m, *n_in, c). Source: the notes, section 7.2.2.
     """
     win = window("unsample_mean", n_in, size, size if stride is None else stride, padding)
+    check_error("unsample_mean", delta, win)
     e = delta / math.prod(win.size)
     for axis, k in enumerate(win.size):
         e = overlap_add([e] * k, axis, win)
@@ -124,7 +127,21 @@ def pool_window(owner: Any, a_in: Array, size: Sizes, stride: Sizes | None, padd
     return window(owner, check_images(owner, a_in.shape), size, size if stride is None else stride, padding)
 
 
+def check_error(owner: str, delta: Array, win: Window) -> None:
+    if delta.ndim != 2 + len(win.size) or delta.shape[1:-1] != win.n_out:
+        remedy = "δ has one entry for each window, as the pooled output"
+        raise LayerError(owner, f"an error (m, *{win.n_out}, c)", str(delta.shape), remedy)
+
+
+def check_algorithm(owner: Any, algorithm: Any) -> None:
+    if algorithm not in ("auto", "scatter", "slices"):
+        remedy = "'auto' takes the faster form; all give the same result"
+        raise LayerError(owner, "algorithm 'auto', 'scatter' or 'slices'", repr(algorithm), remedy)
+
+
 def lowest(a: Array) -> Any:
+    if a.dtype == bool:
+        return False
     return np.asarray(-np.inf if jnp.issubdtype(a.dtype, jnp.floating) else jnp.iinfo(a.dtype).min, a.dtype)
 
 
@@ -157,7 +174,8 @@ def first_maximum(a_in: Array, win: Window) -> Array:
 
     def larger(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
         (a, i), (b, j) = one, other
-        first = (a > b) | ((a == b) & (i < j))
+        a_is_nan, b_is_nan, earlier = a != a, b != b, i < j
+        first = jnp.where(a_is_nan | b_is_nan, a_is_nan & (earlier | ~b_is_nan), (a > b) | ((a == b) & earlier))
         return jnp.where(first, a, b), jnp.where(first, i, j)
 
     start = jnp.asarray(lowest(a_in), a_in.dtype), jnp.asarray(places.size, jnp.int32)
@@ -168,7 +186,7 @@ def scattered(delta: Array, places: Array, win: Window) -> Array:
     """δ added at these places of the input."""
     m, c = delta.shape[0], delta.shape[-1]
     rows, channels = jnp.arange(m)[:, None, None], jnp.arange(c)
-    at = places.reshape(m, -1, c)
+    at = places.reshape(m, math.prod(win.n_out), c)
     zero = jnp.zeros((m, math.prod(win.n_in), c), delta.dtype)
     return zero.at[rows, at, channels].add(delta.reshape(at.shape), mode="drop").reshape(m, *win.n_in, c)
 
@@ -214,7 +232,7 @@ class MaxPool(Pool):
 
     Raises:
         LayerError: for a field that is none of these, padding as large as the window, or a window larger than the padded
-        input.
+            input.
 
     Source: the notes, section 7.1.
     """
@@ -225,9 +243,7 @@ class MaxPool(Pool):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.algorithm not in ("auto", "scatter", "slices"):
-            remedy = "'auto' takes the faster form; all give the same result"
-            raise LayerError(self, "algorithm 'auto', 'scatter' or 'slices'", repr(self.algorithm), remedy)
+        check_algorithm(self, self.algorithm)
 
     def forward(self, params, a_in, *, probe=None):
         a = max_pool(a_in, *self.geometry(a_in.shape))

@@ -16,9 +16,11 @@ from jax import Array
 
 from ._layer import LayerError, Shape
 
-__all__ = ["Padding", "Sizes", "Window", "check_images", "check_sizes", "overlap_add", "taps", "window"]
+__all__ = ["MANY", "Padding", "Sizes", "Window", "check_images", "check_sizes", "overlap_add", "taps", "window"]
 
 Sizes = int | tuple[int, ...]
+MANY = 64
+"""Windows with more places than this are not unrolled: compile time grows with the number of slices."""
 Padding = int | str | tuple[int, ...] | tuple[tuple[int, int], ...]
 
 
@@ -100,7 +102,7 @@ def check_padding(owner: Any, padding: Any, rank: int | None = None) -> tuple[tu
     wrong_rank = rank is not None and len(pairs) != rank
     if wrong_rank or not pairs or not all(len(p) == 2 and all(is_whole(n) and n >= 0 for n in p) for p in pairs):
         expected = "padding to be an integer ≥ 0, one for each axis, a pair (before, after) for each, 'valid' or 'same'"
-        remedy = "for images as in padding=2, padding=(2, 1) or padding=((1, 0), (1, 0))"
+        remedy = "as in padding=2, for images padding=(2, 1) or ((1, 0), (1, 0)), for sequences padding=((2, 0),)"
         raise LayerError(owner, expected, repr(padding), remedy)
     return tuple((int(low), int(high)) for low, high in pairs)
 
