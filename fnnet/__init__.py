@@ -21,6 +21,7 @@ from .activations import (
 )
 from .costs import Cost, accuracy, cross_entropy, log_likelihood, quadratic
 from .gradcheck import Report, Row, compare_gradients
+from .interop import as_function, manual_vjp
 from .layers import (
     Conv,
     ConvTranspose,
@@ -64,7 +65,7 @@ __all__ = [
     # the layer contract
     "ExampleKeys", "Layer", "LayerError", "example_keys", "layer",
     # backpropagation
-    "Backprop", "backprop", "objective", "value_and_grad",
+    "Backprop", "as_function", "backprop", "manual_vjp", "objective", "value_and_grad",
     # manual against autodiff
     "Report", "Row", "compare_gradients",
     # training

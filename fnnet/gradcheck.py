@@ -82,14 +82,34 @@ class Report:
         """The first layer that disagrees, on the way back from the cost; None where all agree."""
         return None if self.ok else self.rows[0].layer
 
-    def __str__(self) -> str:
+    def raise_if_failed(self) -> None:
+        """For tests: ``fn.compare_gradients(...).raise_if_failed()``.
+
+        Raises:
+            AssertionError: that carries the table, unless `ok`.
+        """
+        if not self.ok:
+            raise AssertionError(f"manual gradients disagree with autodiff\n{self}")
+
+    def to_markdown(self) -> str:
+        """The table in Markdown."""
+        head, *lines = self._table()
+        rules = tuple("---" for _ in head)
+        return "\n".join(f"| {' | '.join(line)} |" for line in (head, rules, *lines))
+
+    def _table(self) -> list[tuple[str, ...]]:
+        """Its heads, then a line of texts for each row."""
         head = ("layer", "equation", "leaf", "verdict", "isolated", "chained", "manual", "autodiff")
         table: list[tuple[str, ...]] = [head]
         for r in self.rows:
             numbers = (r.difference, r.chained, r.manual_error, r.autodiff_error)
             texts = ("-" if np.isnan(number) else f"{number:.1e}" for number in numbers)
             table.append((r.layer, r.equation + " (joint)" * r.joint, r.leaf or "-", r.verdict, *texts))
-        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+        return table
+
+    def __str__(self) -> str:
+        table = self._table()
+        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
         lines = ["  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
         lines.insert(1, "-" * max(map(len, lines)))
         note = "isolated, chained: manual against autodiff; manual, autodiff: each against autodiff in float64"

@@ -333,3 +333,23 @@ def test_weights_and_integer_inputs():
     report = fn.compare_gradients(net, fn.cross_entropy, params, x, y, weights=jnp.linspace(0, 1, 5))
     assert report.ok
     assert "propagate" not in {row.equation for row in report.rows}
+
+
+def test_a_report_in_markdown_and_as_an_assertion():
+    x, y = jax.random.normal(KEY, (3, 4)), jnp.array([0, 1, 1])
+    for layer in (fn.Dense(2, fn.softmax), SumForMean(2, fn.softmax)):
+        params = layer.init(KEY, (4,))
+        report = fn.compare_gradients(layer, fn.log_likelihood, params, x, y)
+        lines = report.to_markdown().splitlines()
+        assert lines[:2] == [
+            "| layer | equation | leaf | verdict | isolated | chained | manual | autodiff |",
+            "| --- " * 8 + "|",
+        ]
+        assert len(lines) == 2 + len(report.rows)
+        assert all(line.count("|") == 9 for line in lines)
+        if report.ok:
+            report.raise_if_failed()
+        else:
+            with pytest.raises(AssertionError, match=r"(?s)manual gradients disagree .*SumForMean +gradients .*fail"):
+                report.raise_if_failed()
+    assert not report.ok

@@ -1,0 +1,95 @@
+"""A layer as an ordinary JAX function: its derivative is the hand-written one, under every transformation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnnet as fn
+from fnnet.layers._layer import run_forward
+
+from .cases import LAYERS, assert_agree
+
+KEY = jax.random.key(2)
+
+
+def normal(seed, shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+def both(net, params, key=KEY):
+    """The hand-written function and the plain one, of (params, x), in training mode."""
+    by_hand = fn.as_function(net, train=True)
+    return (
+        lambda p, x: by_hand(p, x, key=key),
+        lambda p, x: run_forward(net, p, x, key=key, train=True)[0],
+    )
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=repr)
+def test_its_derivative_is_autodiffs(case):
+    params, x = case.layer.init(KEY, case.shape), normal(0, (3, *case.shape))
+
+    def gradient(f):
+        return jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.sin(f(p, x))), (0, 1)))(params, x)
+
+    assert_agree(*map(gradient, both(case.layer, params)), 1e-10)
+
+
+def network():
+    net = fn.Network(
+        fn.Conv(3, 3, fn.tanh), fn.MaxPool(2), fn.Dropout(0.3), fn.Network(fn.Flatten(), fn.Dense(4, fn.sigmoid))
+    )
+    return net, net.init(KEY, (8, 8, 1)), normal(1, (3, 5, 8, 8, 1))
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        lambda f: lambda p, xs: jnp.mean(f(p, xs[0]) ** 2),
+        lambda f: lambda p, xs: jnp.mean(jax.checkpoint(f)(p, xs[0]) ** 2),
+        lambda f: lambda p, xs: jnp.sum(jax.vmap(f, (None, 0))(p, xs) ** 3),
+        lambda f: lambda p, xs: jax.lax.scan(lambda c, x: (c * jnp.sum(f(p, x) ** 2), None), jnp.ones(()), xs)[0],
+        lambda f: lambda p, xs: jnp.sum(f(jax.tree.map(jnp.sin, p), f(p, xs[0])[:, :1, None, None] * xs[1])),
+    ],
+    ids=["grad", "remat", "vmap", "scan", "twice"],
+)
+def test_it_composes(cost):
+    net, params, xs = network()
+    by_hand, plain = (jax.jit(jax.grad(cost(f)))(params, xs) for f in both(net, params))
+    assert_agree(by_hand, plain, 1e-10)
+
+
+def test_the_hand_written_rule_runs():
+    @fn.layer
+    class Doubled(fn.Dense):
+        def gradients(self, params, cache, delta):
+            return jax.tree.map(lambda g: 2 * g, super().gradients(params, cache, delta))
+
+    wrong, right = Doubled(3, fn.tanh), fn.Dense(3, fn.tanh)
+    params, x = right.init(KEY, (4,)), normal(0, (5, 4))
+    twice, once = (jax.grad(lambda p, net=net: jnp.sum(fn.manual_vjp(net)(p, x)))(params) for net in (wrong, right))
+    assert_agree(twice, jax.tree.map(lambda g: 2 * g, once), 1e-12)
+
+
+def test_integer_inputs_and_inference_mode():
+    net = fn.Network(fn.Dense(3, fn.tanh), fn.Dropout(0.5))
+    params, x = net.init(KEY, (4,)), jnp.arange(8).reshape(2, 4)
+    np.testing.assert_array_equal(fn.as_function(net)(params, x), net.apply(params, x))
+    by_hand, plain = (
+        jax.grad(lambda p, f=f: jnp.sum(f(p)))(params)
+        for f in (lambda p: fn.as_function(net)(p, x), lambda p: run_forward(net, p, x)[0])
+    )
+    assert_agree(by_hand, plain, 1e-12)
+
+
+def test_bad_input_is_a_clear_error():
+    with pytest.raises(ValueError, match=r"as_function: expected a layer or a network, got .*; see"):
+        fn.as_function(jnp.tanh)
+    net, params, xs = network()
+    with pytest.raises(ValueError, match=r"layer 2 Dropout\(0\.3\): expected a key while training"):
+        fn.as_function(net, train=True)(params, xs[0])
+    with pytest.raises(ValueError, match="key: expected one PRNG key, got int 3"):
+        fn.as_function(net)(params, xs[0], key=3)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: fn.as_function(net)(params, x), (xs[0],), (xs[1],))
