@@ -298,6 +298,8 @@ def _isolated(
 def _layer_rows(placed: _Placed, a_in: Array, mask: Any, chained: _Compared, dtype: str) -> list[Row]:
     name, layer, params, key = placed
     a_out = jax.eval_shape(lambda: run_forward(layer, params, a_in, key=key, train=True, mask=mask)[0])
+    if not jnp.issubdtype(a_out.dtype, jnp.floating):  # integers passed through: nothing to differentiate
+        return []
     cotangent = np.random.default_rng(0).standard_normal(a_out.shape, np.float32)
     args = (layer, params, a_in, key, mask, jnp.asarray(cotangent, a_out.dtype))
     pairs, exact = _isolated(*args), _in_float64(dtype, _isolated, *args)

@@ -353,3 +353,14 @@ def test_a_report_in_markdown_and_as_an_assertion():
             with pytest.raises(AssertionError, match=r"(?s)manual gradients disagree .*SumForMean +gradients .*fail"):
                 report.raise_if_failed()
     assert not report.ok
+
+
+@pytest.mark.parametrize("first", [fn.Flatten(), fn.MaxPool(2), fn.Upsample(2)], ids=repr)
+def test_layers_that_pass_integers_through_have_nothing_to_check(first):
+    net = fn.Network(first, fn.Flatten(), fn.Dense(3, fn.softmax, fn.initializers.normal(1e-3)))
+    params = net.init(KEY, (6, 6, 1))
+    x = jax.random.randint(KEY, (4, 6, 6, 1), 0, 255).astype(jnp.uint8)
+    with jax.numpy_dtype_promotion("standard"):
+        report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(4) % 3)
+    report.raise_if_failed()
+    assert {row.layer for row in report.rows} == {"2 Dense", "cost log_likelihood"}

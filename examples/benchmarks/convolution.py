@@ -25,10 +25,14 @@ import fnnet as fn
 
 
 def alternating(contenders, rounds, calls):
-    """Seconds per call, (rounds, contenders)."""
+    """Seconds per call, (rounds, contenders). Each has its turn after as many calls that are not counted: what ran before
+    it leaves cold caches, and PyTorch's threads spin on for a while after a call.
+    """
     times = np.empty((rounds + 1, len(contenders)))
     for row in times:
         for i, run in enumerate(contenders.values()):
+            for _ in range(calls):
+                jax.block_until_ready(run())
             start = time.perf_counter()
             for _ in range(calls):
                 result = run()
@@ -124,7 +128,7 @@ def gradient(rounds, sizes):
             contenders["PyTorch"] = torch_book(x, y)
         # 2 FLOPs for each multiplication: two convolutions forwards, the kernels' gradients, the error of the second's input.
         flops = 2 * m * (2 * 24**2 * 25 * 20 + 3 * 8**2 * 25 * 20 * 40 + 3 * 640 * 100)
-        times = alternating(contenders, rounds, max(2, 256 // m))
+        times = alternating(contenders, rounds, max(4, 1024 // m))
         spaces = {n: p.memory_analysis().temp_size_in_bytes / 2**20 for n, p in programs.items()}
         extra = {n: f"temporaries {s:.1f} MiB" for n, s in spaces.items()}
         extra["fnnet"] += f", {flops / np.median(times[:, 0]) / rate:.0%} of the product's rate"
