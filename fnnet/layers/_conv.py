@@ -49,7 +49,7 @@ def weighted_input(w: Array, a_in: Array, win: Window, groups: int = 1, algorith
     """z_jo = Σ_l Σ_c w_lco a_(s·j + d·l − p)c, without the bias.
 
     As "gemm" the sums over all axes of the window but the first, and over c, are one product, with the entries of its rows
-    side by side; its first axis is then a sum of shifted slices.
+    side by side; its first axis is then a sum of shifted slices. Half precision is summed in float32, here and below.
 
     Args:
         w: (*k, c_in / groups, c_out).
@@ -77,9 +77,10 @@ def weighted_input(w: Array, a_in: Array, win: Window, groups: int = 1, algorith
         rows = Window(win.n_in, (1, *win.size[1:]), (1, *win.stride[1:]), win.padding, (1, *win.dilation[1:]))
         entries = jax.lax.optimization_barrier(jnp.stack(taps(a_in, rows), axis=-2))
         kernels = jnp.moveaxis(w, 0, -2).reshape(math.prod(win.size[1:]), w.shape[-2], win.size[0], w.shape[-1])
-        shares = jnp.tensordot(entries, kernels, axes=2)
+        shares = jnp.tensordot(entries, kernels, axes=2, preferred_element_type=wide_dtype(w.dtype))
         k, s, d, n = win.size[0], win.stride[0], win.dilation[0], win.n_out[0]
-        return functools.reduce(jnp.add, (shares[:, d * l : d * l + s * (n - 1) + 1 : s, ..., l, :] for l in range(k)))
+        parts = (shares[:, d * l : d * l + s * (n - 1) + 1 : s, ..., l, :] for l in range(k))
+        return functools.reduce(jnp.add, parts).astype(w.dtype)
 
     places = a_in.shape[0] * win.n_padded[0] * math.prod(win.n_out[1:])
     shares = places * win.size[0] * w.shape[-1] * w.dtype.itemsize
@@ -118,13 +119,14 @@ def input_error(w: Array, delta: Array, win: Window, groups: int = 1, algorithm:
         )
 
     def gemm(w: Array, delta: Array) -> Array:
-        shares, at = jnp.tensordot(delta, w, axes=(-1, -1)), 1 + len(win.size)
+        shares = jnp.tensordot(delta, w, axes=(-1, -1), preferred_element_type=wide_dtype(w.dtype))
+        at = 1 + len(win.size)
         e = shares.reshape(*shares.shape[:at], math.prod(shares.shape[at:]))
         for axis, k in enumerate(win.size):
             parts = e.reshape(*e.shape[:at], k, e.shape[at] // k)
             e = overlap_add([jax.lax.index_in_dim(parts, l, at, keepdims=False) for l in range(k)], axis, win)
             e = jax.lax.optimization_barrier(e)
-        return e
+        return e.astype(delta.dtype)
 
     waste = math.prod(win.n_in) / math.prod(win.n_out)
     on_cpu = (w.shape[-2] <= 32 and waste >= 1.5) or (w.dtype == jnp.float64 and waste > 1)
