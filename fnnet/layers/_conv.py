@@ -22,7 +22,7 @@ from jax import Array
 from ..activations import Activation, wide_dtype
 from ..initializers import Initializer, scaled_normal, zeros
 from ._dense import bias_gradient
-from ._layer import Layer, LayerError, Shape, check_leaf, layer
+from ._layer import Layer, LayerError, Shape, check_activation, check_leaf, layer
 from ._window import (
     MANY,
     Padding,
@@ -276,9 +276,7 @@ class Convolution(Layer):
             check_sizes(self, name, getattr(self, name))
         if self.padding != "same":
             check_padding(self, self.padding)
-        if not isinstance(self.activation, Activation):
-            remedy = "give one of fnnet's activations, such as fn.sigmoid or fn.linear, or an fn.Activation of your own"
-            raise LayerError(self, "an fn.Activation", repr(self.activation), remedy)
+        check_activation(self, self.activation)
         if self.algorithm not in ("auto", "gemm", "library"):
             remedy = "'auto' takes the faster form; all give the same result"
             raise LayerError(self, "algorithm 'auto', 'gemm' or 'library'", repr(self.algorithm), remedy)

@@ -15,7 +15,7 @@ from jax import Array
 
 from ..activations import Activation, at_least_float32
 from ..initializers import Initializer, scaled_normal, zeros
-from ._layer import Layer, LayerError, Shape, check_input, check_leaf, layer
+from ._layer import Layer, LayerError, Shape, check_activation, check_input, check_leaf, layer
 
 __all__ = ["Dense", "bias_gradient", "input_error", "weight_gradient", "weight_gradient_in_loop", "weighted_input"]
 
@@ -144,9 +144,7 @@ class Dense(Layer):
         if not isinstance(self.n_out, Integral) or self.n_out < 1:
             raise LayerError(self, "a positive number of neurons", repr(self.n_out), "give n_out as an integer")
         object.__setattr__(self, "n_out", int(self.n_out))
-        if not isinstance(self.activation, Activation):
-            remedy = "give one of fnnet's activations, such as fn.sigmoid or fn.linear, or an fn.Activation of your own"
-            raise LayerError(self, "an fn.Activation", repr(self.activation), remedy)
+        check_activation(self, self.activation)
 
     def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
         if not isinstance(input_shape, tuple) or not input_shape or input_shape[-1] < 1:

@@ -241,6 +241,13 @@ def batch_key(key: Array | ExampleKeys) -> Array:
     return key.key if isinstance(key, ExampleKeys) else key
 
 
+def check_activation(layer: Layer, activation: Any) -> None:
+    """Raise a LayerError unless it is an Activation."""
+    if not isinstance(activation, Activation):
+        remedy = "give one of fnnet's activations, such as fn.sigmoid or fn.linear, or an fn.Activation of your own"
+        raise LayerError(layer, "an fn.Activation", repr(activation), remedy)
+
+
 def check_input(layer: Layer, a_in: Array, n_in: int) -> None:
     """Raise a LayerError unless a_in is (m, ..., n_in)."""
     if a_in.ndim < 2 or a_in.shape[-1] != n_in:
