@@ -240,9 +240,13 @@ class TestResume:
                 os.kill(os.getpid(), signal.SIGINT)
             return original(*args, **kwargs)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "_monitor", interrupt_in_epoch_3)
-            _, history = run(epochs=9)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and & ignore it
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(training, "_monitor", interrupt_in_epoch_3)
+                _, history = run(epochs=9)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert len(history.cost) == 2
         whole, _ = run(epochs=9)
         resumed, _ = run(epochs=9, resume=history.state)

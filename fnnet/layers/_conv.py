@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..activations import Activation, wide_dtype
+from ..activations import Activation, at_least_float32, wide_dtype
 from ..initializers import Initializer, scaled_normal, zeros
 from ._dense import bias_gradient
 from ._layer import Layer, LayerError, Shape, check_activation, check_leaf, layer
@@ -85,7 +85,7 @@ def weighted_input(w: Array, a_in: Array, win: Window, groups: int = 1, algorith
     places = a_in.shape[0] * win.n_padded[0] * math.prod(win.n_out[1:])
     shares = places * win.size[0] * w.shape[-1] * w.dtype.itemsize
     on_cpu = 4 <= w.shape[-2] <= 32 and win.n_padded[0] <= 2 * win.n_out[0] and shares <= SHARES_BYTES
-    return run(algorithm, library, gemm, on_cpu, win, groups, w, a_in)
+    return run(algorithm, library, gemm, on_cpu, win, groups, w, a_in).astype(w.dtype)
 
 
 @static
@@ -130,7 +130,7 @@ def input_error(w: Array, delta: Array, win: Window, groups: int = 1, algorithm:
 
     waste = math.prod(win.n_in) / math.prod(win.n_out)
     on_cpu = (w.shape[-2] <= 32 and waste >= 1.5) or (w.dtype == jnp.float64 and waste > 1)
-    return run(algorithm, library, gemm, on_cpu, win, groups, w, delta)
+    return run(algorithm, library, gemm, on_cpu, win, groups, w, delta).astype(delta.dtype)
 
 
 @static
@@ -181,7 +181,8 @@ def run(
     there is one group and the window is not large."""
 
     def each_group(*args: Array) -> Array:
-        parts = zip(*(jnp.split(a, groups, axis=-1) for a in args), strict=True)
+        """In at least float32: JAX 0.12 cannot compile some slices of rows of bfloat16 on CPU (LLVM aborts)."""
+        parts = zip(*(jnp.split(at_least_float32(a), groups, axis=-1) for a in args), strict=True)
         return jnp.concatenate([gemm(*part) for part in parts], axis=-1)
 
     if algorithm == "auto" and on_cpu and groups == 1 and math.prod(win.size) <= MANY:
