@@ -20,7 +20,7 @@ from .activations import (
     tanh,
 )
 from .costs import Cost, accuracy, cross_entropy, log_likelihood, quadratic
-from .gradcheck import Report, Row, compare_gradients
+from .gradcheck import Report, Row, check_gradient, check_layer, check_vjp, compare_gradients
 from .interop import as_function, manual_vjp
 from .layers import (
     Conv,
@@ -67,7 +67,7 @@ __all__ = [
     # backpropagation
     "Backprop", "as_function", "backprop", "manual_vjp", "objective", "value_and_grad",
     # manual against autodiff
-    "Report", "Row", "compare_gradients",
+    "Report", "Row", "check_gradient", "check_layer", "check_vjp", "compare_gradients",
     # training
     "Diverged", "EarlyStopping", "History", "L1", "L2", "TrainingState", "adam", "apply_updates", "evaluate", "fit", "load",
     "save", "sgd",

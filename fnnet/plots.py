@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from .gradcheck import Report
 from .training import History
 
 try:
@@ -16,7 +17,54 @@ except ImportError as error:
         "fnnet.plots: expected matplotlib, got none; install it with pip install 'fnnet[examples]'"
     ) from error
 
-__all__ = ["digits", "learning_curves", "maps"]
+__all__ = ["audit", "digits", "learning_curves", "maps"]
+
+
+def audit(report: Report, *, ax: Axes | None = None) -> Axes:
+    """A report as a picture: for each equation of each layer the relative difference of manual and autodiff, and of each from
+    float64, on a log scale; what failed in red. Exact agreement stands at the left edge.
+
+    Args:
+        report: from ``compare_gradients``, ``check_layer``, ``check_vjp`` or ``check_gradient``.
+        ax: where to draw; a new figure by default.
+    """
+    rows = [row for row in report.rows if not np.isnan(row.difference)]
+    if ax is None:
+        ax = plt.figure(figsize=(7.5, 1.4 + 0.22 * len(rows)), layout="constrained").add_subplot()
+    kinds = [
+        ("difference", "isolated: manual against autodiff", "o", "C0"),
+        ("chained", "in the network: manual against autodiff", "x", "C1"),
+        ("manual_error", "manual against float64", "|", "C2"),
+        ("autodiff_error", "autodiff against float64", "_", "C4"),
+    ]
+    places, exact = np.arange(len(rows)), 1e-18
+    for name, label, marker, colour in kinds:
+        values = np.array([getattr(row, name) for row in rows])
+        if np.isfinite(values).any():
+            shown = np.clip(np.where(np.isnan(values), np.nan, np.nan_to_num(values, posinf=10)), exact, 10)
+            style: dict[str, Any] = {"mfc": "none"} if marker == "o" else {}
+            ax.plot(shown, places, marker, color=colour, label=label, ms=7, **style)
+    ax.set_xscale("log")
+    ax.set_xlim(exact / 3, 30)
+    ax.set_xticks(
+        [exact, 1e-15, 1e-12, 1e-9, 1e-6, 1e-3, 1], ["0", *(f"$10^{{{n}}}$" for n in (-15, -12, -9, -6, -3)), "1"]
+    )
+    ax.set_yticks(places, [" ".join(filter(None, (row.layer, row.equation, row.leaf))) for row in rows], fontsize=8)
+    for label, row in zip(ax.get_yticklabels(), rows, strict=True):
+        if row.verdict in ("fail", "consequence"):
+            label.set(color="#c0392b", weight="bold" if row.verdict == "fail" else "normal")
+    ax.invert_yaxis()
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(
+        fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08 - 0.6 / (3 + len(rows))), ncols=2, frameon=False
+    )
+    failed = sum(row.verdict == "fail" for row in report.rows)
+    verdict = "all agree" if report.ok else f"{failed} failed"
+    ax.set(
+        xlabel="relative difference (of the largest entry)",
+        title=f"Manual against autodiff in {report.dtype}: {verdict}",
+    )
+    return ax
 
 
 def learning_curves(history: History, *, of: str = "cost", ax: Axes | None = None) -> Axes:

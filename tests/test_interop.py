@@ -93,3 +93,67 @@ def test_bad_input_is_a_clear_error():
         fn.as_function(net)(params, xs[0], key=3)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda x: fn.as_function(net)(params, x), (xs[0],), (xs[1],))
+
+
+def inside(function, transform):
+    """x -> a by ``function``, under one of the transformations that a model of another library may use."""
+    return {
+        "plain": lambda p, x: function(p, x),
+        "remat": lambda p, x: jax.checkpoint(function)(p, x),
+        "vmap": lambda p, x: jax.vmap(function, (None, 0))(p, x[:, None])[:, 0],
+        "scan": lambda p, x: jax.lax.scan(lambda _, row: (None, function(p, row[None])[0]), None, x)[1],
+    }[transform]
+
+
+TRANSFORMS = ("plain", "remat", "vmap", "scan")
+
+
+def inner_network():
+    net = fn.Network(fn.Conv(3, 3, fn.tanh), fn.MaxPool(2), fn.Flatten(), fn.Dense(4, fn.sigmoid))
+    return net, normal(1, (5, 8, 8, 1))
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_inside_flax(transform):
+    linen = pytest.importorskip("flax.linen")
+    net, x = inner_network()
+
+    class Model(linen.Module):
+        by_hand: bool
+
+        @linen.compact
+        def __call__(self, x):
+            params = self.param("net", lambda key: net.init(key, x.shape[1:]))
+            function = fn.as_function(net) if self.by_hand else lambda p, x: net.forward(p, x)[0]
+            return linen.Dense(2, param_dtype=x.dtype)(inside(function, transform)(params, x))
+
+    variables = Model(True).init(KEY, x)
+
+    def gradient(model):
+        return jax.jit(jax.grad(lambda v: jnp.sum(jnp.sin(model.apply(v, x)))))(variables)
+
+    assert_agree(gradient(Model(True)), gradient(Model(False)), 1e-10)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_inside_equinox(transform):
+    eqx = pytest.importorskip("equinox")
+    net, x = inner_network()
+
+    class Model(eqx.Module):
+        params: tuple
+        head: eqx.nn.Linear
+        by_hand: bool = eqx.field(static=True)
+
+        def __call__(self, x):
+            function = fn.as_function(net) if self.by_hand else lambda p, x: net.forward(p, x)[0]
+            return jax.vmap(self.head)(inside(function, transform)(self.params, x))
+
+    params = net.init(KEY, x.shape[1:])
+    by_hand, plain = (
+        eqx.filter_jit(eqx.filter_grad(lambda m: jnp.sum(jnp.sin(m(x)))))(
+            Model(params, eqx.nn.Linear(4, 2, key=KEY), choice)
+        )
+        for choice in (True, False)
+    )
+    assert_agree(*(jax.tree.leaves(eqx.filter(g, eqx.is_array)) for g in (by_hand, plain)), 1e-10)

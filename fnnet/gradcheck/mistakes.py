@@ -1,0 +1,528 @@
+"""The usual mistakes of hand-written backpropagation, and what each would have given.
+
+`explain` tries them one after another on an equation that failed and names the first that gives the manual result to
+rounding. A mistake is either a transformation of the right result (a sign, a factor, a transposition), or the right equation
+with something wrong put in (σ' left out, a rotated kernel, a shifted input); autodiff computes these.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from ..activations import Activation, linear
+from ..costs import Cost
+from ..layers._layer import Layer, Params, keywords, run_forward
+from ..layers._pool import MaxPool, laid_out, lowest, pool_window
+from ..layers._window import taps
+from ..penalties import is_weight
+from .sides import Given, cost_derivative, leaf_at, pulled
+from .verdicts import Subject, exactly, in_float64
+
+Ideas = Callable[[], Iterator[tuple[str, Any]]]
+
+
+class Explanation(NamedTuple):
+    """A hint, and the example that it is about."""
+
+    text: str
+    example: int | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A leaf of an equation that failed.
+
+    Attributes:
+        manual: what the equation gave.
+        reference: what it should have given.
+        tolerance: how close an explanation must come, relative to the largest entry.
+        m: examples in the batch.
+        incoming: the δ or ∂C/∂a that the equation was fed; None where it is no single array.
+        per_example: whether axis 0 of the result is the example.
+        numbers: factors that have a name.
+        siblings: other leaves' right results, by name.
+        each: the right result of each example alone, (m, *shape), of a gradient.
+        ideas: (mistake, what it would give) for the equation at hand.
+    """
+
+    manual: np.ndarray
+    reference: np.ndarray
+    tolerance: float
+    m: int = 1
+    incoming: np.ndarray | None = None
+    per_example: bool = False
+    numbers: dict[str, float] = field(default_factory=dict)
+    siblings: dict[str, np.ndarray] = field(default_factory=dict)
+    each: Callable[[], np.ndarray | None] = lambda: None
+    ideas: Ideas = lambda: iter(())
+
+    def gives(self, candidate: Any, manual: np.ndarray | None = None) -> bool:
+        """Whether the candidate is the manual result, to rounding."""
+        manual = self.manual if manual is None else manual
+        candidate = np.asarray(candidate, np.float64)
+        if candidate.shape != manual.shape or manual.size == 0:
+            return False
+        size = np.max(np.abs(manual))
+        return bool(0 < size < np.inf and np.max(np.abs(manual - candidate)) <= self.tolerance * size)
+
+
+def explain(failure: Failure) -> Explanation:
+    """The first usual mistake that gives the manual result; an empty text where none does."""
+    with np.errstate(all="ignore"):
+        for finder in FINDERS:
+            found = finder(failure)
+            if found is not None:
+                return found
+    return Explanation("")
+
+
+def wrong_shape(f: Failure) -> Explanation | None:
+    """The same numbers in another shape, sums over other axes, or no reason but the shape."""
+    if f.manual.shape == f.reference.shape:
+        return None
+    shapes = f"shape {f.manual.shape} instead of {f.reference.shape}"
+    for text, candidate in f.ideas():
+        if f.gives(candidate):
+            return Explanation(f"{text} ({shapes})")
+    for order in itertools.permutations(range(f.reference.ndim)):
+        if f.gives(f.reference.transpose(order)):
+            return Explanation(f"transposed ({shapes})")
+    each = f.each()
+    if each is not None:
+        for count in range(1, each.ndim + 1):
+            for axes in itertools.combinations(range(each.ndim), count):
+                if any(f.gives(scale * each.sum(axes)) for scale in (1, 1 / f.m)):
+                    return Explanation(f"summed over the wrong axes ({shapes})")
+        if any(f.gives(scale * each) for scale in (1, 1 / f.m)):
+            return Explanation(f"not summed over the examples ({shapes})")
+    return Explanation(shapes)
+
+
+def not_finite(f: Failure) -> Explanation | None:
+    if not np.isfinite(f.reference).all():
+        return Explanation("the reference itself is not finite: the forward pass or its inputs are NaN or infinite")
+    if not np.isfinite(f.manual).all():
+        return Explanation("NaN or infinite where autodiff is finite")
+    return None
+
+
+def left_out(f: Failure) -> Explanation | None:
+    if not np.any(f.manual):
+        return Explanation("left out: 0 everywhere")
+    return None
+
+
+def another_leaf(f: Failure) -> Explanation | None:
+    for name, other in f.siblings.items():
+        if f.gives(other) or f.gives(other.T):
+            return Explanation(f"swapped: this is the gradient of {name}")
+    return None
+
+
+def wrong_ingredient(f: Failure) -> Explanation | None:
+    for text, candidate in f.ideas():
+        if f.gives(candidate):
+            return Explanation(text)
+    return None
+
+
+def mask_scale(f: Failure) -> float | None:
+    """s, where the right result is r ⊙ δ with each r either 0 or s, and both occur."""
+    if f.incoming is None or f.incoming.shape != f.reference.shape:
+        return None
+    there = f.incoming != 0
+    ratio = f.reference[there] / f.incoming[there]
+    kept = ratio != 0
+    if kept.all() or not kept.any() or not np.allclose(ratio[kept], ratio[kept][0], rtol=1e-6):
+        return None
+    return float(ratio[kept][0])
+
+
+def constant_factor(f: Failure) -> Explanation | None:
+    square = float(np.sum(f.reference**2))
+    c = float(np.sum(f.manual * f.reference)) / square if square > 0 else 0.0
+    if c == 0 or not f.gives(c * f.reference):
+        return None
+    m = float(f.m)
+    names = {
+        1.0: "",
+        m: f"a factor m = {f.m}: summed over the batch where the mean belongs",
+        1 / m: f"a factor 1/m = 1/{f.m}: divided by the size of the batch once too often",
+    }
+    for name, number in {"1/keep": mask_scale(f) or 1.0, **f.numbers}.items():
+        if np.isfinite(number) and number > 0:
+            names.setdefault(1 / number, f"a factor {name} = {number:.4g} is missing")
+            names.setdefault(number, f"a factor {name} = {number:.4g} too much")
+    for number, text in names.items():
+        if np.isclose(abs(c), number, rtol=max(f.tolerance, 1e-9)):
+            return Explanation(", and ".join(part for part in ("wrong sign" if c < 0 else "", text) if part))
+    inverse = f" = 1/{1 / c:.4g}" if abs(c) < 1 and np.isclose(1 / c, round(1 / c)) else ""
+    return Explanation(f"a constant factor {c:.4g}{inverse}")
+
+
+def wrong_mask(f: Failure) -> Explanation | None:
+    """Other zeros than the right mask's."""
+    scale = mask_scale(f)
+    if scale is None or f.incoming is None:
+        return None
+    there = f.incoming != 0
+    ours = f.manual[there] / f.incoming[there]
+    levels = ours[ours != 0]
+    if not levels.size or not np.allclose(levels, levels[0], rtol=1e-6) or not _is_any(levels[0], (scale, 1.0)):
+        return None
+    if levels.size == ours.size:
+        return Explanation("the mask is not applied")
+    return Explanation("another mask than the forward pass's: a stale or wrong one")
+
+
+def _is_any(number: float, others: Sequence[float]) -> bool:
+    return any(np.isclose(number, other, rtol=1e-6) for other in others)
+
+
+def turned(f: Failure) -> Explanation | None:
+    """Transposed, rotated by 180° or reversed along an axis."""
+    first = 1 if f.per_example else 0
+    axes = range(first, f.reference.ndim)
+    spatial = tuple(axes)[: max(0, len(axes) - (1 if f.per_example else 2))]
+    if len(spatial) >= 1 and f.gives(np.flip(f.reference, spatial)):
+        return Explanation("rotated by 180°")
+    for i, j in itertools.combinations(axes, 2):
+        if f.gives(np.swapaxes(f.reference, i, j)):
+            return Explanation(f"transposed: axes {i} and {j} are swapped")
+    for axis in axes:
+        if f.gives(np.flip(f.reference, axis)):
+            return Explanation(f"reversed along axis {axis}")
+    return None
+
+
+def shifted(f: Failure) -> Explanation | None:
+    """One place, step or example off: equal where both overlap."""
+    last = f.reference.ndim - (1 if f.per_example else 2)
+    for axis in range(last):
+        n = f.reference.shape[axis]
+        if n < 3:
+            continue
+        head, tail = (_part(axis, side) for side in (slice(None, -1), slice(1, None)))
+        for ours, theirs in ((head, tail), (tail, head)):
+            if f.gives(f.reference[theirs], f.manual[ours]):
+                if f.per_example and axis == 0:
+                    return Explanation("the examples are shifted by one")
+                return Explanation(f"off by one along axis {axis}: padding, a step or a place")
+    return None
+
+
+def one_example(f: Failure) -> Explanation | None:
+    """An example left out, counted twice, alone, or the only one that is wrong."""
+    if f.m < 2:
+        return None
+    if f.per_example:
+        size = np.max(np.abs(f.reference))
+        gap = np.abs(f.manual - f.reference).reshape(len(f.reference), -1).max(axis=1, initial=0)
+        wrong = np.flatnonzero(gap > f.tolerance * size)
+        if len(wrong) == 1:
+            i = int(wrong[0])
+            left = not np.any(f.manual[i])
+            return Explanation("one example is left out" if left else "only this example is wrong", i)
+        return None
+    each = f.each()
+    if each is None:
+        return None
+    total = each.sum(axis=0)
+    for i, own in enumerate(each):
+        if not np.any(own):
+            continue
+        if f.gives((total - own) / f.m) or f.gives((total - own) / (f.m - 1)):
+            return Explanation("one example is left out", i)
+        if f.gives((total + own) / f.m):
+            return Explanation("one example is counted twice", i)
+        if f.gives(own) or f.gives(own / f.m):
+            return Explanation("only one example is counted", i)
+    return None
+
+
+def wrong_axes(f: Failure) -> Explanation | None:
+    """Sums of the examples' gradients over other axes that happen to have the right shape."""
+    each = f.each()
+    if each is None:
+        return None
+    for axis in range(1, each.ndim):
+        if any(f.gives(scale * each.sum(axis)) for scale in (1, 1 / f.m, 1 / each.shape[axis])):
+            return Explanation(f"summed over the wrong axis: {axis} of each example's gradient, not the examples")
+    return None
+
+
+def _part(axis: int, part: slice) -> tuple[slice, ...]:
+    return (*(slice(None),) * axis, part)
+
+
+FINDERS = (
+    wrong_shape,
+    not_finite,
+    left_out,
+    constant_factor,
+    another_leaf,
+    wrong_ingredient,
+    one_example,
+    wrong_mask,
+    turned,
+    shifted,
+    wrong_axes,
+)
+
+
+def wide(a: Any) -> np.ndarray:
+    return np.asarray(a).astype(np.float64)
+
+
+def siblings(tree: Any, path: Any) -> dict[str, np.ndarray]:
+    """The other leaves, by name."""
+    return {keystr(other): wide(leaf) for other, leaf in tree_leaves_with_path(tree) if other != path}
+
+
+def of_function(subject: Subject, m: int, failure: Failure, source: str, path: Any, case: int) -> Failure:
+    """What can be tried on a function that nothing is known about."""
+    right = subject.best(case)[source].autodiff
+    cotangents = jax.tree.leaves(subject.cases[case][1]) if source == "backward" else []
+    incoming = wide(cotangents[0]) if len(cotangents) == 1 else None
+
+    def ideas() -> Iterator[tuple[str, Any]]:
+        if incoming is not None and incoming.shape == failure.reference.shape:
+            yield "the local derivative is missing: this is the cotangent itself", incoming
+            yield "the local derivative is applied twice", failure.reference**2 / incoming
+
+    per_example = source == "backward" and failure.reference.shape[:1] == (m,)
+    return dataclasses.replace(
+        failure, m=m, incoming=incoming, per_example=per_example, siblings=siblings(right, path), ideas=ideas
+    )
+
+
+def of_cost(net: Layer, cost: Cost, given: Given, failure: Failure, source: str, path: Any, case: int) -> Failure:
+    """The mistakes of a cost's derivative."""
+
+    def ideas() -> Iterator[tuple[str, Any]]:
+        with jax.enable_x64(True):
+            params, x, y, key, mask, weights = jax.tree.map(jnp.asarray, in_float64(given))
+            a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+            yield "the targets are left out", a
+            yield "the outputs are left out", -cost.targets(a, y)
+            if weights is not None:
+                plain = exactly(cost_derivative, net, cost, given._replace(weights=None))
+                yield "the weights of the examples are left out", plain[source].autodiff
+            if (output := net.output(params, cache)) is not None:
+                once_more = jax.vjp(*output)[1](jnp.asarray(failure.reference))[0]
+                yield "σ' is applied here: it cancels in a matched pair, and BP1 applies it otherwise", once_more
+
+    return dataclasses.replace(failure, m=len(failure.reference), per_example=True, ideas=ideas)
+
+
+def of_penalty(
+    penalty: Any, n_examples: Any, params: Params, failure: Failure, source: str, path: Any, case: int
+) -> Failure:
+    """The mistakes of a penalty's gradient."""
+    n, lam = float(n_examples), getattr(penalty, "lam", None)
+    numbers = {"1/N": 1 / n} if lam is None else {"λ/N": float(lam) / n, "1/N": 1 / n, "λ": float(lam)}
+
+    def ideas() -> Iterator[tuple[str, Any]]:
+        p = wide(leaf_at(path, params))
+        if not is_weight(path) and np.any(p):
+            yield "a bias is penalised", np.sum(failure.manual * p) / np.sum(p * p) * p
+            yield "a bias is penalised", np.max(np.abs(failure.manual)) * np.sign(p)
+
+    return dataclasses.replace(failure, numbers=numbers, ideas=ideas)
+
+
+def of_layer(layer: Layer, subject: Subject, failure: Failure, source: str, path: Any, case: int) -> Failure:
+    """The mistakes of a layer's equation, each computed by autodiff in float64."""
+    return _LayerMistakes(layer, subject, failure, source, path, case).failure()
+
+
+class _LayerMistakes:
+    """What a layer's equation would have given with something wrong put in."""
+
+    def __init__(self, layer: Layer, subject: Subject, failure: Failure, source: str, path: Any, case: int) -> None:
+        params, a_in, key, mask, da = subject.cases[case]
+        with jax.enable_x64(True):
+            self.params, self.a_in, self.da = jax.tree.map(jnp.asarray, in_float64((params, a_in, da)))
+        self.layer, self.key, self.mask, self.path, self.right = layer, key, mask, path, failure
+        self.equation, self.sides = source.split()[0], subject.best(case)
+        self.source, self.to_leaf, self.m = source, path is not None, a_in.shape[0]
+        delta = self.sides["error"].autodiff if "error" in self.sides else None
+        self.delta: Any = delta if isinstance(delta, Array) and delta.shape == da.shape else None
+        self.twin: Any = _without_activation(layer) if self.delta is not None else None
+        self.composed = self.equation in ("backward", "output_backward") or self.twin is None
+
+    def failure(self) -> Failure:
+        is_error = self.equation in ("error", "output_error")
+        numbers = {"T, the number of steps or places,": float(math.prod(self.da.shape[1:-1]))}
+        if not jax.tree.leaves(self.params):
+            numbers["∏k, the size of the window,"] = self.a_in.size / max(self.da.size, 1)
+        incoming = self.da if is_error or self.composed else self.delta
+        return dataclasses.replace(
+            self.right,
+            m=self.m,
+            incoming=None if self.to_leaf or incoming is None else wide(incoming),
+            per_example=not self.to_leaf,
+            numbers=numbers,
+            siblings=siblings(self.sides[self.source].autodiff, self.path) if self.to_leaf else {},
+            each=self.each if self.to_leaf else lambda: None,
+            ideas=self.ideas,
+        )
+
+    def ideas(self) -> Iterator[tuple[str, Any]]:
+        with jax.enable_x64(True):
+            if self.equation in ("error", "output_error"):
+                yield from self.errors()
+            elif self.delta is not None:
+                yield from self.with_another_delta()
+                yield from self.gradients() if self.to_leaf else self.propagations()
+
+    def error(self, da: Any) -> Array:
+        """BP1, by autodiff."""
+        zeros = jnp.zeros_like(self.da)
+        return pulled(self.layer, self.params, self.a_in, self.key, self.mask, da, zeros)[2]
+
+    def fed(self, delta: Any, *, params: Any = None, a_in: Any = None) -> Any:
+        """BP2's product, or BP3 and BP4's leaf, of this δ, by autodiff."""
+        params = self.params if params is None else params
+        a_in = self.a_in if a_in is None else a_in
+        d_params, da_in, _ = pulled(self.twin, params, a_in, self.key, self.mask, delta)
+        return leaf_at(self.path, d_params) / self.m if self.to_leaf else da_in
+
+    def errors(self) -> Iterator[tuple[str, Any]]:
+        if self.delta is None:
+            return
+        yield "σ' is missing: this is ∂C/∂a itself", self.da
+        yield "σ' is applied twice", self.error(self.delta)
+        _, cache = run_forward(self.layer, self.params, self.a_in, key=self.key, train=True, mask=self.mask)
+        if (output := self.layer.output(self.params, cache)) is not None:
+            activation, z = output
+            yield "σ' is taken at a, not at z", jax.vjp(activation, activation(z))[1](self.da)[0]
+        for step in (1, -1):
+            of_another = jnp.roll(self.error(jnp.roll(self.da, -step, axis=0)), step, axis=0)
+            yield "σ' of another example: a stale or shifted cache", of_another
+        n = self.da.shape[-1]
+        if n <= 64:
+            units = [self.error(jnp.zeros_like(self.da).at[..., j].set(1))[..., j] for j in range(n)]
+            yield "only the diagonal of σ's Jacobian is used", jnp.stack(units, axis=-1) * self.da
+
+    def with_another_delta(self) -> Iterator[tuple[str, Any]]:
+        if self.twin is None:
+            return
+        twice = self.error(self.delta)
+        if self.composed:
+            yield "σ' is missing: this is fed with ∂C/∂a", self.fed(self.da)
+            yield "σ' is applied twice", self.fed(twice)
+        else:
+            yield "σ' is applied once more: δ has it already", self.fed(twice)
+        for step in (1, -1):
+            yield "the errors of other examples: shifted by one", self.fed(jnp.roll(self.delta, step, axis=0))
+
+    def propagations(self) -> Iterator[tuple[str, Any]]:
+        yield "the product is left out: this is δ itself", self.delta
+        if self.twin is not None:
+            for text, change in PARAMETER_MISTAKES:
+                changed = jax.tree.map(change, self.params)
+                if jax.tree.leaves(self.params):
+                    yield text, self.fed(self.delta, params=changed)
+        if isinstance(self.layer, MaxPool):
+            win = pool_window("", self.a_in, self.layer.size, self.layer.stride, self.layer.padding)
+            places = taps(self.a_in, win, lowest(self.a_in))
+            largest = functools.reduce(jnp.maximum, places)
+            ties = [jnp.where(tap == largest, self.delta, 0) for tap in places]
+            yield "every entry that ties for the maximum gets the whole error", laid_out(ties, win)
+            share = self.delta / len(places)
+            yield "spread evenly over the window, as for a mean", laid_out([share] * len(places), win)
+            first = [self.delta, *[jnp.zeros_like(self.delta)] * (len(places) - 1)]
+            yield "put at the first place of the window, not at the maximum", laid_out(first, win)
+        elif not jax.tree.leaves(self.params) and self.a_in.ndim > 2:
+            own = wide(self.fed(self.delta))
+            yield "only the first place of each window gets the error", np.where(_first_places(own), own, 0)
+
+    def gradients(self) -> Iterator[tuple[str, Any]]:
+        if self.twin is None:
+            return
+        means = (jnp.mean(side, 0, keepdims=True) for side in (self.delta, self.a_in))
+        mean_delta, mean_a = means
+        yield (
+            "the mean error is fed to BP4: a mean of products is no product of means",
+            self.m * self.fed(mean_delta, a_in=mean_a),
+        )
+        if self.a_in.shape == self.da.shape:
+            a_out, _ = run_forward(self.layer, self.params, self.a_in, key=self.key, train=True, mask=self.mask)
+            yield "a_out stands where a_in belongs", self.fed(self.delta, a_in=a_out)
+        for axis in range(1, self.a_in.ndim - 1):
+            for step in (1, -1):
+                off = self.fed(self.delta, a_in=_slid(self.a_in, axis, step))
+                yield f"off by one: a_in is read one place or step away along axis {axis} (padding)", off
+        spatial = tuple(range(1, self.a_in.ndim - 1))
+        if spatial:
+            yield (
+                "a_in is rotated by 180° where it belongs as it is",
+                self.fed(self.delta, a_in=jnp.flip(self.a_in, spatial)),
+            )
+            yield "δ is rotated by 180° where it belongs as it is", self.fed(jnp.flip(self.delta, spatial))
+
+    def each(self) -> np.ndarray | None:
+        """The gradient of each example alone; None where they do not add up to the whole."""
+        reference = self.right.reference
+        if "key" in keywords(type(self.layer)) or self.m * reference.size > 2**26:
+            return None
+        owner, fed = (self.layer, self.da) if self.composed else (self.twin, self.delta)
+
+        def one(a: Array, fed: Array) -> Any:
+            mask = None if self.mask is None else self.mask[:1]
+            return leaf_at(self.path, pulled(owner, self.params, a[None], None, mask, fed[None])[0])
+
+        with jax.enable_x64(True):
+            found = np.asarray(jax.vmap(one)(self.a_in, fed))
+        adds_up = np.abs(found.sum(0) / self.m - reference).max() <= self.right.tolerance * np.abs(reference).max()
+        return found if adds_up else None
+
+
+def _without_activation(layer: Layer) -> Layer | None:
+    """A layer with the same z and σ(z) = z, whose autodiff takes a δ; None where there is none."""
+    if isinstance(getattr(layer, "activation", None), Activation) and dataclasses.is_dataclass(layer):
+        return dataclasses.replace(layer, activation=linear)
+    return layer if type(layer).error is Layer.error else None
+
+
+def _slid(a: Array, axis: int, step: int) -> Array:
+    """Moved by one place along an axis, zeros coming in."""
+    moved = jnp.roll(a, step, axis)
+    return moved.at[(*(slice(None),) * axis, 0 if step > 0 else -1)].set(0)
+
+
+def _first_places(a: np.ndarray) -> np.ndarray:
+    """Where an entry differs from the one before it along each spatial axis."""
+    first = np.ones(a.shape, bool)
+    for axis in range(1, a.ndim - 1):
+        before = np.roll(a, 1, axis)
+        here = before != a
+        here[(*(slice(None),) * axis, 0)] = True
+        first &= here
+    return first
+
+
+def _square_transposed(w: Array) -> Array:
+    return jnp.swapaxes(w, -1, -2) if w.ndim >= 2 and w.shape[-1] == w.shape[-2] else w
+
+
+def _rotated(w: Array) -> Array:
+    return jnp.flip(w, tuple(range(w.ndim - 2))) if w.ndim > 2 else w
+
+
+PARAMETER_MISTAKES: tuple[tuple[str, Callable[[Array], Array]], ...] = (
+    ("the weights are transposed once too often or too seldom", _square_transposed),
+    ("the kernel is rotated by 180° once too often or too seldom", _rotated),
+    ("the kernel is transposed and rotated wrongly", lambda w: _rotated(_square_transposed(w))),
+)

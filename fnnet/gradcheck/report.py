@@ -1,0 +1,165 @@
+"""What an audit returns: rows that can be read as records, and the table that printing shows."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Report", "Row"]
+
+COLOURS = {"fail": "31;1", "consequence": "33", "vacuous": "35", "both valid subgradients": "36", "precision": "36"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. Differences are relative to the largest entry of the reference; NaN where there is none.
+
+    Attributes:
+        layer: the layer's place and name, such as "2 Dense" or "1.0 Conv"; "cost", "penalty" or "network".
+        equation: the method's name: error, propagate, gradients, backward; output_error or output_gradient of the cost.
+        leaf: the leaf of the gradient, such as "['w']"; "" for an error.
+        verdict: "pass"; "fail" (the equation itself is wrong); "consequence" (it is right, what it was fed is not);
+            "vacuous" (the reference is 0 everywhere, or the equation did not run); "zero to rounding" (it is below 100 eps
+            of the layer's largest gradient); "both valid subgradients" (the sides differ only at kinks and ties, where
+            either is a derivative); "precision" (right in float64, and no further off in this dtype than rounding explains).
+        difference: isolated, manual against autodiff.
+        chained: the network's own error or gradient against autodiff's.
+        in_float64: isolated, manual against autodiff, both in float64.
+        manual_error: manual against autodiff in float64.
+        autodiff_error: autodiff against autodiff in float64.
+        size: the largest |autodiff|.
+        joint: whether error, propagate and gradients could only be judged together (a layer without ``probe``).
+        count: how many entries differ, where the sides disagree.
+        index: where they differ most: the index in the array, the example first where it has one.
+        example: the example at fault, where it is one.
+        values: manual and autodiff at ``index``.
+        hint: the usual mistake that explains the difference to rounding; "" where none does.
+        finite_difference: the gradient along a random direction against central differences in float64, on request.
+    """
+
+    layer: str
+    equation: str
+    leaf: str
+    verdict: str
+    difference: float = float("nan")
+    chained: float = float("nan")
+    in_float64: float = float("nan")
+    manual_error: float = float("nan")
+    autodiff_error: float = float("nan")
+    size: float = 0.0
+    joint: bool = False
+    count: int = 0
+    index: tuple[int, ...] | None = None
+    example: int | None = None
+    values: tuple[float, float] | None = None
+    hint: str = ""
+    finite_difference: float = float("nan")
+
+    @property
+    def note(self) -> str:
+        """Where the sides differ and what explains it, in words; "" where they agree."""
+        parts = []
+        if self.values is not None:
+            manual, autodiff = self.values
+            place = f" at {list(self.index)}" if self.index else ""
+            some = f"{self.count} entries differ, most" if self.count > 1 else "one entry differs,"
+            parts.append(f"{some}{place}: manual {manual:.4g}, autodiff {autodiff:.4g}")
+        if self.example is not None:
+            parts.append(f"example {self.example}")
+        if self.hint:
+            parts.append(self.hint)
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit returns; printing it shows the table, in colour on a terminal (unless NO_COLOR is set).
+
+    Attributes:
+        rows: failed causes first, then consequences, then the rest; each from the last layer to the first.
+        dtype: of the parameters.
+    """
+
+    rows: tuple[Row, ...]
+    dtype: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return not any(row.verdict in ("fail", "consequence") for row in self.rows)
+
+    @property
+    def first(self) -> str | None:
+        """The first layer that disagrees, on the way back from the cost; None where all agree."""
+        return None if self.ok else self.rows[0].layer
+
+    def raise_if_failed(self) -> None:
+        """For tests: ``fn.compare_gradients(...).raise_if_failed()``.
+
+        Raises:
+            AssertionError: that carries the table, unless `ok`.
+        """
+        if not self.ok:
+            raise AssertionError(f"manual gradients disagree with autodiff\n{self._text(colour=False)}")
+
+    def to_markdown(self) -> str:
+        """The table in Markdown, and a list of what was found."""
+        head, *lines = self._table()
+        rules = tuple("---" for _ in head)
+        table = [f"| {' | '.join(line)} |" for line in (head, rules, *lines)]
+        notes = [f"- {note}" for note in self._notes()]
+        return "\n".join([*table, *([""] if notes else []), *notes])
+
+    def _table(self) -> list[tuple[str, ...]]:
+        """Its heads, then a line of texts for each row."""
+        columns = {
+            "isolated": "difference",
+            "chained": "chained",
+            "in float64": "in_float64",
+            "manual": "manual_error",
+            "autodiff": "autodiff_error",
+            "finite diff.": "finite_difference",
+        }
+        if all(np.isnan(row.finite_difference) for row in self.rows):
+            del columns["finite diff."]
+        table: list[tuple[str, ...]] = [("layer", "equation", "leaf", "verdict", *columns)]
+        for row in self.rows:
+            numbers = (getattr(row, name) for name in columns.values())
+            texts = ("-" if np.isnan(number) else f"{number:.1e}" for number in numbers)
+            table.append((row.layer, row.equation + " (joint)" * row.joint, row.leaf or "-", row.verdict, *texts))
+        return table
+
+    def _notes(self) -> list[str]:
+        told = ("fail", "both valid subgradients")
+        return [
+            f"{row.layer}, {row.equation}{f' {row.leaf}' if row.leaf else ''}: {row.note}"
+            for row in self.rows
+            if row.verdict in told and row.note
+        ]
+
+    def _text(self, *, colour: bool) -> str:
+        head, *table = self._table()
+        widths = [max(map(len, column)) for column in zip(head, *table, strict=True)]
+        lines = [_aligned(head, widths), "-" * len(_aligned(head, widths))]
+        for row, texts in zip(self.rows, table, strict=True):
+            line = _aligned(texts, widths)
+            paint = COLOURS.get(row.verdict) if colour else None
+            lines.append(f"\033[{paint}m{line}\033[0m" if paint else line)
+        lines.append(
+            "(isolated, chained, in float64: manual against autodiff; manual, autodiff: each against autodiff in float64; "
+            "relative to the largest entry)"
+        )
+        if self.ok:
+            return "\n".join([*lines, *self._notes(), f"All {len(self.rows)} comparisons agree in {self.dtype}."])
+        first = self.rows[0]
+        verdict = f"The first to disagree, on the way back from the cost: layer {first.layer}, {first.equation}"
+        return "\n".join([*lines, f"{verdict} {first.leaf}".rstrip(), *self._notes()])
+
+    def __str__(self) -> str:
+        return self._text(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+
+
+def _aligned(texts: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(f"{text:<{width}}" for text, width in zip(texts, widths, strict=True)).rstrip()

@@ -1,0 +1,238 @@
+"""Both sides of every comparison, as compiled functions: the hand-written equation, and autodiff of the forward pass.
+
+Autodiff is ``jax.vjp`` of the plain forward pass: no hand-written rule takes part in it. Its δ of every layer comes from one
+``jax.vjp`` over all probes.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import tree_leaves_with_path
+
+from ..activations import at_least_float32
+from ..costs import Cost
+from ..layers._layer import Layer, Params, keywords, run_forward, split_key
+from ..network import Network, backprop
+
+
+class Two(NamedTuple):
+    """A comparison."""
+
+    manual: Any
+    autodiff: Any
+
+
+class Given(NamedTuple):
+    """What a network is audited on."""
+
+    params: Params
+    x: Array
+    y: Any = None
+    key: Any = None
+    mask: Any = None
+    weights: Any = None
+
+
+class Placed(NamedTuple):
+    """A layer in its place."""
+
+    name: str
+    layer: Layer
+    params: Params
+    key: Any
+
+
+def compiled_once(*, static_argnums: tuple[int, ...]) -> Callable[[Callable], Callable]:
+    """``jax.jit`` for a program that runs once or twice: on CPU it is compiled without optimisation, in half the time."""
+
+    def decorate(f: Callable) -> Callable:
+        @functools.cache
+        def jitted(backend: str) -> Callable:
+            options = {"xla_backend_optimization_level": 0} if backend == "cpu" else None
+            return jax.jit(f, static_argnums=static_argnums, compiler_options=options)
+
+        @functools.wraps(f)
+        def run(*args: Any) -> Any:
+            return jitted(jax.default_backend())(*args)
+
+        return run
+
+    return decorate
+
+
+def walk(net: Layer, params: Params, key: Any, place: str = "") -> Iterator[Placed]:
+    """The layers in order, those of nested networks in their place, each with its parameters and its key."""
+    if not isinstance(net, Network) or type(net).forward is not Network.forward:
+        yield Placed(f"{place or 0} {type(net).__name__}", net, params, key)
+        return
+    for i, (part, p, k) in enumerate(zip(net, params, split_key(key, len(net)), strict=True)):
+        yield from walk(part, p, k, f"{place}.{i}" if place else f"{i}")
+
+
+def by_layer(net: Layer, tree: Any) -> list[Any]:
+    """What a tuple with one entry per layer holds for each layer of `walk`."""
+    if not isinstance(net, Network) or type(net).forward is not Network.forward:
+        return [tree]
+    return [leaf for part, entry in zip(net, tree, strict=True) for leaf in by_layer(part, entry)]
+
+
+def is_float(a: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(a), jnp.floating)
+
+
+def leaf_at(path: Any, tree: Any) -> Any:
+    """The leaf at a key path, or None where the tree has another structure."""
+    return dict(tree_leaves_with_path(tree)).get(path)
+
+
+def normals(like: Any, seed: int) -> Any:
+    """Standard normal numbers in the shapes and dtypes of floats, zeros for other leaves."""
+
+    def draw(leaf: Any, seed: int) -> Array:
+        if not is_float(leaf):
+            return jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf))
+        return jnp.asarray(np.random.default_rng(seed).standard_normal(jnp.shape(leaf), np.float32), leaf.dtype)
+
+    leaves, treedef = jax.tree.flatten(like)
+    return treedef.unflatten(draw(leaf, seed + i) for i, leaf in enumerate(leaves))
+
+
+def directions(net: Layer, given: Given) -> tuple[Any, Any]:
+    """A random cotangent of the output, and a random tangent of parameters and inputs."""
+    run = functools.partial(run_forward, net, train=True)
+    a = jax.eval_shape(lambda g: run(g.params, g.x, key=g.key, mask=g.mask)[0], given)
+    return normals(a, 0), normals((given.params, given.x), 1)
+
+
+@compiled_once(static_argnums=(0, 1))
+def whole_network(net: Layer, cost: Cost | None, given: Given, u: Array, v: Any) -> dict[str, Any]:
+    """Of a network: every layer's input; the product of `products`; with a cost also every layer's ∂C/∂a_out by autodiff, and
+    both sides of the errors, of the gradients and of the cost's own derivative."""
+    params, x, y, key, mask, weights = given
+    m = x.shape[0]
+
+    def run(params: Params, probes: Sequence, taps: Sequence) -> tuple[Array, Any, list[Array]]:
+        a, output, inputs = x, None, []
+        for i, placed in enumerate(walk(net, params, key)):
+            inputs.append(a)
+            probe = probes[i] if probes else None
+            a, cache = run_forward(placed.layer, placed.params, a, key=placed.key, train=True, mask=mask, probe=probe)
+            output = placed.layer.output(placed.params, cache)
+            a = a + taps[i] if taps and taps[i] is not None else a
+        return a, output, inputs
+
+    a_out, _, inputs = run(params, [], [])
+    found = {"inputs": inputs, "product": _product(net, given, u, v)}
+    if cost is None:
+        return found
+
+    def summed_cost(params: Params, probes: Sequence, taps: Sequence) -> Array:
+        a, output, _ = run(params, probes, taps)
+        return m * cost(a, y, weights=weights, output=output)
+
+    errors, gradients = (
+        by_layer(net, tree) for tree in backprop(net, cost, params, x, y, key=key, mask=mask, weights=weights)[1:]
+    )
+    probed = ["probe" in keywords(type(placed.layer)) for placed in walk(net, params, key)]
+    probes = [jax.tree.map(jnp.zeros_like, delta) if yes else None for yes, delta in zip(probed, errors, strict=True)]
+    taps = [jnp.zeros_like(a) if is_float(a) else None for a in (*inputs[1:], a_out)]
+    value, pull_back = jax.vjp(summed_cost, params, probes, taps)
+    d_params, deltas, found["das"] = pull_back(jnp.ones_like(value))
+    found["errors"] = Two([delta if yes else None for yes, delta in zip(probed, errors, strict=True)], deltas)
+    found["gradients"] = Two(gradients, by_layer(net, jax.tree.map(lambda g: (g / m).astype(g.dtype), d_params)))
+    return {**found, **cost_derivative(net, cost, given)}
+
+
+def _product(net: Layer, given: Given, u: Array, v: Any) -> Two:
+    """`products` of a network's composed backward pass and its forward pass."""
+    params, x, _, key, mask, _ = given
+    _, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+    da_in, grads = net.backward(params, cache, u)
+    moving = {"params": params, **({"x": x} if is_float(x) and da_in is not None else {})}
+    by_hand = {"params": jax.tree.map(lambda g: x.shape[0] * g, grads), "x": da_in}
+
+    def forward(moving: dict) -> Array:
+        return run_forward(net, moving["params"], moving.get("x", x), key=key, train=True, mask=mask)[0]
+
+    tangents = {name: v[i] for i, name in enumerate(("params", "x")) if name in moving}
+    moved = jax.jvp(forward, (moving,), (tangents,))[1] if jax.tree.leaves(moving) else jnp.zeros_like(u)
+    return products(u, moved, {name: by_hand[name] for name in moving}, tangents)
+
+
+def products(u: Any, moved: Any, pulled: Any, v: Any) -> Two:
+    """⟨Jᵀu, v⟩ by hand and ⟨u, J v⟩ by forward mode, over ‖Jᵀu‖ ‖v‖ / √n, which is the size of such a product; NaN by hand
+    for other shapes."""
+
+    def wide(tree: Any) -> list[Array]:
+        return [at_least_float32(leaf).ravel() for leaf in jax.tree.leaves(tree)]
+
+    def inner(one: Any, other: Any) -> Array:
+        return jnp.asarray(sum((jnp.sum(a * b) for a, b in zip(wide(one), wide(other), strict=True)), 0.0))
+
+    if list(map(jnp.shape, jax.tree.leaves(pulled))) != list(map(jnp.shape, jax.tree.leaves(v))):
+        return Two(jnp.asarray(jnp.nan), inner(u, moved))
+    n = sum(leaf.size for leaf in jax.tree.leaves(v))
+    size = jnp.sqrt(inner(pulled, pulled) * inner(v, v) / max(n, 1))
+    size = jnp.where(size > 0, size, 1)
+    return Two(inner(pulled, v) / size, inner(u, moved) / size)
+
+
+@compiled_once(static_argnums=(0,))
+def isolated(layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array) -> dict[str, Two]:
+    """Each equation of a layer, fed with da_out and autodiff's δ (its own where the layer has no probe)."""
+    _, cache = run_forward(layer, params, a_in, key=key, train=True, mask=mask)
+    delta = layer.error(params, cache, da_out)
+    probe = jax.tree.map(jnp.zeros_like, delta) if "probe" in keywords(type(layer)) else None
+    d_params, da_in, d_probe = pulled(layer, params, a_in, key, mask, da_out, probe)
+    d_params = jax.tree.map(lambda g: (g / a_in.shape[0]).astype(g.dtype), d_params)
+    fed = delta if probe is None else d_probe
+    sides = {} if probe is None else {"error": Two(delta, d_probe)}
+    if da_in is not None and type(layer).propagate is not Layer.propagate:
+        sides["propagate"] = Two(layer.propagate(params, cache, fed), da_in)
+    sides["gradients"] = Two(layer.gradients(params, cache, fed), d_params)
+
+    def composed(equation: str, da_manual: Any, d_manual: Any) -> dict[str, Two]:
+        da_manual = da_manual if da_in is not None else None
+        return {f"{equation} da_in": Two(da_manual, da_in), f"{equation} gradients": Two(d_manual, d_params)}
+
+    if type(layer).backward is not Layer.backward:
+        sides |= composed("backward", *layer.backward(params, cache, da_out))
+    if (output := layer.output(params, cache)) is not None:
+        activation, z = output
+        last = jax.vjp(activation, z)[1](da_out)[0]
+        if type(layer).output_error is not Layer.output_error and probe is not None:
+            sides["output_error"] = Two(layer.output_error(params, cache, last), d_probe)
+        if type(layer).output_backward is not Layer.output_backward:
+            sides |= composed("output_backward", *layer.output_backward(params, cache, last))
+    return sides
+
+
+def pulled(
+    layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Any, probe: Any = None
+) -> tuple[Params, Array | None, Any]:
+    """(∂/∂params, ∂/∂a_in, ∂/∂probe) of ⟨da_out, a_out⟩ by autodiff; None for the a_in of integers."""
+
+    def forward(params: Params, a: Any, probe: Any) -> Array:
+        given = {"key": key, "train": True, "mask": mask, "probe": probe}
+        return run_forward(layer, params, a_in if a is None else a, **given)[0]
+
+    _, pull_back = jax.vjp(forward, params, a_in if is_float(a_in) else None, probe)
+    return pull_back(da_out)
+
+
+def cost_derivative(net: Layer, cost: Cost, given: Given) -> dict[str, Two]:
+    """The cost's own derivative, with respect to z where it is matched to the last layer, else to a."""
+    params, x, y, key, mask, weights = given
+    a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+    output, m = net.output(params, cache), x.shape[0]
+    if output is None or not cost.matches(output):
+        autodiff = jax.grad(lambda a: m * cost(a, y, weights=weights))(a)
+        return {"output_gradient": Two(cost.output_gradient(a, y, weights=weights), autodiff)}
+    activation, z = output
+    autodiff = jax.grad(lambda z: m * cost(activation(z), y, weights=weights, output=(activation, z)))(z)
+    return {"output_error": Two(cost.output_error(z, y, weights=weights), autodiff)}

@@ -1,0 +1,499 @@
+"""What the audit says beside pass and fail: kinks and ties, precision, a layer or a function by itself, a third opinion."""
+
+import dataclasses
+import functools
+import os
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import fnnet as fn
+from fnnet.gradcheck import checks, verdicts
+from fnnet.gradcheck.mistakes import Failure, explain
+
+from .test_network import random_networks
+
+KEY = jax.random.key(5)
+RANDOM_NETWORKS = int(os.environ.get("FNNET_AUDITS", 30 if os.environ.get("CI") else 3))
+
+
+def integers(shape, dtype, low=-2, high=3):
+    return jnp.asarray(np.random.default_rng(0).integers(low, high, shape), dtype)
+
+
+def normal(shape, dtype="float64", seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+@fn.layer
+class Maximum:
+    """max(z, 0), for which autodiff takes ½ at 0; its error takes ``at_zero`` there, and ``above`` right of it."""
+
+    at_zero: float
+    above: float = 1.0
+
+    def forward(self, params, a_in, *, probe=None):
+        z = a_in if probe is None else a_in + probe
+        return jnp.maximum(z, 0), z
+
+    def error(self, params, cache, da):
+        slope = jnp.where(cache > 0, self.above, jnp.where(cache == 0, self.at_zero, 0.0))
+        return da * slope.astype(da.dtype)
+
+    def propagate(self, params, cache, delta):
+        return delta
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("layer", "verdict"),
+    [
+        (Maximum(0.5), "pass"),
+        (Maximum(0.0), "both valid subgradients"),
+        (Maximum(0.3), "both valid subgradients"),
+        (Maximum(1.0), "both valid subgradients"),
+        (Maximum(2.0), "fail"),
+        (Maximum(-0.5), "fail"),
+        (Maximum(0.0, above=1.5), "fail"),
+    ],
+    ids=repr,
+)
+def test_at_a_kink_every_value_between_is_a_derivative(layer, verdict, dtype):
+    x = integers((7, 6), dtype)
+    report = fn.check_layer(layer, {}, x)
+    row = next(row for row in report.rows if row.equation == "error")
+    assert row.verdict == verdict, str(report)
+    assert report.ok == (verdict != "fail")
+    if verdict == "both valid subgradients":
+        assert row.count == int(jnp.sum(x == 0)) > 0
+        assert "either value is a derivative" in str(report)
+
+
+@fn.layer
+class LastMaximum(fn.MaxPool):
+    """A tie goes to the last maximum."""
+
+    def propagate(self, params, cache, delta):
+        turned = (jnp.flip(a, (1, 2)) for a in (delta, *cache))
+        return jnp.flip(fn.unsample_max(*turned, self.size), (1, 2))
+
+
+@fn.layer
+class SharedMaximum(fn.MaxPool):
+    """Maxima that tie share the error, ``share`` of it in all."""
+
+    share: float = 1.0
+
+    def propagate(self, params, cache, delta):
+        a_in, a_out = cache
+        up = lambda a: jnp.repeat(jnp.repeat(a, 2, 1), 2, 2)  # noqa: E731
+        ties = (a_in == up(a_out)).astype(delta.dtype)
+        m, height, width, c = ties.shape
+        count = ties.reshape(m, height // 2, 2, width // 2, 2, c).sum((2, 4))
+        return ties * up(delta / count) * jnp.asarray(self.share, delta.dtype)
+
+
+@fn.layer
+class DoubledMaximum(fn.MaxPool):
+    """Every maximum that ties gets the whole error."""
+
+    def propagate(self, params, cache, delta):
+        a_in, a_out = cache
+        up = lambda a: jnp.repeat(jnp.repeat(a, 2, 1), 2, 2)  # noqa: E731
+        return jnp.where(a_in == up(a_out), up(delta), 0)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("layer", "verdict", "hint"),
+    [
+        (fn.MaxPool(2), "pass", ""),
+        (LastMaximum(2), "both valid subgradients", "kinks or ties"),
+        (SharedMaximum(2), "both valid subgradients", "kinks or ties"),
+        (SharedMaximum(2, share=0.5), "fail", ""),
+        (DoubledMaximum(2), "fail", "every entry that ties"),
+    ],
+    ids=repr,
+)
+def test_at_a_tie_the_error_may_go_to_any_maximum_but_only_once(layer, verdict, hint, dtype):
+    report = fn.check_layer(layer, {}, integers((5, 6, 6, 2), dtype, 0, 3))
+    row = next(row for row in report.rows if row.equation == "propagate")
+    assert row.verdict == verdict, str(report)
+    assert hint in row.hint
+    assert report.ok == (verdict != "fail")
+
+
+def test_what_follows_from_a_choice_of_subgradients_is_no_failure():
+    net = fn.Network(fn.Conv(2, 3, fn.tanh), LastMaximum(2), fn.Flatten(), fn.Dense(3, fn.softmax))
+    params = net.init(KEY, (6, 6, 1))
+    report = fn.compare_gradients(net, fn.log_likelihood, params, jnp.ones((5, 6, 6, 1)), jnp.arange(5) % 3)
+    assert report.ok, str(report)
+    chosen = {(row.layer, row.equation) for row in report.rows if row.verdict == "both valid subgradients"}
+    assert {("1 LastMaximum", "propagate"), ("0 Conv", "error"), ("network", "backward")} <= chosen
+
+
+@fn.layer
+class Narrow(fn.Dense):
+    """Products of operands that are rounded to bfloat16, as an accelerator may do by default; ``error`` rounds elsewhere."""
+
+    wrong: float = 1.0
+
+    def forward(self, params, a_in, *, probe=None):
+        w, a = (jnp.asarray(v, jnp.bfloat16).astype(v.dtype) for v in (params["w"], a_in))
+        return super().forward({**params, "w": w}, a, probe=probe)
+
+    def propagate(self, params, cache, delta):
+        return self.wrong * (jnp.asarray(delta, jnp.bfloat16) @ params["w"].astype(jnp.bfloat16)).astype(delta.dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_layer_that_rounds_inside_is_held_to_that_dtype(dtype):
+    params = jax.tree.map(lambda p: p.astype(dtype), Narrow(6, fn.tanh).init(KEY, (30,)))
+    for wrong, verdict in ((1.0, "precision"), (1.2, "fail")):
+        report = fn.check_layer(Narrow(6, fn.tanh, wrong=wrong), params, normal((7, 30), dtype))
+        row = next(row for row in report.rows if row.equation == "propagate")
+        assert row.verdict == verdict, str(report)
+        assert report.ok == (verdict == "precision")
+        assert row.difference > verdicts.TOLERANCE[dtype]
+
+
+@fn.layer
+class Cancelling(fn.Dense):
+    """Right in exact arithmetic; ``size`` is added and subtracted again."""
+
+    size: float = 0.0
+
+    def propagate(self, params, cache, delta):
+        right, size = super().propagate(params, cache, delta), jnp.asarray(self.size, delta.dtype)
+        return jax.lax.optimization_barrier(right + size) - size
+
+
+@pytest.mark.parametrize(
+    ("size", "verdict"), [(0.0, "pass"), (256.0, "precision"), (1e5, "fail")], ids=["none", "some", "much"]
+)
+def test_precision_is_judged_against_float64(size, verdict):
+    layer = Cancelling(6, fn.tanh, size=size)
+    params = jax.tree.map(lambda p: p.astype("float32"), layer.init(KEY, (30,)))
+    report = fn.check_layer(layer, params, normal((7, 30), "float32"))
+    row = next(row for row in report.rows if row.equation == "propagate")
+    assert row.in_float64 < 1e-10
+    assert row.verdict == verdict, str(report)
+    assert ("loses precision" in row.hint) == (verdict == "fail")
+
+
+@fn.layer
+class Float32Only(fn.Dense):
+    """Cannot be run in float64."""
+
+    wrong: float = 1.0
+
+    def forward(self, params, a_in, *, probe=None):
+        if a_in.dtype != jnp.float32:
+            raise TypeError("float32 only")
+        return super().forward(params, a_in, probe=probe)
+
+    def propagate(self, params, cache, delta):
+        return super().propagate(params, cache, delta) * jnp.asarray(self.wrong, delta.dtype)
+
+
+def test_without_float64_the_dtype_itself_is_the_judge():
+    for wrong in (1.0, 1.01):
+        layer = Float32Only(6, fn.tanh, wrong=wrong)
+        params = jax.tree.map(lambda p: p.astype("float32"), layer.init(KEY, (30,)))
+        report = fn.check_layer(layer, params, normal((7, 30), "float32"))
+        assert report.ok == (wrong == 1.0)
+        assert all(np.isnan(row.in_float64) for row in report.rows)
+        assert wrong == 1.0 or report.rows[0].hint == "a constant factor 1.01"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_forward_mode_finds_a_network_that_is_put_together_wrongly(dtype):
+    @fn.layer
+    class Short(fn.Network):
+        def _backward(self, params, cache, last):
+            da, gradients = super()._backward(params, cache, last)
+            return da, (*gradients[:-1], jax.tree.map(jnp.zeros_like, gradients[-1]))
+
+    for cls, ok in ((fn.Network, True), (Short, False)):
+        net = cls(fn.Dense(5, fn.tanh), fn.Dense(3, fn.softmax))
+        params = jax.tree.map(lambda p: p.astype(dtype), net.init(KEY, (4,)))
+        report = fn.compare_gradients(net, fn.log_likelihood, params, normal((6, 4), dtype), jnp.arange(6) % 3)
+        assert report.ok == ok, str(report)
+        if not ok:
+            assert (report.rows[0].layer, report.rows[0].leaf) == ("network", "⟨u, Jv⟩")
+            assert "put together" in report.rows[0].hint
+
+
+class TestCheckLayer:
+    def test_it_names_the_layer_of_a_network(self):
+        class Wrong(fn.Dense):
+            def gradients(self, params, cache, delta):
+                return {**super().gradients(params, cache, delta), "b": delta[0]}
+
+        net = fn.Network(fn.Dense(5, fn.tanh), fn.Network(fn.layer(Wrong)(4, fn.tanh)))
+        report = fn.check_layer(net, net.init(KEY, (3,)), normal((7, 3)))
+        assert report.first == "1.0 Wrong"
+        assert (report.rows[0].hint, report.rows[0].example) == ("only one example is counted", 0)
+        with pytest.raises(AssertionError, match=r"example 0; only one example"):
+            report.raise_if_failed()
+
+    def test_dropout_needs_a_key(self):
+        with pytest.raises(ValueError, match="key"):
+            fn.check_layer(fn.Dropout(0.5), {}, normal((3, 4)))
+        assert fn.check_layer(fn.Dropout(0.5), {}, normal((3, 4)), key=KEY).ok
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match=r"check_layer: expected a layer, got function; decorate .* @fn.layer"):
+            fn.check_layer(lambda x: x, {}, normal((3, 4)))
+        with pytest.raises(ValueError, match=r"x: expected a batch .* got shape \(0, 4\)"):
+            fn.check_layer(fn.Flatten(), {}, normal((0, 4)))
+
+
+def norm_forward(w, x):
+    """Layer normalisation without a shift."""
+    centred = x - x.mean(-1, keepdims=True)
+    scale = jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    return w["gain"] * centred * scale, (w["gain"], centred * scale, scale)
+
+
+def norm_backward(residuals, g):
+    gain, y, scale = residuals
+    e = g * gain
+    dx = scale * (e - e.mean(-1, keepdims=True) - y * (e * y).mean(-1, keepdims=True))
+    return {"gain": (g * y).sum(0)}, dx
+
+
+def changed(**changes):
+    """norm_backward with other results."""
+
+    def backward(residuals, g):
+        gain, y, scale = residuals
+        dw, dx = norm_backward(residuals, g)
+        place = {"dw": dw["gain"], "dx": dx, "g": g, "y": y, "e": g * gain, "scale": scale}
+        new = {name: change(place) for name, change in changes.items()}
+        return {"gain": new.get("dw", dw["gain"])}, new.get("dx", dx)
+
+    return backward
+
+
+class TestCheckVjp:
+    args = ({"gain": normal((6,), seed=1)}, normal((9, 6), seed=2))
+
+    @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+    def test_a_right_one(self, dtype):
+        args = jax.tree.map(lambda a: a.astype(dtype), self.args)
+        report = fn.check_vjp(norm_forward, norm_backward, *args)
+        assert report.ok, str(report)
+        assert report.dtype == dtype
+        assert {(row.layer, row.leaf) for row in report.rows} == {
+            ("norm_forward", "args[0]['gain']"),
+            ("norm_forward", "args[1]"),
+            ("norm_forward", "⟨u, Jv⟩"),
+        }
+
+    @pytest.mark.parametrize(
+        ("backward", "leaf", "hint"),
+        [
+            (changed(dx=lambda p: -p["dx"]), "args[1]", "wrong sign"),
+            (changed(dx=lambda p: p["dx"].at[4].set(0)), "args[1]", "one example is left out"),
+            (changed(dx=lambda p: p["g"]), "args[1]", "this is the cotangent itself"),
+            (changed(dx=lambda p: jnp.roll(p["dx"], 1, 0)), "args[1]", "the examples are shifted"),
+            (changed(dx=lambda p: p["e"] * p["scale"]), "args[1]", ""),
+            (changed(dw=lambda p: p["dw"] / 9), "args[0]['gain']", "divided by the size of the batch"),
+            (changed(dw=lambda p: p["dw"][::-1]), "args[0]['gain']", "reversed along axis 0"),
+            (changed(dw=lambda p: p["g"] * p["y"]), "args[0]['gain']", r"shape (9, 6) instead of (6,)"),
+            (changed(dw=lambda p: p["dw"] * jnp.nan), "args[0]['gain']", "NaN"),
+        ],
+    )
+    def test_a_wrong_one(self, backward, leaf, hint):
+        report = fn.check_vjp(norm_forward, backward, *self.args)
+        top = report.rows[0]
+        assert (top.layer, top.equation, top.leaf, top.verdict) == ("norm_forward", "backward", leaf, "fail"), str(
+            report
+        )
+        assert hint in top.hint
+        assert hint or not top.hint
+
+    def test_integers_none_and_pytrees(self):
+        def forward(table, index, scale):
+            rows = scale * table[index]
+            return {"rows": rows, "sum": rows.sum()}, (table.shape, index, scale, table[index])
+
+        def backward(residuals, g):
+            shape, index, scale, rows = residuals
+            g = g["rows"] + g["sum"]
+            return jnp.zeros(shape, g.dtype).at[index].add(scale * g), None, (g * rows).sum()
+
+        args = normal((7, 3)), jnp.array([2, 0, 2, 5]), jnp.asarray(1.5)
+        assert fn.check_vjp(forward, backward, *args).ok
+        wrong = fn.check_vjp(forward, lambda r, g: (*backward(r, g)[:2], None), *args)
+        assert (wrong.rows[0].leaf, wrong.rows[0].hint) == ("args[2]", "left out: 0 everywhere")
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match=r"norm_forward with an array of floats, got none"):
+            fn.check_vjp(norm_forward, norm_backward, jnp.arange(3))
+        with pytest.raises(ValueError, match=r"return \(out, residuals\), got ShapeDtypeStruct"):
+            fn.check_vjp(lambda x: x, lambda r, g: (g,), normal((3,)))
+        with pytest.raises(ValueError, match=r"return \(out, residuals\), got 3 values"):
+            fn.check_vjp(lambda x: (x, x, x), lambda r, g: (g,), normal((3,)))
+        with pytest.raises(ValueError, match=r"a tuple of 1 cotangents from backward, got a tuple of 2"):
+            fn.check_vjp(lambda x: (x, None), lambda r, g: (g, g), normal((3,)))
+        with pytest.raises(ValueError, match=r"a tuple of 1 cotangents from backward, got \w*Tracer"):
+            fn.check_vjp(lambda x: (x, None), lambda r, g: g, normal((3,)))
+
+
+def free_energy(params, v):
+    """F(v) = −b·v − Σ_j ln(1 + e^{c_j + w_j·v}) of a restricted Boltzmann machine."""
+    return -v @ params["b"] - jax.nn.softplus(v @ params["w"].T + params["c"]).sum(-1)
+
+
+def contrast(params, v0, vk):
+    return jnp.mean(free_energy(params, v0)) - jnp.mean(free_energy(params, vk))
+
+
+def phases(params, v0, vk, sign=1.0, wrong=None):
+    """The negative phase minus the positive one, by hand."""
+
+    def phase(v):
+        h = jax.nn.sigmoid(v @ params["w"].T + params["c"])
+        return {"w": h.T @ v / len(v), "b": v.mean(0), "c": h.mean(0)}
+
+    grads = jax.tree.map(lambda model, data: sign * (model - data), phase(vk), phase(v0))
+    return wrong(grads) if wrong else grads
+
+
+class TestCheckGradient:
+    params = {"w": normal((4, 4)), "b": normal((4,), seed=1), "c": normal((4,), seed=2)}  # noqa: RUF012
+    samples = tuple((normal((9, 4), seed=s) > 0).astype(jnp.float64) for s in (3, 4))
+
+    def test_contrastive_divergence(self):
+        report = fn.check_gradient(contrast, phases, self.params, *self.samples)
+        assert report.ok, str(report)
+        assert [row.leaf for row in report.rows] == ["['b']", "['c']", "['w']"]
+        assert max(row.difference for row in report.rows) < 1e-10
+
+    @pytest.mark.parametrize(
+        ("wrong", "leaf", "hint"),
+        [
+            (functools.partial(phases, sign=-1.0), "['b']", "wrong sign"),
+            (functools.partial(phases, wrong=lambda g: {**g, "w": g["w"].T}), "['w']", "transposed"),
+            (functools.partial(phases, wrong=lambda g: {**g, "b": g["c"], "c": g["b"]}), "['b']", "gradient of ['c']"),
+            (functools.partial(phases, wrong=lambda g: {**g, "w": 9 * g["w"]}), "['w']", "a factor m = 9"),
+        ],
+    )
+    def test_a_wrong_one(self, wrong, leaf, hint):
+        report = fn.check_gradient(contrast, wrong, self.params, *self.samples)
+        assert (report.rows[0].leaf, report.rows[0].verdict) == (leaf, "fail"), str(report)
+        assert hint in report.rows[0].hint
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="to be a scalar"):
+            fn.check_gradient(free_energy, phases, self.params, self.samples[0])
+        with pytest.raises(ValueError, match="expected parameters of floats"):
+            fn.check_gradient(contrast, phases, {})
+        report = fn.check_gradient(contrast, lambda *a: {"w": phases(*a)["w"]}, self.params, *self.samples)
+        assert (report.rows[0].verdict, report.rows[0].hint) == ("fail", "nothing where an array belongs")
+
+
+def test_finite_differences_are_a_third_opinion():
+    class Wrong(fn.Dense):
+        def propagate(self, params, cache, delta):
+            return 2 * super().propagate(params, cache, delta)
+
+    net = fn.Network(fn.Conv(2, 3, fn.tanh), fn.MaxPool(2), fn.Flatten(), fn.layer(Wrong)(4, fn.sigmoid))
+    params, x, y = net.init(KEY, (6, 6, 1)), normal((5, 6, 6, 1)), normal((5, 4), seed=1) > 0
+    without = fn.compare_gradients(net, fn.quadratic, params, x, y.astype(float))
+    assert all(np.isnan(row.finite_difference) for row in without.rows)
+    assert "finite" not in str(without)
+    report = fn.compare_gradients(net, fn.quadratic, params, x, y.astype(float), finite_differences=True)
+    third = {(row.layer, row.equation, row.leaf): row.finite_difference for row in report.rows}
+    of_layers = {place: number for place, number in third.items() if place[0][0].isdigit()}
+    assert len(of_layers) == 12
+    assert of_layers.pop(("3 Wrong", "propagate", "")) == pytest.approx(1, rel=1e-6)
+    assert max(of_layers.values()) < 1e-6
+    assert "finite diff." in str(report)
+
+
+class TestReport:
+    def report(self, wrong=True):
+        class Wrong(fn.Dense):
+            def propagate(self, params, cache, delta):
+                return -super().propagate(params, cache, delta)
+
+        layer = fn.layer(Wrong)(4, fn.tanh) if wrong else fn.Dense(4, fn.tanh)
+        return fn.check_layer(layer, layer.init(KEY, (3,)), normal((7, 3)))
+
+    def test_rows_are_records(self):
+        row = self.report().rows[0]
+        record = dataclasses.asdict(row)
+        assert record["verdict"] == "fail"
+        assert record["count"] == 21
+        manual, autodiff = record["values"]
+        assert manual == -autodiff
+        assert len(record["index"]) == 2
+        assert (
+            row.note
+            == f"21 entries differ, most at {list(row.index)}: manual {manual:.4g}, autodiff {autodiff:.4g}; wrong sign"
+        )
+
+    def test_colour_on_a_terminal_only(self, monkeypatch):
+        report = self.report()
+        assert "\033" not in str(report)
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        assert "\033[31;1m0 Wrong" in str(report)
+        assert "\033" not in report.to_markdown()
+        with pytest.raises(AssertionError) as error:
+            report.raise_if_failed()
+        assert "\033" not in str(error.value)
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert "\033" not in str(report)
+
+    def test_a_picture(self):
+        from fnnet import plots
+
+        for wrong in (False, True):
+            ax = plots.audit(self.report(wrong))
+            labels = [label.get_text() for label in ax.get_yticklabels()]
+            assert len(labels) == 5
+            assert ("0 Wrong propagate" if wrong else "0 Dense error") in labels[0]
+            assert ax.get_title().endswith("1 failed" if wrong else "all agree")
+            ax.figure.clear()
+
+    def test_progress_is_told_when_it_takes_long(self, monkeypatch, capsys):
+        net = fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, fn.softmax))
+        args = (net, fn.log_likelihood, net.init(KEY, (4,)), normal((6, 4)), jnp.arange(6) % 3)
+        clock = iter(range(0, 100, 3))
+        monkeypatch.setattr(checks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        assert fn.compare_gradients(*args).ok
+        told = capsys.readouterr().err.splitlines()
+        assert told == ["auditing layer 0 Dense (1 of 2), 6 s so far"]
+
+
+@pytest.mark.parametrize("change", ["noise", "offset"])
+def test_what_nothing_explains_gets_no_hint(change):
+    reference = np.asarray(normal((5, 4)))
+    wrong = reference + (np.asarray(normal((5, 4), seed=1)) if change == "noise" else 1)
+    assert explain(Failure(wrong, reference, 1e-8, m=9)).text == ""
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_no_random_network_raises_a_false_alarm(dtype):
+    @settings(max_examples=RANDOM_NETWORKS)
+    @given(random_networks())
+    def check(drawn):
+        net, cost, n_in, m, penalty, seed = drawn
+        init_key, key = jax.random.split(jax.random.key(seed))
+        params = jax.tree.map(lambda p: p.astype(dtype), net.init(init_key, (n_in,)))
+        x, n_out = normal((m, n_in), dtype, seed), net.output_shape((n_in,))[0]
+        draw = np.random.default_rng(seed)
+        y = jnp.asarray(draw.integers(0, n_out, m)) if n_out > 1 else jnp.asarray(draw.random((m, 1)), dtype)
+        report = fn.compare_gradients(net, cost, params, x, y, key=key, penalty=penalty)
+        assert report.ok, f"{net} {cost}\n{report}"
+        jax.clear_caches()
+
+    check()
