@@ -11,12 +11,13 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..costs import Cost
@@ -28,13 +29,15 @@ from .report import Report, Row
 from .sides import (
     Given,
     Placed,
-    Two,
     directions,
+    function_gradient,
+    function_vjp,
     is_float,
     isolated,
     leaf_at,
     normals,
-    products,
+    penalty_gradient,
+    probe_for,
     walk,
     whole_network,
 )
@@ -46,10 +49,12 @@ from .verdicts import (
     Subject,
     between,
     differences,
+    exactly,
     in_float64,
     judge,
     largest,
     rounding,
+    wide,
 )
 
 SUBGRADIENTS = "both valid subgradients"
@@ -88,23 +93,98 @@ def compare_gradients(
     """
     check_penalty(penalty)
     x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
+    check_concrete("compare_gradients", params, x, y, weights)
     given = Given(params, x, y, key, mask, weights)
-    progress = _Progress()
-    progress.step("the network")
-    whole = Subject(functools.partial(whole_network, net, cost), [(given, *directions(net, given))], _dtype(params, x))
-    (errors,), (gradients,) = whole.compared("errors"), whole.compared("gradients")
-    places, rows = list(walk(net, params, key)), []
-    for i, (placed, a_in, da) in enumerate(zip(places, whole.values[0]["inputs"], whole.values[0]["das"], strict=True)):
-        progress.step(f"layer {placed.name} ({i + 1} of {len(places)})")
-        chained = [side.of(lambda entries, i=i: entries[i]) for side in (errors, gradients)]
-        rows = _layer_rows(placed, a_in, da, mask, whole.dtype, finite_differences, *chained) + rows
-    about = functools.partial(of_cost, net, cost, given)
-    of_the_cost = [name for name in ("output_error", "output_gradient") if name in whole]
-    rows = [_row(f"cost {cost}", whole, equation, about=about) for equation in of_the_cost] + rows
+    rows, dtype = _network_rows(net, cost, given, finite_differences)
     if penalty is not None:
         n = x.shape[0] if n_examples is None else n_examples
-        rows += _penalty_rows(penalty, params, n, whole.dtype)
-    return _report([*rows, *_product_rows(whole, "network")], whole.dtype)
+        rows += _penalty_rows(penalty, params, n, dtype)
+    return _report(_settled(net, cost, given, rows), dtype)
+
+
+def _settled(net: Layer, cost: Cost | None, given: Given, rows: list[Row]) -> list[Row]:
+    """Consequences of nothing but a choice of subgradients are such a choice too, if there are none beside the kink."""
+    verdicts = {row.verdict for row in rows}
+    if not {"consequence", SUBGRADIENTS} <= verdicts or "fail" in verdicts:
+        return rows
+    draw = np.random.default_rng(0)
+    beside = given._replace(params=_beside(draw, given.params), x=_beside(draw, given.x))
+    audited = exactly(lambda given: _network_rows(net, cost, given, False)[0], beside)
+    if audited is None or any(row.verdict == "consequence" for row in audited):
+        return rows
+    return [dataclasses.replace(row, verdict=SUBGRADIENTS) if row.verdict == "consequence" else row for row in rows]
+
+
+def _failed(row: Row) -> bool:
+    return row.verdict == "fail"
+
+
+def _beside(draw: np.random.Generator, tree: Any) -> Any:
+    """In float64, each float moved by about a thousandth, off every kink and tie."""
+
+    def leaf(a: Any) -> Any:
+        return a + 1e-3 * (np.mean(np.abs(a)) or 1) * draw.standard_normal(np.shape(a)) if is_float(a) and a.size else a
+
+    return jax.tree.map(leaf, in_float64(tree))
+
+
+def _with_forward_mode(audited: Callable[[bool], Subject]) -> Subject:
+    """With the product ⟨u, Jv⟩, or without it where there is no forward mode: a rule of ``jax.custom_vjp`` inside."""
+    try:
+        return audited(True)
+    except (TypeError, ValueError):
+        return audited(False)
+
+
+def _network_rows(net: Layer, cost: Cost | None, given: Given, finite: bool) -> tuple[list[Row], str]:
+    """The rows of every layer, of the network and of the cost, and the audit's dtype."""
+    params, x, _, key, mask, _ = given
+    for placed in walk(net, params, key):
+        for path, leaf in tree_leaves_with_path(placed.params):
+            if not is_float(leaf):
+                got = f"{jnp.result_type(leaf)} at {keystr(path)}"
+                remedy = "make it a field of the layer"
+                raise ValueError(f"layer {placed.name}: expected parameters of floats to audit, got {got}; {remedy}")
+    dtype, progress = _dtype(params, x), _Progress()
+    progress.step("the network")
+
+    def forward(given: Given, *_: Any) -> Any:
+        a, cache = run_forward(net, given.params, given.x, key=given.key, train=True, mask=given.mask)
+        if cost is None:
+            return a
+        return cost(a, given.y, weights=given.weights, output=net.output(given.params, cache))
+
+    def audited(cost: Cost | None) -> Subject:
+        return _with_forward_mode(
+            lambda linear: Subject(
+                functools.partial(whole_network, net, cost, linear), [(given, *directions(net, given))], dtype, forward
+            )
+        )
+
+    broken = None
+    try:
+        whole = audited(cost)
+    except (TypeError, ValueError) as error:  # an equation does not fit its neighbours: look at each by itself
+        broken = error
+        try:
+            whole = audited(None)
+        except (TypeError, ValueError):
+            raise error from None
+    chained = None
+    if "errors" in whole:
+        chained = Chained(whole.compared("errors")[0], whole.compared("gradients")[0], whole)
+    places, rows = list(walk(net, params, key)), []
+    das = whole.values[0].get("das", [None] * len(places))
+    for i, (placed, a_in, da) in enumerate(zip(places, whole.values[0]["inputs"], das, strict=True)):
+        progress.step(f"layer {placed.name} ({i + 1} of {len(places)})")
+        rows = _layer_rows(placed, a_in, da, mask, dtype, finite, chained and chained.of(i)) + rows
+    if broken is not None and not any(map(_failed, rows)):
+        raise broken
+    for equation in ("output_error", "output_gradient"):
+        if cost is not None and equation in whole:
+            about = functools.partial(of_cost, net, cost, whole)
+            rows.insert(0, _row(f"cost {cost}", whole, equation, about=about))
+    return [*rows, *_composed_rows(whole), *_product_rows(whole, "network")], dtype
 
 
 def check_layer(
@@ -130,14 +210,10 @@ def check_layer(
     x, key = jnp.asarray(x), check_key(key)
     if x.ndim == 0 or x.shape[0] == 0:
         raise ValueError(f"x: expected a batch (m, ...) of at least one example, got shape {x.shape}")
+    check_concrete("check_layer", params, x)
     given = Given(params, x, key=key, mask=mask)
-    whole = Subject(
-        functools.partial(whole_network, layer, None), [(given, *directions(layer, given))], _dtype(params, x)
-    )
-    rows = []
-    for placed, a_in in zip(walk(layer, params, key), whole.values[0]["inputs"], strict=True):
-        rows = _layer_rows(placed, a_in, None, mask, whole.dtype, finite_differences) + rows
-    return _report([*rows, *_product_rows(whole, "network")], whole.dtype)
+    rows, dtype = _network_rows(layer, None, given, finite_differences)
+    return _report(_settled(layer, None, given, rows), dtype)
 
 
 def check_vjp(forward: Callable, backward: Callable, *args: Any) -> Report:
@@ -156,6 +232,7 @@ def check_vjp(forward: Callable, backward: Callable, *args: Any) -> Report:
             argument with an array of floats.
     """
     args = jax.tree.map(jnp.asarray, args)
+    check_concrete("check_vjp", args)
     name = getattr(forward, "__name__", type(forward).__name__)
     if not any(is_float(leaf) for leaf in jax.tree.leaves(args)):
         raise ValueError(f"check_vjp: expected an argument of {name} with an array of floats, got none")
@@ -164,33 +241,15 @@ def check_vjp(forward: Callable, backward: Callable, *args: Any) -> Report:
         got = f"{len(both)} values" if isinstance(both, tuple) else type(both).__name__
         raise ValueError(f"check_vjp: expected {name}(*args) to return (out, residuals), got {got}")
 
-    @jax.jit
-    def run(args: tuple, cotangent: Any, tangents: tuple) -> dict[str, Two]:
-        manual = backward(forward(*args)[1], cotangent)
-        if not isinstance(manual, tuple) or len(manual) != len(args):
-            got = f"a tuple of {len(manual)}" if isinstance(manual, tuple) else type(manual).__name__
-            raise ValueError(f"check_vjp: expected a tuple of {len(args)} cotangents from backward, got {got}")
-        leaves, treedef = jax.tree.flatten(args)
-        places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
-
-        def of_floats(floats: list[Array]) -> Any:
-            new = dict(zip(places, floats, strict=True))
-            return forward(*treedef.unflatten(new.get(i, leaf) for i, leaf in enumerate(leaves)))[0]
-
-        floats, tangent = ([jax.tree.leaves(tree)[i] for i in places] for tree in (args, tangents))
-        autodiff = jax.vjp(of_floats, floats)[1](cotangent)[0]
-        by_path = dict(tree_leaves_with_path(manual))
-        paths = [path for path, leaf in tree_leaves_with_path(args) if is_float(leaf)]
-        by_hand = [by_path.get(path, jnp.zeros_like(g)) for path, g in zip(paths, autodiff, strict=True)]
-        moved = jax.jvp(of_floats, (floats,), (tangent,))[1]
-        names = [f"args{keystr(path)}" for path in paths]
-        return {
-            "backward": Two(dict(zip(names, by_hand, strict=True)), dict(zip(names, autodiff, strict=True))),
-            "product": products(cotangent, moved, by_hand, tangent),
-        }
-
-    subject = Subject(run, [(args, normals(both[0], 0), normals(args, 1))], _dtype(args))
-    return _report(_function_rows(name, "backward", subject, both[0]) + _product_rows(subject, name), subject.dtype)
+    case, plain = (args, normals(both[0], 0), normals(args, 1)), lambda args, *_: forward(*args)[0]
+    subject = _with_forward_mode(
+        lambda linear: Subject(functools.partial(function_vjp, forward, backward, linear), [case], _dtype(args), plain)
+    )
+    extra = [place for place in subject.values[0]["given"].manual if place not in subject.values[0]["given"].autodiff]
+    rows = [_structure_row(name, "backward", place) for place in sorted(extra)]
+    m = next((leaf.shape[0] for leaf in jax.tree.leaves(both[0]) if leaf.ndim), 1)
+    rows += _function_rows(name, "backward", subject, functools.partial(of_function, subject, m))
+    return _report(rows + _product_rows(subject, name), subject.dtype)
 
 
 def check_gradient(value: Callable, gradient: Callable, params: Any, *args: Any) -> Report:
@@ -209,6 +268,7 @@ def check_gradient(value: Callable, gradient: Callable, params: Any, *args: Any)
         ValueError: for a value that is no scalar, or parameters without an array of floats.
     """
     params, args = jax.tree.map(jnp.asarray, (params, args))
+    check_concrete("check_gradient", params, args)
     name = getattr(gradient, "__name__", type(gradient).__name__)
     if not jax.tree.leaves(params) or not all(map(is_float, jax.tree.leaves(params))):
         raise ValueError(
@@ -218,12 +278,29 @@ def check_gradient(value: Callable, gradient: Callable, params: Any, *args: Any)
     if getattr(shape, "shape", None) != ():
         raise ValueError(f"check_gradient: expected value(params, *args) to be a scalar, got {shape}")
 
-    @jax.jit
-    def run(params: Any, args: tuple) -> dict[str, Two]:
-        return {"gradient": Two(gradient(params, *args), jax.grad(value)(params, *args))}
+    run = functools.partial(function_gradient, value, gradient)
+    subject = Subject(run, [(params, args)], _dtype(params), lambda params, args: value(params, *args))
+    given = {keystr(path) for path, _ in tree_leaves_with_path(subject.values[0]["gradient"].manual)}
+    extra = given - {keystr(path) for path, _ in tree_leaves_with_path(params)}
+    shared = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(args) if jnp.ndim(leaf) and is_float(leaf)}
+    about = functools.partial(of_function, subject, max(1, *shared) if len(shared) == 1 else 1)
+    rows = [_structure_row(name, "gradient", place) for place in sorted(extra)]
+    return _report(rows + _function_rows(name, "gradient", subject, about), subject.dtype)
 
-    subject = Subject(run, [(params, args)], _dtype(params))
-    return _report(_function_rows(name, "gradient", subject, args), subject.dtype)
+
+def _structure_row(name: str, equation: str, leaf: str) -> Row:
+    return Row(name, equation, leaf, "fail", float("inf"), hint="there is no such leaf to differentiate")
+
+
+def check_concrete(name: str, *trees: Any) -> None:
+    """Raise a ValueError for traced values and for complex ones."""
+    for path, leaf in tree_leaves_with_path(trees):
+        if isinstance(leaf, Tracer):
+            raise ValueError(
+                f"{name}: expected arrays, got a traced value; call it outside of jax.jit, jax.vmap and jax.grad"
+            )
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise ValueError(f"{name}: expected real arrays, got {jnp.result_type(leaf)} at {keystr(path[1:])}")
 
 
 def _dtype(*trees: Any) -> str:
@@ -239,15 +316,19 @@ def _dtype(*trees: Any) -> str:
     return str(jnp.result_type(float))
 
 
+class Chained(NamedTuple):
+    """A layer's own error and gradients in its network, or those of all layers, and where they come from."""
+
+    errors: Compared
+    gradients: Compared
+    subject: Subject
+
+    def of(self, i: int) -> "Chained":
+        return Chained(self.errors.of(lambda e: e[i]), self.gradients.of(lambda g: g[i]), self.subject)
+
+
 def _layer_rows(
-    placed: Placed,
-    a_in: Array,
-    da_real: Array | None,
-    mask: Any,
-    dtype: str,
-    finite: bool,
-    errors: Compared | None = None,
-    gradients: Compared | None = None,
+    placed: Placed, a_in: Array, da_real: Array | None, mask: Any, dtype: str, finite: bool, chained: Chained | None
 ) -> list[Row]:
     name, layer, params, key = placed
     a_out = jax.eval_shape(lambda p, a: run_forward(layer, p, a, key=key, train=True, mask=mask)[0], params, a_in)
@@ -256,22 +337,42 @@ def _layer_rows(
     das = [normals(a_out, 0)]
     if da_real is not None and np.isfinite(largest(da_real)) and largest(da_real) > 0:
         das.append(da_real)
-    subject = Subject(functools.partial(isolated, layer), [(params, a_in, key, mask, da) for da in das], dtype, (0, 1))
+
+    def forward(params: Params, a_in: Array, key: Any, mask: Any, *_: Any) -> Array:
+        return run_forward(layer, params, a_in, key=key, train=True, mask=mask)[0]
+
+    def audited(probe: Any) -> Subject:
+        cases = [(params, a_in, key, mask, da, probe) for da in das]
+        return Subject(functools.partial(isolated, layer), cases, dtype, forward, (5, 1, 0))
+
+    subject = audited(probe_for(layer, params, a_in, key, mask, das[0]))
+    unused = "error" in subject and largest(subject.values[0]["error"].autodiff) == 0
+    if unused and largest(subject.values[0]["error"].manual) > 0 and largest(subject.values[0]["gradients"]) > 0:
+        subject, chained = audited(None), None
     shown = subject.values[0]["gradients"]
     about = functools.partial(of_layer, layer, subject)
-    third = functools.partial(_central_difference, layer, subject) if finite else None
+    third = functools.partial(central_difference, layer, subject) if finite else None
     row = functools.partial(_row, name, subject, about=about, third=third)
     paths = [path for path, _ in tree_leaves_with_path(params)]
-    scales = [largest(shown.autodiff), 0.0 if gradients is None else largest(gradients.autodiff)]
+    whole = None if chained is None else chained.gradients
+    scales = [largest(shown.autodiff), 0.0 if whole is None else largest(whole.autodiff)]
 
-    rows = [row("error", chained=errors)] if "error" in subject else []
+    def in_place(sides: Compared | None, path: Any) -> tuple[Compared, Subject] | None:
+        if chained is None or sides is None or sides.autodiff is None:
+            return None
+        return sides.of(functools.partial(leaf_at, path)), chained.subject
+
+    rows = []
+    if "error" in subject:
+        for path, _ in tree_leaves_with_path(subject.values[0]["error"].autodiff):
+            there = in_place(chained and chained.errors, path)
+            rows.append(row("error", keystr(path), path=path, chained=there))
     rows.append(row("propagate") if "propagate" in subject else Row(name, "propagate", "", "vacuous"))
     if jax.tree.structure(shown.manual) != jax.tree.structure(params):
         hint = f"a pytree {jax.tree.structure(shown.manual)} where params is {jax.tree.structure(params)}"
         rows.append(Row(name, "gradients", "structure", "fail", float("inf"), hint=hint))
     for path in paths:
-        chained = None if gradients is None else gradients.of(functools.partial(leaf_at, path))
-        rows.append(row("gradients", keystr(path), path=path, chained=chained, scales=scales))
+        rows.append(row("gradients", keystr(path), path=path, chained=in_place(whole, path), scales=scales))
     if "output_error" in subject:
         rows.append(row("output_error"))
     for equation in ("backward", "output_backward"):
@@ -297,17 +398,13 @@ def _judged_jointly(name: str, rows: list[Row]) -> list[Row]:
         return [Row(name, "error", "", "pass", joint=True), *rows]
     worst = max(judged, key=lambda row: row.difference)
     consequences = [dataclasses.replace(row, verdict="consequence") if _ran(row) else row for row in rows]
-    return [dataclasses.replace(worst, equation="error", leaf=""), *consequences]
+    hint = "everything that it feeds is wrong"
+    return [dataclasses.replace(worst, equation="error", leaf="", hint=hint, example=None), *consequences]
 
 
 def _penalty_rows(penalty: Penalty, params: Params, n_examples: Any, dtype: str) -> list[Row]:
     """One row for all leaves, or one for each leaf that is wrong."""
-
-    def run(params: Params, penalty: Any) -> dict[str, Two]:
-        autodiff = jax.grad(lambda p: penalty.value(p, n_examples))(params)
-        return {"gradient": Two(penalty.gradient(params, n_examples), autodiff)}
-
-    subject = Subject(jax.jit(run), [(params, penalty)], dtype)
+    subject = Subject(penalty_gradient, [(params, penalty, n_examples)], dtype, lambda p, by, n: by.value(p, n))
     name, about = f"penalty {type(penalty).__name__}", functools.partial(of_penalty, penalty, n_examples, params)
     rows = [
         _row(name, subject, "gradient", keystr(path), path=path, about=about)
@@ -319,15 +416,31 @@ def _penalty_rows(penalty: Penalty, params: Params, n_examples: Any, dtype: str)
     return wrong or [Row(name, "gradient", "", "pass" if found.size else "vacuous", *_fields(found))]
 
 
-def _function_rows(name: str, equation: str, subject: Subject, batch: Any) -> list[Row]:
-    """A row for each leaf of a single equation; the batch is on axis 0 of the first array of ``batch``."""
-    m = next((jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)), 1)
-    about = functools.partial(of_function, subject, m)
-    paths = [path for path, _ in tree_leaves_with_path(subject.values[0][equation].autodiff)]
-    names = [path[0].key if equation == "backward" else keystr(path) for path in paths]
-    return [
-        _row(name, subject, equation, leaf, path=path, about=about) for leaf, path in zip(names, paths, strict=True)
-    ]
+def _function_rows(name: str, equation: str, subject: Subject, about: Callable[..., Failure]) -> list[Row]:
+    """A row for each leaf of a single equation."""
+    rows = []
+    for path, right in tree_leaves_with_path(subject.values[0][equation].autodiff):
+        row = _row(
+            name, subject, equation, path[0].key if equation == "backward" else keystr(path), path=path, about=about
+        )
+        ours = leaf_at(path, subject.values[0][equation].manual)
+        if ours is not None and jnp.result_type(ours) != right.dtype:
+            row = dataclasses.replace(row, verdict="fail", hint=f"{jnp.result_type(ours)} instead of {right.dtype}")
+        rows.append(row)
+    return rows
+
+
+def _composed_rows(whole: Subject) -> list[Row]:
+    """The gradients as ``value_and_grad`` computes them, by each layer's composed backward pass."""
+    if "value_and_grad" not in whole:
+        return []
+    (compared,) = whole.compared("value_and_grad")
+    found = differences(compared)
+    verdict = judge(found, whole, found.size)
+    if verdict == "fail":
+        rounded = found.in_float64 <= TOLERANCE["float64"] and np.isfinite(found.difference)
+        verdict = "precision" if rounded else "consequence"
+    return [Row("network", "value_and_grad", "", verdict if found.size else "vacuous", *_fields(found))]
 
 
 def _product_rows(subject: Subject, name: str) -> list[Row]:
@@ -335,9 +448,7 @@ def _product_rows(subject: Subject, name: str) -> list[Row]:
     if "product" not in subject:
         return []
     (compared,) = subject.compared("product")
-    found = differences(
-        Compared(*(side if side is None else jnp.stack([side, jnp.ones_like(side)]) for side in compared))
-    )
+    found = differences(Compared(*(side if side is None else np.array([side, 1.0]) for side in compared)))
     sharp, dtype = (found.difference, subject.dtype) if np.isnan(found.in_float64) else (found.in_float64, "float64")
     if sharp > TOLERANCE[dtype] and sharp > TOLERANCE[subject.inner]:
         verdict = "consequence"
@@ -347,15 +458,12 @@ def _product_rows(subject: Subject, name: str) -> list[Row]:
 
 
 def _report(rows: list[Row], dtype: str) -> Report:
-    """The rows in order. Consequences without a cause are those of a choice of subgradients or of the composition."""
+    """The rows in order. Consequences without a cause are those of the composition."""
     order = {"fail": 0, "consequence": 1}
     rows = sorted(rows, key=lambda row: order.get(row.verdict, 2))
     if rows and rows[0].verdict == "consequence":
-        if any(row.verdict == SUBGRADIENTS for row in rows):
-            rows = [dataclasses.replace(row, verdict=SUBGRADIENTS) if row.verdict in order else row for row in rows]
-        else:
-            hint = "each equation is right by itself: the way they are put together is not"
-            rows[0] = dataclasses.replace(rows[0], verdict="fail", hint=hint)
+        hint = "each equation is right by itself: the way they are put together is not"
+        rows[0] = dataclasses.replace(rows[0], verdict="fail", hint=hint)
     return Report(tuple(rows), dtype)
 
 
@@ -372,7 +480,7 @@ def _row(
     *,
     source: str = "",
     path: Any = None,
-    chained: Compared | None = None,
+    chained: tuple[Compared, Subject] | None = None,
     scales: Sequence[float] = (0.0, 0.0),
     about: Callable[..., Failure] | None = None,
     third: Callable[..., float] | None = None,
@@ -381,7 +489,7 @@ def _row(
     source = source or equation
     compared = subject.compared(source, path)
     alone = [differences(one) for one in compared]
-    whole = None if chained is None or chained.autodiff is None else differences(chained)
+    whole = None if chained is None else differences(chained[0])
     verdicts = [judge(found, subject, scales[0]) for found in alone]
     case = verdicts.index("fail") if "fail" in verdicts else int(np.argmax([found.difference for found in alone]))
     found, verdict = alone[case], verdicts[case]
@@ -390,7 +498,7 @@ def _row(
         row = dataclasses.replace(row, finite_difference=third(source, path, case))
     if verdict == "fail":
         return _explained(row, subject, source, path, case, compared[case], found, about)
-    if whole is not None and judge(whole, subject, scales[1]) == "fail":
+    if chained is not None and whole is not None and judge(whole, chained[1], scales[1]) == "fail":
         return dataclasses.replace(row, verdict="consequence")
     if found.size == 0:
         return dataclasses.replace(row, verdict="vacuous")
@@ -440,38 +548,32 @@ def _explained(
     return dataclasses.replace(row, hint=text, example=example)
 
 
-def _central_difference(layer: Layer, subject: Subject, source: str, path: Any, case: int) -> float:
-    """The manual derivative along a random direction against (f(h) − f(−h)) / 2h of ⟨da_out, a_out⟩, in float64."""
-    params, a_in, key, mask, da = in_float64(subject.cases[case])
-    sides = subject.best(case)[source]
-    manual, reference = (leaf_at(path, side) if path is not None else side for side in sides)
-    if jax.tree.structure(manual) != jax.tree.structure(0) or jnp.shape(manual) != jnp.shape(reference):
+def central_difference(layer: Layer, subject: Subject, source: str, path: Any, case: int) -> float:
+    """The manual derivative of ⟨da_out, a_out⟩ along a random direction against (f(h) − f(−h)) / 2h, in float64."""
+    one = subject.compared(source, path)[case]
+    manual, reference = one[:2] if one.autodiff64 is None else one[2:]
+    if subject.best(case) is not subject.exact[case] and subject.dtype != "float64":
         return NAN
-    manual, reference = (np.asarray(side).astype(np.float64) for side in (manual, reference))
+    if manual is None or jnp.shape(manual) != jnp.shape(reference) or not jnp.size(reference):
+        return NAN
+    params, a_in, key, mask, da, probe = in_float64(subject.cases[case])
+    manual, reference = wide(manual), wide(reference)
     noise = np.random.default_rng(0).standard_normal(reference.shape)
     v = noise / np.linalg.norm(noise) + reference / (np.linalg.norm(reference) or 1)
-    if "error" in source:
-        at: Any = {"probe": np.zeros_like(v)}
-    elif path is None:
-        at = {"a_in": a_in}
-    else:
-        at = {"leaf": leaf_at(path, params)}
+    moves = {"error": probe, "output_error": probe}.get(source, a_in if path is None else params)
+    step = jax.tree_util.tree_map_with_path(lambda p, leaf: v if p == (path or ()) else np.zeros_like(leaf), moves)
+    size = max(1.0, *(float(np.max(np.abs(leaf), initial=0)) for leaf in jax.tree.leaves(moves)))
+    h = 1e-5 * size / np.max(np.abs(v))
 
     def f(h: float) -> float:
-        moved = {name: value + h * v for name, value in at.items()}
-        p = (
-            jax.tree_util.tree_map_with_path(lambda q, w: moved["leaf"] if q == path else w, params)
-            if "leaf" in at
-            else params
-        )
-        given = {"key": key, "train": True, "mask": mask, "probe": moved.get("probe")}
-        with jax.enable_x64(True):
-            p, a = jax.tree.map(jnp.asarray, (p, moved.get("a_in", a_in)))
-            return float(np.sum(np.asarray(run_forward(layer, p, a, **given)[0], np.float64) * da))
+        moved = jax.tree.map(lambda leaf, s: jnp.asarray(leaf + h * s), moves, step)
+        p, a, q = (moved if given is moves else given for given in (params, a_in, probe))
+        given = {"key": key, "train": True, "mask": mask, "probe": q}
+        return float(np.sum(wide(run_forward(layer, *jax.tree.map(jnp.asarray, (p, a)), **given)[0]) * da))
 
-    h = 1e-5 * max(1.0, *(float(np.max(np.abs(value), initial=0)) for value in at.values())) / np.max(np.abs(v))
-    measured = (f(h) - f(-h)) / (2 * h)
-    ours = float(np.sum(manual * v)) * (a_in.shape[0] if path is not None else 1)
+    with jax.enable_x64(True):
+        measured = (f(h) - f(-h)) / (2 * h)
+    ours = float(np.sum(manual * v)) * (a_in.shape[0] if "gradients" in source else 1)
     return abs(ours - measured) / max(abs(measured), np.finfo(float).tiny)
 
 

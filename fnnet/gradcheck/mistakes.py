@@ -26,7 +26,7 @@ from ..layers._pool import MaxPool, laid_out, lowest, pool_window
 from ..layers._window import taps
 from ..penalties import is_weight
 from .sides import Given, cost_derivative, leaf_at, pulled
-from .verdicts import Subject, exactly, in_float64
+from .verdicts import Subject, wide
 
 Ideas = Callable[[], Iterator[tuple[str, Any]]]
 
@@ -49,6 +49,7 @@ class Failure:
         m: examples in the batch.
         incoming: the δ or ∂C/∂a that the equation was fed; None where it is no single array.
         per_example: whether axis 0 of the result is the example.
+        has_mean: whether a mean over the batch has its place near it.
         numbers: factors that have a name.
         siblings: other leaves' right results, by name.
         each: the right result of each example alone, (m, *shape), of a gradient.
@@ -61,6 +62,7 @@ class Failure:
     m: int = 1
     incoming: np.ndarray | None = None
     per_example: bool = False
+    has_mean: bool = True
     numbers: dict[str, float] = field(default_factory=dict)
     siblings: dict[str, np.ndarray] = field(default_factory=dict)
     each: Callable[[], np.ndarray | None] = lambda: None
@@ -78,9 +80,12 @@ class Failure:
 
 def explain(failure: Failure) -> Explanation:
     """The first usual mistake that gives the manual result; an empty text where none does."""
-    with np.errstate(all="ignore"):
+    with jax.enable_x64(True), np.errstate(all="ignore"):
         for finder in FINDERS:
-            found = finder(failure)
+            try:
+                found = finder(failure)
+            except Exception:  # a layer that refuses what a mistake would feed it: a hint must not cost the report
+                continue
             if found is not None:
                 return found
     return Explanation("")
@@ -153,16 +158,17 @@ def constant_factor(f: Failure) -> Explanation | None:
     c = float(np.sum(f.manual * f.reference)) / square if square > 0 else 0.0
     if c == 0 or not f.gives(c * f.reference):
         return None
-    m = float(f.m)
-    names = {
-        1.0: "",
-        m: f"a factor m = {f.m}: summed over the batch where the mean belongs",
-        1 / m: f"a factor 1/m = 1/{f.m}: divided by the size of the batch once too often",
+    of_batch = {
+        float(f.m): f"a factor m = {f.m}: summed over the batch where the mean belongs",
+        1 / f.m: f"a factor 1/m = 1/{f.m}: divided by the size of the batch once too often",
     }
+    of_batch = of_batch if f.has_mean and f.m > 1 else {}
+    names = {1.0: ""} if f.per_example else {1.0: "", **of_batch}
     for name, number in {"1/keep": mask_scale(f) or 1.0, **f.numbers}.items():
         if np.isfinite(number) and number > 0:
             names.setdefault(1 / number, f"a factor {name} = {number:.4g} is missing")
             names.setdefault(number, f"a factor {name} = {number:.4g} too much")
+    names = {**of_batch, **names}
     for number, text in names.items():
         if np.isclose(abs(c), number, rtol=max(f.tolerance, 1e-9)):
             return Explanation(", and ".join(part for part in ("wrong sign" if c < 0 else "", text) if part))
@@ -280,10 +286,6 @@ FINDERS = (
 )
 
 
-def wide(a: Any) -> np.ndarray:
-    return np.asarray(a).astype(np.float64)
-
-
 def siblings(tree: Any, path: Any) -> dict[str, np.ndarray]:
     """The other leaves, by name."""
     return {keystr(other): wide(leaf) for other, leaf in tree_leaves_with_path(tree) if other != path}
@@ -300,27 +302,32 @@ def of_function(subject: Subject, m: int, failure: Failure, source: str, path: A
             yield "the local derivative is missing: this is the cotangent itself", incoming
             yield "the local derivative is applied twice", failure.reference**2 / incoming
 
-    per_example = source == "backward" and failure.reference.shape[:1] == (m,)
     return dataclasses.replace(
-        failure, m=m, incoming=incoming, per_example=per_example, siblings=siblings(right, path), ideas=ideas
+        failure,
+        m=m,
+        incoming=incoming,
+        per_example=source == "backward" and failure.reference.shape[:1] == (m,),
+        has_mean=source != "backward",
+        siblings=siblings(right, path),
+        ideas=ideas,
     )
 
 
-def of_cost(net: Layer, cost: Cost, given: Given, failure: Failure, source: str, path: Any, case: int) -> Failure:
+def of_cost(net: Layer, cost: Cost, subject: Subject, failure: Failure, source: str, path: Any, case: int) -> Failure:
     """The mistakes of a cost's derivative."""
 
     def ideas() -> Iterator[tuple[str, Any]]:
-        with jax.enable_x64(True):
-            params, x, y, key, mask, weights = jax.tree.map(jnp.asarray, in_float64(given))
-            a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
-            yield "the targets are left out", a
-            yield "the outputs are left out", -cost.targets(a, y)
-            if weights is not None:
-                plain = exactly(cost_derivative, net, cost, given._replace(weights=None))
-                yield "the weights of the examples are left out", plain[source].autodiff
-            if (output := net.output(params, cache)) is not None:
-                once_more = jax.vjp(*output)[1](jnp.asarray(failure.reference))[0]
-                yield "σ' is applied here: it cancels in a matched pair, and BP1 applies it otherwise", once_more
+        given: Given = jax.tree.map(jnp.asarray, subject.args(case)[0])
+        params, x, y, key, mask, weights = given
+        a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+        yield "the targets are left out", a
+        yield "the outputs are left out", -cost.targets(a, y)
+        if weights is not None:
+            plain = cost_derivative(net, cost, given._replace(weights=None))
+            yield "the weights of the examples are left out", plain[source].autodiff
+        if (output := net.output(params, cache)) is not None:
+            once_more = jax.vjp(*output)[1](jnp.asarray(failure.reference))[0]
+            yield "σ' is applied here: it cancels in a matched pair, and BP1 applies it otherwise", once_more
 
     return dataclasses.replace(failure, m=len(failure.reference), per_example=True, ideas=ideas)
 
@@ -329,7 +336,7 @@ def of_penalty(
     penalty: Any, n_examples: Any, params: Params, failure: Failure, source: str, path: Any, case: int
 ) -> Failure:
     """The mistakes of a penalty's gradient."""
-    n, lam = float(n_examples), getattr(penalty, "lam", None)
+    n, lam = float(n_examples) or float("nan"), getattr(penalty, "lam", None)
     numbers = {"1/N": 1 / n} if lam is None else {"λ/N": float(lam) / n, "1/N": 1 / n, "λ": float(lam)}
 
     def ideas() -> Iterator[tuple[str, Any]]:
@@ -350,12 +357,13 @@ class _LayerMistakes:
     """What a layer's equation would have given with something wrong put in."""
 
     def __init__(self, layer: Layer, subject: Subject, failure: Failure, source: str, path: Any, case: int) -> None:
-        params, a_in, key, mask, da = subject.cases[case]
+        _, a_in, key, mask, da, _ = subject.cases[case]
         with jax.enable_x64(True):
-            self.params, self.a_in, self.da = jax.tree.map(jnp.asarray, in_float64((params, a_in, da)))
+            given = subject.args(case)
+            self.params, self.a_in, self.da = (jax.tree.map(jnp.asarray, given[i]) for i in (0, 1, 4))
         self.layer, self.key, self.mask, self.path, self.right = layer, key, mask, path, failure
         self.equation, self.sides = source.split()[0], subject.best(case)
-        self.source, self.to_leaf, self.m = source, path is not None, a_in.shape[0]
+        self.source, self.to_leaf, self.m = source, "gradients" in source, a_in.shape[0]
         delta = self.sides["error"].autodiff if "error" in self.sides else None
         self.delta: Any = delta if isinstance(delta, Array) and delta.shape == da.shape else None
         self.twin: Any = _without_activation(layer) if self.delta is not None else None
@@ -379,12 +387,11 @@ class _LayerMistakes:
         )
 
     def ideas(self) -> Iterator[tuple[str, Any]]:
-        with jax.enable_x64(True):
-            if self.equation in ("error", "output_error"):
-                yield from self.errors()
-            elif self.delta is not None:
-                yield from self.with_another_delta()
-                yield from self.gradients() if self.to_leaf else self.propagations()
+        if self.equation in ("error", "output_error"):
+            yield from self.errors()
+        elif self.delta is not None:
+            yield from self.with_another_delta()
+            yield from self.gradients() if self.to_leaf else self.propagations()
 
     def error(self, da: Any) -> Array:
         """BP1, by autodiff."""
@@ -401,6 +408,8 @@ class _LayerMistakes:
     def errors(self) -> Iterator[tuple[str, Any]]:
         if self.delta is None:
             return
+        if np.array_equal(self.right.reference, wide(self.da)):
+            yield "autodiff's δ is ∂C/∂a itself: forward adds the probe to a, not to z", self.right.manual
         yield "σ' is missing: this is ∂C/∂a itself", self.da
         yield "σ' is applied twice", self.error(self.delta)
         _, cache = run_forward(self.layer, self.params, self.a_in, key=self.key, train=True, mask=self.mask)
@@ -428,7 +437,8 @@ class _LayerMistakes:
             yield "the errors of other examples: shifted by one", self.fed(jnp.roll(self.delta, step, axis=0))
 
     def propagations(self) -> Iterator[tuple[str, Any]]:
-        yield "the product is left out: this is δ itself", self.delta
+        if jax.tree.leaves(self.params):
+            yield "the product is left out: this is δ itself", self.delta
         if self.twin is not None:
             for text, change in PARAMETER_MISTAKES:
                 changed = jax.tree.map(change, self.params)
@@ -451,12 +461,6 @@ class _LayerMistakes:
     def gradients(self) -> Iterator[tuple[str, Any]]:
         if self.twin is None:
             return
-        means = (jnp.mean(side, 0, keepdims=True) for side in (self.delta, self.a_in))
-        mean_delta, mean_a = means
-        yield (
-            "the mean error is fed to BP4: a mean of products is no product of means",
-            self.m * self.fed(mean_delta, a_in=mean_a),
-        )
         if self.a_in.shape == self.da.shape:
             a_out, _ = run_forward(self.layer, self.params, self.a_in, key=self.key, train=True, mask=self.mask)
             yield "a_out stands where a_in belongs", self.fed(self.delta, a_in=a_out)
@@ -471,6 +475,9 @@ class _LayerMistakes:
                 self.fed(self.delta, a_in=jnp.flip(self.a_in, spatial)),
             )
             yield "δ is rotated by 180° where it belongs as it is", self.fed(jnp.flip(self.delta, spatial))
+        mean_delta, mean_a = (jnp.mean(side, 0, keepdims=True) for side in (self.delta, self.a_in))
+        of_means = self.m * self.fed(mean_delta, a_in=mean_a)
+        yield "the mean error is fed to BP4: a mean of products is no product of means", of_means
 
     def each(self) -> np.ndarray | None:
         """The gradient of each example alone; None where they do not add up to the whole."""
@@ -479,12 +486,11 @@ class _LayerMistakes:
             return None
         owner, fed = (self.layer, self.da) if self.composed else (self.twin, self.delta)
 
-        def one(a: Array, fed: Array) -> Any:
-            mask = None if self.mask is None else self.mask[:1]
+        def one(a: Array, fed: Array, mask: Any) -> Any:
+            mask = None if mask is None else mask[None]
             return leaf_at(self.path, pulled(owner, self.params, a[None], None, mask, fed[None])[0])
 
-        with jax.enable_x64(True):
-            found = np.asarray(jax.vmap(one)(self.a_in, fed))
+        found = wide(jax.vmap(one)(self.a_in, fed, self.mask))
         adds_up = np.abs(found.sum(0) / self.m - reference).max() <= self.right.tolerance * np.abs(reference).max()
         return found if adds_up else None
 

@@ -64,8 +64,8 @@ class Row:
         if self.values is not None:
             manual, autodiff = self.values
             place = f" at {list(self.index)}" if self.index else ""
-            some = f"{self.count} entries differ, most" if self.count > 1 else "one entry differs,"
-            parts.append(f"{some}{place}: manual {manual:.4g}, autodiff {autodiff:.4g}")
+            some = f"{self.count} entries differ, most{place}" if self.count > 1 else f"one entry differs{place}"
+            parts.append(f"{some}: manual {manual:.4g}, autodiff {autodiff:.4g}")
         if self.example is not None:
             parts.append(f"example {self.example}")
         if self.hint:

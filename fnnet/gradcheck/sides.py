@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import tree_leaves_with_path
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..activations import at_least_float32
 from ..costs import Cost
 from ..layers._layer import Layer, Params, keywords, run_forward, split_key
-from ..network import Network, backprop
+from ..network import Network, backprop, value_and_grad
 
 
 class Two(NamedTuple):
@@ -65,20 +65,25 @@ def compiled_once(*, static_argnums: tuple[int, ...]) -> Callable[[Callable], Ca
     return decorate
 
 
+def parts(net: Layer) -> tuple[Layer, ...] | None:
+    """The layers of a network; None for another layer, and for a network with a forward pass of its own."""
+    return net.layers if isinstance(net, Network) and type(net).forward is Network.forward else None
+
+
 def walk(net: Layer, params: Params, key: Any, place: str = "") -> Iterator[Placed]:
     """The layers in order, those of nested networks in their place, each with its parameters and its key."""
-    if not isinstance(net, Network) or type(net).forward is not Network.forward:
+    if (layers := parts(net)) is None:
         yield Placed(f"{place or 0} {type(net).__name__}", net, params, key)
         return
-    for i, (part, p, k) in enumerate(zip(net, params, split_key(key, len(net)), strict=True)):
+    for i, (part, p, k) in enumerate(zip(layers, params, split_key(key, len(layers)), strict=True)):
         yield from walk(part, p, k, f"{place}.{i}" if place else f"{i}")
 
 
 def by_layer(net: Layer, tree: Any) -> list[Any]:
     """What a tuple with one entry per layer holds for each layer of `walk`."""
-    if not isinstance(net, Network) or type(net).forward is not Network.forward:
+    if (layers := parts(net)) is None:
         return [tree]
-    return [leaf for part, entry in zip(net, tree, strict=True) for leaf in by_layer(part, entry)]
+    return [leaf for part, entry in zip(layers, tree, strict=True) for leaf in by_layer(part, entry)]
 
 
 def is_float(a: Any) -> bool:
@@ -96,7 +101,9 @@ def normals(like: Any, seed: int) -> Any:
     def draw(leaf: Any, seed: int) -> Array:
         if not is_float(leaf):
             return jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf))
-        return jnp.asarray(np.random.default_rng(seed).standard_normal(jnp.shape(leaf), np.float32), leaf.dtype)
+        return jnp.asarray(
+            np.random.default_rng(seed).standard_normal(jnp.shape(leaf), np.float32), jnp.result_type(leaf)
+        )
 
     leaves, treedef = jax.tree.flatten(like)
     return treedef.unflatten(draw(leaf, seed + i) for i, leaf in enumerate(leaves))
@@ -109,42 +116,48 @@ def directions(net: Layer, given: Given) -> tuple[Any, Any]:
     return normals(a, 0), normals((given.params, given.x), 1)
 
 
-@compiled_once(static_argnums=(0, 1))
-def whole_network(net: Layer, cost: Cost | None, given: Given, u: Array, v: Any) -> dict[str, Any]:
-    """Of a network: every layer's input; the product of `products`; with a cost also every layer's ∂C/∂a_out by autodiff, and
-    both sides of the errors, of the gradients and of the cost's own derivative."""
+@compiled_once(static_argnums=(0, 1, 2))
+def whole_network(net: Layer, cost: Cost | None, linear: bool, given: Given, u: Array, v: Any) -> dict[str, Any]:
+    """Of a network: every layer's input; the product of `products` where it has forward mode (``linear``). With a cost also
+    every layer's ∂C/∂a_out by autodiff, and both sides of the errors, of the gradients as ``backprop`` and as
+    ``value_and_grad`` give them, and of the cost's own derivative."""
     params, x, y, key, mask, weights = given
     m = x.shape[0]
 
-    def run(params: Params, probes: Sequence, taps: Sequence) -> tuple[Array, Any, list[Array]]:
-        a, output, inputs = x, None, []
+    def run(params: Params, probes: Sequence, taps: Sequence) -> tuple[Array, list[Any], list[Array]]:
+        a, outputs, inputs = x, [], []
         for i, placed in enumerate(walk(net, params, key)):
             inputs.append(a)
             probe = probes[i] if probes else None
             a, cache = run_forward(placed.layer, placed.params, a, key=placed.key, train=True, mask=mask, probe=probe)
-            output = placed.layer.output(placed.params, cache)
+            outputs.append(placed.layer.output(placed.params, cache))
             a = a + taps[i] if taps and taps[i] is not None else a
-        return a, output, inputs
+        return a, outputs, inputs
 
-    a_out, _, inputs = run(params, [], [])
-    found = {"inputs": inputs, "product": _product(net, given, u, v)}
+    a_out, outputs, inputs = run(params, [], [])
+    found: dict[str, Any] = {"inputs": inputs}
+    if linear:
+        found["product"] = _product(net, given, u, v)
     if cost is None:
         return found
 
     def summed_cost(params: Params, probes: Sequence, taps: Sequence) -> Array:
-        a, output, _ = run(params, probes, taps)
-        return m * cost(a, y, weights=weights, output=output)
+        a, outputs, _ = run(params, probes, taps)
+        return m * cost(a, y, weights=weights, output=outputs[-1])
 
-    errors, gradients = (
-        by_layer(net, tree) for tree in backprop(net, cost, params, x, y, key=key, mask=mask, weights=weights)[1:]
-    )
+    about = {"key": key, "mask": mask, "weights": weights}
+    errors, gradients = (by_layer(net, tree) for tree in backprop(net, cost, params, x, y, **about)[1:])
     probed = ["probe" in keywords(type(placed.layer)) for placed in walk(net, params, key)]
-    probes = [jax.tree.map(jnp.zeros_like, delta) if yes else None for yes, delta in zip(probed, errors, strict=True)]
+    like = [delta if output is None else output[1] for delta, output in zip(errors, outputs, strict=True)]
+    probes = [jax.tree.map(jnp.zeros_like, delta) if yes else None for yes, delta in zip(probed, like, strict=True)]
     taps = [jnp.zeros_like(a) if is_float(a) else None for a in (*inputs[1:], a_out)]
     value, pull_back = jax.vjp(summed_cost, params, probes, taps)
     d_params, deltas, found["das"] = pull_back(jnp.ones_like(value))
     found["errors"] = Two([delta if yes else None for yes, delta in zip(probed, errors, strict=True)], deltas)
-    found["gradients"] = Two(gradients, by_layer(net, jax.tree.map(lambda g: (g / m).astype(g.dtype), d_params)))
+    d_params = jax.tree.map(lambda g: (g / m).astype(g.dtype), d_params)
+    found["gradients"] = Two(gradients, by_layer(net, d_params))
+    composed = value_and_grad(net, cost, micro_batch=None)(params, x, y, **about)[1]
+    found["value_and_grad"] = Two(composed, d_params)
     return {**found, **cost_derivative(net, cost, given)}
 
 
@@ -182,12 +195,27 @@ def products(u: Any, moved: Any, pulled: Any, v: Any) -> Two:
     return Two(inner(pulled, v) / size, inner(u, moved) / size)
 
 
+def probe_for(layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array) -> Any:
+    """Zeros shaped like z where the layer has a z to show, else like its δ; None for a layer without ``probe``."""
+    if "probe" not in keywords(type(layer)):
+        return None
+
+    def like(params: Params, a_in: Array) -> Any:
+        _, cache = run_forward(layer, params, a_in, key=key, train=True, mask=mask)
+        output = layer.output(params, cache)
+        return layer.error(params, cache, da_out) if output is None else output[1]
+
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(like, params, a_in))
+
+
 @compiled_once(static_argnums=(0,))
-def isolated(layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array) -> dict[str, Two]:
-    """Each equation of a layer, fed with da_out and autodiff's δ (its own where the layer has no probe)."""
+def isolated(
+    layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array, probe: Any
+) -> dict[str, Two]:
+    """Each equation of a layer, fed with da_out and autodiff's δ, the derivative with respect to the probe (its own δ where
+    the layer has none)."""
     _, cache = run_forward(layer, params, a_in, key=key, train=True, mask=mask)
     delta = layer.error(params, cache, da_out)
-    probe = jax.tree.map(jnp.zeros_like, delta) if "probe" in keywords(type(layer)) else None
     d_params, da_in, d_probe = pulled(layer, params, a_in, key, mask, da_out, probe)
     d_params = jax.tree.map(lambda g: (g / a_in.shape[0]).astype(g.dtype), d_params)
     fed = delta if probe is None else d_probe
@@ -236,3 +264,51 @@ def cost_derivative(net: Layer, cost: Cost, given: Given) -> dict[str, Two]:
     activation, z = output
     autodiff = jax.grad(lambda z: m * cost(activation(z), y, weights=weights, output=(activation, z)))(z)
     return {"output_error": Two(cost.output_error(z, y, weights=weights), autodiff)}
+
+
+def penalty_gradient(params: Params, penalty: Any, n_examples: Any) -> dict[str, Two]:
+    """A penalty's own gradient. Not compiled: JAX may take a pytree class for one that was defined and dropped before."""
+    autodiff = jax.grad(lambda p: penalty.value(p, n_examples))(params)
+    return {"gradient": Two(penalty.gradient(params, n_examples), autodiff)}
+
+
+@compiled_once(static_argnums=(0, 1))
+def function_gradient(value: Callable, gradient: Callable, params: Any, args: tuple) -> dict[str, Two]:
+    """A hand-written gradient of a scalar function."""
+    return {"gradient": Two(gradient(params, *args), jax.grad(value)(params, *args))}
+
+
+@compiled_once(static_argnums=(0, 1, 2))
+def function_vjp(
+    forward: Callable, backward: Callable, linear: bool, args: tuple, cotangent: Any, tangents: tuple
+) -> dict[str, Two]:
+    """A hand-written rule for a vector-Jacobian product, of the floats among arguments and outputs; with forward mode
+    (``linear``) its product too."""
+    out, residuals = forward(*args)
+    given = jax.tree.map(lambda u, o: u if is_float(o) else np.zeros(o.shape, jax.dtypes.float0), cotangent, out)
+    manual = backward(residuals, given)
+    if not isinstance(manual, tuple) or len(manual) != len(args):
+        got = f"a tuple of {len(manual)}" if isinstance(manual, tuple) else type(manual).__name__
+        raise ValueError(f"check_vjp: expected a tuple of {len(args)} cotangents from backward, got {got}")
+    leaves, treedef = jax.tree.flatten(args)
+    places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+
+    def of_floats(floats: list[Array]) -> list[Array]:
+        new = dict(zip(places, floats, strict=True))
+        out = forward(*treedef.unflatten(new.get(i, leaf) for i, leaf in enumerate(leaves)))[0]
+        return [leaf for leaf in jax.tree.leaves(out) if is_float(leaf)]
+
+    floats, tangent = ([jax.tree.leaves(tree)[i] for i in places] for tree in (args, tangents))
+    u = [leaf for leaf in jax.tree.leaves(cotangent) if is_float(leaf)]
+    autodiff = jax.vjp(of_floats, floats)[1](u)[0]
+    paths = [path for path, leaf in tree_leaves_with_path(args) if is_float(leaf)]
+    by_hand = [
+        jnp.zeros_like(g) if manual[path[0].idx] is None else leaf_at(path, manual)
+        for path, g in zip(paths, autodiff, strict=True)
+    ]
+    names = [f"args{keystr(path)}" for path in paths]
+    sides = {"backward": Two(*(dict(zip(names, side, strict=True)) for side in (by_hand, autodiff)))}
+    sides["given"] = Two(*({f"args{keystr(p)}": 0 for p, _ in tree_leaves_with_path(tree)} for tree in (manual, args)))
+    if linear:
+        sides["product"] = products(u, jax.jvp(of_floats, (floats,), (tangent,))[1], by_hand, tangent)
+    return sides
