@@ -643,6 +643,22 @@ class TestHardCases:
         assert verdicts["propagate"] == "both valid subgradients"
         assert verdicts["backward"] == "fail"  # a quarter is wrong everywhere else
 
+    def test_kinks_of_a_function(self):
+        def forward(x, b):
+            return jnp.maximum(x + b, 0), x + b
+
+        def backward(z, g):
+            dz = jnp.where(z > 0, g, 0)
+            return dz, dz.sum(0)
+
+        x = normal((12, 3)).at[:6].set(0)
+        report = fn.check_vjp(forward, backward, x, jnp.zeros(3))
+        assert report.ok, str(report)
+        assert {row.verdict for row in report.rows} == {"both valid subgradients"}
+        assert not fn.check_vjp(forward, lambda z, g: (backward(z, g)[0], 2 * backward(z, g)[1]), x, jnp.zeros(3)).ok
+        with pytest.raises(ValueError, match="expected real arrays, got complex128"):
+            fn.check_vjp(lambda x: (x.astype(complex), x), lambda r, g: (g,), x)
+
     def test_a_large_feature_is_no_kink(self):
         @fn.layer
         class Off(fn.Dense):

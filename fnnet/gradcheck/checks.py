@@ -99,18 +99,21 @@ def compare_gradients(
     if penalty is not None:
         n = x.shape[0] if n_examples is None else n_examples
         rows += _penalty_rows(penalty, params, n, dtype)
-    return _report(_settled(net, cost, given, rows), dtype)
+    beside = functools.partial(_beside_network, net, cost, given)
+    return _report(_settled(rows, (params, x), beside), dtype)
 
 
-def _settled(net: Layer, cost: Cost | None, given: Given, rows: list[Row]) -> list[Row]:
+def _beside_network(net: Layer, cost: Cost | None, given: Given, moved: tuple) -> list[Row]:
+    return _network_rows(net, cost, given._replace(params=moved[0], x=moved[1]), False)[0]
+
+
+def _settled(rows: list[Row], given: Any, audited: Callable[[Any], list[Row]]) -> list[Row]:
     """Consequences of nothing but a choice of subgradients are such a choice too, if there are none beside the kink."""
     verdicts = {row.verdict for row in rows}
     if not {"consequence", SUBGRADIENTS} <= verdicts or "fail" in verdicts:
         return rows
-    draw = np.random.default_rng(0)
-    beside = given._replace(params=_beside(draw, given.params), x=_beside(draw, given.x))
-    audited = exactly(lambda given: _network_rows(net, cost, given, False)[0], beside)
-    if audited is None or any(row.verdict == "consequence" for row in audited):
+    beside = exactly(audited, _beside(np.random.default_rng(0), given))
+    if beside is None or any(row.verdict == "consequence" for row in beside):
         return rows
     return [dataclasses.replace(row, verdict=SUBGRADIENTS) if row.verdict == "consequence" else row for row in rows]
 
@@ -213,7 +216,8 @@ def check_layer(
     check_concrete("check_layer", params, x)
     given = Given(params, x, key=key, mask=mask)
     rows, dtype = _network_rows(layer, None, given, finite_differences)
-    return _report(_settled(layer, None, given, rows), dtype)
+    beside = functools.partial(_beside_network, layer, None, given)
+    return _report(_settled(rows, (params, x), beside), dtype)
 
 
 def check_vjp(forward: Callable, backward: Callable, *args: Any) -> Report:
@@ -241,15 +245,22 @@ def check_vjp(forward: Callable, backward: Callable, *args: Any) -> Report:
         got = f"{len(both)} values" if isinstance(both, tuple) else type(both).__name__
         raise ValueError(f"check_vjp: expected {name}(*args) to return (out, residuals), got {got}")
 
-    case, plain = (args, normals(both[0], 0), normals(args, 1)), lambda args, *_: forward(*args)[0]
+    check_concrete(f"check_vjp: {name}", both[0])
+    rows = _vjp_rows(name, forward, backward, args)
+    return _report(_settled(rows, args, functools.partial(_vjp_rows, name, forward, backward)), _dtype(args))
+
+
+def _vjp_rows(name: str, forward: Callable, backward: Callable, args: tuple) -> list[Row]:
+    out = jax.eval_shape(forward, *args)[0]
+    case, plain = (args, normals(out, 0), normals(args, 1)), lambda args, *_: forward(*args)[0]
     subject = _with_forward_mode(
         lambda linear: Subject(functools.partial(function_vjp, forward, backward, linear), [case], _dtype(args), plain)
     )
-    extra = [place for place in subject.values[0]["given"].manual if place not in subject.values[0]["given"].autodiff]
-    rows = [_structure_row(name, "backward", place) for place in sorted(extra)]
-    m = next((leaf.shape[0] for leaf in jax.tree.leaves(both[0]) if leaf.ndim), 1)
+    given = subject.values[0]["given"]
+    rows = [_structure_row(name, "backward", place) for place in sorted(given.manual.keys() - given.autodiff.keys())]
+    m = next((leaf.shape[0] for leaf in jax.tree.leaves(out) if leaf.ndim), 1)
     rows += _function_rows(name, "backward", subject, functools.partial(of_function, subject, m))
-    return _report(rows + _product_rows(subject, name), subject.dtype)
+    return rows + _product_rows(subject, name)
 
 
 def check_gradient(value: Callable, gradient: Callable, params: Any, *args: Any) -> Report:
