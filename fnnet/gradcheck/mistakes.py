@@ -439,11 +439,8 @@ class _LayerMistakes:
     def propagations(self) -> Iterator[tuple[str, Any]]:
         if jax.tree.leaves(self.params):
             yield "the product is left out: this is δ itself", self.delta
-        if self.twin is not None:
-            for text, change in PARAMETER_MISTAKES:
-                changed = jax.tree.map(change, self.params)
-                if jax.tree.leaves(self.params):
-                    yield text, self.fed(self.delta, params=changed)
+            for text, change in PARAMETER_MISTAKES if self.twin is not None else ():
+                yield text, self.fed(self.delta, params=jax.tree.map(change, self.params))
         if isinstance(self.layer, MaxPool):
             win = pool_window("", self.a_in, self.layer.size, self.layer.stride, self.layer.padding)
             places = taps(self.a_in, win, lowest(self.a_in))
