@@ -3,7 +3,7 @@
 Read it, check it against ``jax.grad``, change it.
 """
 
-from . import datasets, initializers
+from . import datasets, diagnostics, initializers
 from .activations import (
     Activation,
     elu,
@@ -21,15 +21,21 @@ from .activations import (
 )
 from .costs import Cost, accuracy, cross_entropy, log_likelihood, quadratic
 from .gradcheck import Report, Row, check_gradient, check_layer, check_vjp, compare_gradients
-from .interop import as_function, manual_vjp
+from .interop import as_function, from_torch, manual_vjp, to_torch
 from .layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Bidirectional,
     Conv,
     ConvTranspose,
     Dense,
     Dropout,
+    Embedding,
     ExampleKeys,
     Flatten,
     GlobalMeanPool,
+    LastStep,
     Layer,
     LayerError,
     MaxPool,
@@ -39,13 +45,24 @@ from .layers import (
     cross_correlate,
     example_keys,
     layer,
+    length_mask,
     pad_full,
     rot180,
     unsample_max,
     unsample_mean,
 )
 from .network import Backprop, Network, backprop, objective, value_and_grad
-from .optimizers import CosineDecay, ExponentialDecay, StepDecay, adam, apply_updates, sgd
+from .optimizers import (
+    CosineDecay,
+    ExponentialDecay,
+    StepDecay,
+    adam,
+    apply_updates,
+    chain,
+    clip,
+    clip_by_global_norm,
+    sgd,
+)
 from .penalties import L1, L2
 from .saving import load, save
 from .training import Diverged, EarlyStopping, History, TrainingState, evaluate, fit
@@ -59,20 +76,25 @@ __all__ = [
     # costs
     "Cost", "accuracy", "cross_entropy", "log_likelihood", "quadratic",
     # layers
-    "Conv", "ConvTranspose", "Dense", "Dropout", "Flatten", "GlobalMeanPool", "MaxPool", "MeanPool", "Network", "Upsample",
+    "Bidirectional", "Conv", "ConvTranspose", "Dense", "Dropout", "Embedding", "Flatten", "GRU", "GlobalMeanPool", "LSTM",
+    "LastStep", "MaxPool", "MeanPool", "Network", "RNN", "Upsample",
     # convolution and pooling in the notes' words
     "convolve", "cross_correlate", "pad_full", "rot180", "unsample_max", "unsample_mean",
+    # sequences
+    "length_mask",
     # the layer contract
     "ExampleKeys", "Layer", "LayerError", "example_keys", "layer",
     # backpropagation
     "Backprop", "as_function", "backprop", "manual_vjp", "objective", "value_and_grad",
+    # weights of PyTorch's recurrent layers
+    "from_torch", "to_torch",
     # manual against autodiff
     "Report", "Row", "check_gradient", "check_layer", "check_vjp", "compare_gradients",
     # training
-    "Diverged", "EarlyStopping", "History", "L1", "L2", "TrainingState", "adam", "apply_updates", "evaluate", "fit", "load",
-    "save", "sgd",
+    "Diverged", "EarlyStopping", "History", "L1", "L2", "TrainingState", "adam", "apply_updates", "chain", "clip",
+    "clip_by_global_norm", "evaluate", "fit", "load", "save", "sgd",
     # learning-rate schedules
     "CosineDecay", "ExponentialDecay", "StepDecay",
     # modules
-    "datasets", "initializers",
+    "datasets", "diagnostics", "initializers",
 ]  # fmt: skip

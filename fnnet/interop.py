@@ -1,4 +1,5 @@
-"""A layer or a network as an ordinary JAX function whose ``jax.vjp`` runs the hand-written equations."""
+"""To and from other libraries: a network as an ordinary JAX function whose ``jax.vjp`` runs the hand-written equations, and
+the weights of PyTorch's recurrent layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .layers._layer import Cache, Layer, Params, run_forward
+from .layers._layer import Cache, Layer, LayerError, Params, run_forward
+from .layers._recurrent import GRU, Recurrent
 from .network import check_key
 
-__all__ = ["as_function", "manual_vjp"]
+__all__ = ["as_function", "from_torch", "manual_vjp", "to_torch"]
 
 
 def as_function(net: Layer, *, train: bool = False) -> Callable[..., Array]:
@@ -56,3 +58,61 @@ def as_function(net: Layer, *, train: bool = False) -> Callable[..., Array]:
 
 
 manual_vjp = as_function
+
+
+def from_torch(cell: Recurrent, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> Params:
+    """The parameters of an RNN, LSTM or GRU from the arrays of PyTorch's (``weight_ih_l0`` and so on).
+
+    The gates are in the same order. PyTorch's two biases are added, b = b_ih + b_hh; only the n part of a GRU's b_hh stays
+    apart, as b_h.
+
+    Args:
+        cell: the layer.
+        w_ih: (g·n, n_in), as arrays or anything NumPy reads.
+        w_hh: (g·n, n).
+        b_ih: (g·n,), or None for no biases.
+        b_hh: (g·n,), or None.
+
+    Raises:
+        ValueError: for arrays of other shapes.
+    """
+    rows, n = _rows(cell)
+    given = {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh}
+    arrays = {name: jnp.asarray(a) for name, a in given.items() if a is not None}
+    dtype = arrays["w_hh"].dtype
+    wanted = {"w_ih": (rows, *arrays["w_ih"].shape[1:][:1]), "w_hh": (rows, n), "b_ih": (rows,), "b_hh": (rows,)}
+    for name, array in arrays.items():
+        if array.shape != wanted[name] or len(wanted[name]) != array.ndim:
+            remedy = "give weight_ih_l0, weight_hh_l0, bias_ih_l0 and bias_hh_l0 of a PyTorch layer of this size"
+            raise LayerError(cell, f"{name} of shape {wanted[name]}", str(array.shape), remedy)
+    b_in, b_state = (arrays.get(name, jnp.zeros(rows, dtype)) for name in ("b_ih", "b_hh"))
+    params = {"w_x": arrays["w_ih"], "w_h": arrays["w_hh"]}
+    if not isinstance(cell, GRU):
+        return {**params, "b": b_in + b_state}
+    return {**params, "b": b_in.at[: 2 * n].add(b_state[: 2 * n]), "b_h": b_state[2 * n :]}
+
+
+def to_torch(cell: Recurrent, params: Params) -> dict[str, Array]:
+    """The arrays of PyTorch's layer from the parameters of an RNN, LSTM or GRU: the way back of `from_torch`, with b in b_ih.
+
+    Args:
+        cell: the layer.
+        params: its parameters.
+
+    Returns:
+        {weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0}, the names of a one-layer ``state_dict``.
+    """
+    _, n = _rows(cell)
+    b_state = jnp.zeros_like(params["b"])
+    if isinstance(cell, GRU):
+        b_state = b_state.at[2 * n :].set(params["b_h"])
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    return dict(zip(names, (params["w_x"], params["w_h"], params["b"], b_state), strict=True))
+
+
+def _rows(cell: Any) -> tuple[int, int]:
+    if not isinstance(cell, Recurrent):
+        raise ValueError(
+            f"expected an fn.RNN, fn.LSTM or fn.GRU, got {cell!r}; copy the arrays of other layers by hand"
+        )
+    return cell.n_gates * cell.n, cell.n

@@ -98,18 +98,30 @@ class Network(Layer):
                 shape = part.output_shape(shape)
         return tuple(params)
 
-    def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None):
+    def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None):
         if not isinstance(params, tuple | list) or len(params) != len(self):
             got = f"{len(params)} entries" if isinstance(params, tuple | list) else type(params).__name__
             remedy = "use what init of an equal network returned"
             raise LayerError(self, f"parameters with {len(self)} entries, one per layer", got, remedy)
-        probes = [None] * len(self) if probe is None else probe
+        if state is not None and (not isinstance(state, tuple | list) or len(state) != len(self)):
+            got = f"{len(state)} entries" if isinstance(state, tuple | list) else type(state).__name__
+            remedy = "use what apply_from or final_state of an equal network returned"
+            raise LayerError(self, f"a state with {len(self)} entries, one per layer", got, remedy)
+        nothing = [None] * len(self)
+        given = zip(split_key(key, len(self)), probe or nothing, state or nothing, strict=True)
         a, caches = a_in, []
-        for i, (part, p, k, q) in enumerate(zip(self.layers, params, split_key(key, len(self)), probes, strict=True)):
+        for i, (part, p, (k, q, s)) in enumerate(zip(self.layers, params, given, strict=True)):
             with located(i):
-                a, cache = run_forward(part, p, a, key=k, train=train, mask=mask, probe=q)
+                a, cache = run_forward(part, p, a, key=k, train=train, mask=mask, probe=q, state=s)
             caches.append(cache)
         return a, tuple(caches)
+
+    def final_state(self, cache):
+        states = []
+        for i, (part, c) in enumerate(zip(self.layers, cache, strict=True)):
+            with located(i):
+                states.append(part.final_state(c))
+        return tuple(states)
 
     def output(self, params, cache):
         return self.layers[-1].output(params[-1], cache[-1])
@@ -185,6 +197,7 @@ def backprop(
     penalty: Penalty | None = None,
     n_examples: Any = None,
     feedback: Params | None = None,
+    state: Any = None,
 ) -> Backprop:
     """Hand-written backpropagation, in training mode: the errors from last layer to first, then the gradients.
 
@@ -202,6 +215,7 @@ def backprop(
         penalty: added to cost and gradients.
         n_examples: N of the penalty, the size of the training set; by default the batch size.
         feedback: parameters used in place of ``params`` in BP2's products only (feedback alignment).
+        state: the state before the first step of recurrent layers, from ``apply_from`` or ``final_state``; zero by default.
 
     Raises:
         ValueError: for bad input, naming the layer, what was expected, what came and the remedy.
@@ -209,12 +223,12 @@ def backprop(
     check_penalty(penalty)
     x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
     check_feedback(params, feedback)
-    return _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback)
+    return _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback, state)
 
 
 @jax.jit
-def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback) -> Backprop:
-    a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback, state) -> Backprop:
+    a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
     back = params if feedback is None else feedback
     output = net.output(params, cache)
     if cost.matches(output):
@@ -234,8 +248,9 @@ def value_and_grad(
     penalty: Penalty | None = None,
     n_examples: Any = None,
     micro_batch: int | Literal["auto"] | None = "auto",
-) -> Callable[..., tuple[Array, Params]]:
-    """The function (params, x, y, *, key, mask, weights) -> (C, ∂C/∂params), by hand: a drop-in for
+    carry: bool = False,
+) -> Callable[..., tuple[Any, Params]]:
+    """The function (params, x, y, *, key, mask, weights, state) -> (C, ∂C/∂params), by hand: a drop-in for
     ``jax.value_and_grad(fn.objective(net, cost))`` that runs each layer's ``backward``.
 
     Args:
@@ -245,6 +260,8 @@ def value_and_grad(
         n_examples: N of the penalty; by default the batch size.
         micro_batch: examples that are run at a time, which bounds the memory of a large batch. The result is that of the
             whole batch, dropout masks included. "auto" chooses where it pays; None runs the whole batch at once.
+        carry: also return the state after the last step, ((C, state), ∂C/∂params), to be given as ``state=`` with the steps
+            that follow. No error goes back into a given state: truncated backpropagation through time. The batch runs whole.
 
     Layers that are not ``independent`` run whole whatever it says.
 
@@ -254,52 +271,60 @@ def value_and_grad(
     check_micro_batch(micro_batch)
     check_penalty(penalty)
 
-    def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None):
+    def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
-        return _value_and_grad(net, cost, params, x, y, key, mask, weights, penalty, n_examples, micro_batch)
+        given = (params, x, y, key, mask, weights, state, penalty, n_examples)
+        return _value_and_grad(net, cost, *given, micro_batch=micro_batch, carry=carry)
 
     return manual_value_and_grad
 
 
-@functools.partial(jax.jit, static_argnames="micro_batch")
-def _value_and_grad(net, cost, params, x, y, key, mask, weights, penalty, n_examples, micro_batch):
-    def chunk(x, y, mask, weights, key):
-        a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+@functools.partial(jax.jit, static_argnames=("micro_batch", "carry"))
+def _value_and_grad(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, *, micro_batch, carry):
+    def chunk(x, y, mask, weights, state, key):
+        a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
         output = net.output(params, cache)
         if cost.matches(output):
             _, gradients = net.output_backward(params, cache, cost.output_error(output[1], y, weights=weights))
         else:
             _, gradients = net.backward(params, cache, cost.output_gradient(a, y, weights=weights))
-        return cost(a, y, weights=weights, output=output), gradients
+        value = cost(a, y, weights=weights, output=output)
+        return (value, net.final_state(cache)) if carry else value, gradients
 
-    size = chunk_size(net, params, x, key, mask, micro_batch)
-    value, gradients = mean_over_chunks(chunk, (x, y, mask, weights), key, size)
+    size = x.shape[0] if carry else chunk_size(net, params, x, key, mask, micro_batch)
+    value, gradients = mean_over_chunks(chunk, (x, y, mask, weights, state), key, size)
+    if carry:
+        value, state = value
+        value, gradients = _completed(value, gradients, params, x, penalty, n_examples)
+        return (value, state), gradients
     return _completed(value, gradients, params, x, penalty, n_examples)
 
 
 def objective(
-    net: Layer, cost: Cost, *, penalty: Penalty | None = None, n_examples: Any = None
-) -> Callable[..., Array]:
-    """The function (params, x, y, *, key, mask, weights) -> C in training mode: a plain forward pass for ``jax.grad``.
+    net: Layer, cost: Cost, *, penalty: Penalty | None = None, n_examples: Any = None, carry: bool = False
+) -> Callable[..., Any]:
+    """The function (params, x, y, *, key, mask, weights, state) -> C in training mode: a plain forward pass for ``jax.grad``.
 
-    No hand-written rule takes part in its derivative. Arguments and errors are those of `value_and_grad`.
+    No hand-written rule takes part in its derivative. Arguments and errors are those of `value_and_grad`; with ``carry`` it
+    returns (C, state), for ``jax.value_and_grad(..., has_aux=True)``.
     """
     check_penalty(penalty)
 
-    def cost_of_params(params, x, y, *, key=None, mask=None, weights=None):
+    def cost_of_params(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
-        return _objective(net, cost, params, x, y, key, mask, weights, penalty, n_examples)
+        value, last = _objective(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, carry=carry)
+        return (value, last) if carry else value
 
     return cost_of_params
 
 
-@jax.jit
-def _objective(net, cost, params, x, y, key, mask, weights, penalty, n_examples):
-    a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+@functools.partial(jax.jit, static_argnames="carry")
+def _objective(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, *, carry):
+    a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
     value = cost(a, y, weights=weights, output=net.output(params, cache))
-    if penalty is None:
-        return value
-    return value + penalty.value(params, x.shape[0] if n_examples is None else n_examples).astype(value.dtype)
+    if penalty is not None:
+        value = value + penalty.value(params, x.shape[0] if n_examples is None else n_examples).astype(value.dtype)
+    return value, net.final_state(cache) if carry else None
 
 
 def _completed(value, gradients, params, x, penalty, n_examples):

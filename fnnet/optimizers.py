@@ -8,6 +8,7 @@ are pytrees too.
 Source: the notes, section 3 (gradient descent); Sutskever et al. (2013) for momentum; Kingma and Ba (2015) for Adam.
 """
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +20,9 @@ from .activations import at_least_float32
 
 __all__ = [
     "Adam",
+    "Chain",
+    "ClipByGlobalNorm",
+    "ClipByValue",
     "CosineDecay",
     "ExponentialDecay",
     "Optimizer",
@@ -26,6 +30,9 @@ __all__ = [
     "StepDecay",
     "adam",
     "apply_updates",
+    "chain",
+    "clip",
+    "clip_by_global_norm",
     "sgd",
 ]
 
@@ -185,6 +192,123 @@ def adam(learning_rate: Any = 1e-3, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1
     """
     _check("adam", learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
     return Adam(traceable(learning_rate), b1, b2, eps)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ClipByValue:
+    """See `clip`."""
+
+    limit: Any
+
+    def init(self, params: Any) -> tuple[()]:
+        """No state."""
+        return ()
+
+    def update(self, grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        """Every entry moved into [−limit, limit]."""
+
+        def clipped(g: Array) -> Array:
+            limit = jnp.asarray(self.limit).astype(g.dtype)
+            return jnp.clip(g, -limit, limit)
+
+        return jax.tree.map(clipped, grads), state
+
+
+def clip(limit: Any) -> ClipByValue:
+    """Gradient clipping by value: g ← min(max(g, −limit), limit), entry by entry. It changes the gradient's direction.
+
+    Args:
+        limit: the largest entry that stays as it is.
+
+    Raises:
+        ValueError: for a negative limit.
+    """
+    _check("clip", limit=limit)
+    return ClipByValue(limit)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ClipByGlobalNorm:
+    """See `clip_by_global_norm`."""
+
+    limit: Any
+
+    def init(self, params: Any) -> tuple[()]:
+        """No state."""
+        return ()
+
+    def update(self, grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        """All gradients, scaled down together where their norm is above the limit."""
+        leaves = [at_least_float32(g) for g in jax.tree.leaves(grads) if g.size]
+        if not leaves:
+            return grads, state
+        wide = jnp.result_type(*(leaf.dtype for leaf in leaves))
+        top = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(leaf)).astype(wide) for leaf in leaves])
+        unit = jnp.where(top > 0, top, 1)
+        squares = [jnp.sum(jnp.square(leaf / unit.astype(leaf.dtype))).astype(wide) for leaf in leaves]
+        norm = unit * jnp.sqrt(functools.reduce(jnp.add, squares))
+        limit = jnp.asarray(self.limit).astype(wide)
+        scale = jnp.where(norm > limit, limit / jnp.where(norm > limit, norm, 1), 1)
+
+        def scaled(g: Array) -> Array:
+            g_wide = at_least_float32(g)
+            return (g_wide * scale.astype(g_wide.dtype)).astype(g.dtype)
+
+        return jax.tree.map(scaled, grads), state
+
+
+def clip_by_global_norm(limit: Any) -> ClipByGlobalNorm:
+    """Gradient clipping by the global norm: g ← g · min(1, limit / ‖g‖), with ‖g‖² the sum over every entry of every leaf.
+
+    It keeps the gradient's direction. The norm is computed from g / max |g|, so that it does not overflow where g does not.
+
+    Args:
+        limit: the largest norm that stays as it is.
+
+    Raises:
+        ValueError: for a negative limit.
+
+    Source: Pascanu, Mikolov and Bengio (2013).
+    """
+    _check("clip_by_global_norm", limit=limit)
+    return ClipByGlobalNorm(limit)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Chain:
+    """See `chain`."""
+
+    parts: tuple[Any, ...]
+
+    def init(self, params: Any) -> tuple[Any, ...]:
+        """The state of each part."""
+        return tuple(part.init(params) for part in self.parts)
+
+    def update(self, grads: Any, state: tuple[Any, ...], params: Any = None) -> tuple[Any, tuple[Any, ...]]:
+        """Each part's update of what the part before it gave."""
+        states = []
+        for part, own in zip(self.parts, state, strict=True):
+            grads, own = part.update(grads, own, params)
+            states.append(own)
+        return grads, tuple(states)
+
+
+def chain(*parts: Optimizer) -> Chain:
+    """Transformations one after another, as in ``chain(clip_by_global_norm(1.0), adam(1e-3))``; itself a transformation.
+
+    Args:
+        parts: fnnet's or optax's, the first one gets the gradients.
+
+    Raises:
+        ValueError: for something without init and update.
+    """
+    for part in parts:
+        if not (callable(getattr(part, "init", None)) and callable(getattr(part, "update", None))):
+            raise ValueError(f"chain: expected transformations with init and update, got {type(part).__name__}")
+    return Chain(tuple(traceable(part) for part in parts))
 
 
 @jax.tree_util.register_dataclass

@@ -11,13 +11,14 @@ from .training import History
 try:
     import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
+    from matplotlib.colors import LogNorm
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError(
         "fnnet.plots: expected matplotlib, got none; install it with pip install 'fnnet[examples]'"
     ) from error
 
-__all__ = ["audit", "digits", "learning_curves", "maps"]
+__all__ = ["audit", "credit_map", "digits", "learning_curves", "maps"]
 
 
 def audit(report: Report, *, ax: Axes | None = None) -> Axes:
@@ -170,4 +171,45 @@ def maps(values: Any, *, columns: int = 10, ax: Axes | None = None) -> Axes:
     shown = ax.imshow(canvas, cmap="RdBu_r" if signed else "gray", vmin=-largest if signed else 0, vmax=largest)
     ax.figure.colorbar(shown, ax=ax, shrink=0.8)
     ax.set_axis_off()
+    return ax
+
+
+def credit_map(
+    norms: Any, *, label: str | None = None, span: tuple[float, float] | None = None, ax: Axes | None = None
+) -> Axes:
+    """‖∂C_τ/∂h_t‖ on a log scale: an image with a row for each step τ whose cost it is and a column for each step t, or a
+    line over t where there is one cost only.
+
+    Args:
+        norms: (τ, t): an example of `fnnet.diagnostics.credit_map`, or the mean over examples.
+        label: the line's name.
+        span: the colour scale's ends; by default six decades below the largest norm.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ValueError: for norms of another rank.
+    """
+    norms = np.asarray(norms, float)
+    if norms.ndim != 2:
+        raise ValueError(
+            f"credit_map: expected norms (τ, t), got {norms.shape}; take an example or the mean over axis 0"
+        )
+    ax = plt.figure(figsize=(5, 4), layout="constrained").add_subplot() if ax is None else ax
+    if len(norms) == 1:
+        ax.semilogy(np.arange(1, norms.shape[1] + 1), np.where(norms[0] > 0, norms[0], np.nan), label=label)
+        ax.set(xlabel="step t", ylabel="‖∂C/∂h_t‖", title="What the state at step t counts")
+        ax.grid(alpha=0.3)
+        if label is not None:
+            ax.legend(fontsize=8)
+        return ax
+    top = float(norms.max(initial=0)) or 1.0
+    low, high = (1e-6 * top, top) if span is None else span
+    shown = ax.imshow(
+        np.where(norms > 0, norms, np.nan),
+        norm=LogNorm(low, high),
+        cmap="viridis",
+        extent=(0.5, norms.shape[1] + 0.5, len(norms) + 0.5, 0.5),
+    )
+    ax.figure.colorbar(shown, ax=ax, shrink=0.8)
+    ax.set(xlabel="step t", ylabel="cost of step τ", title="‖∂C_τ/∂h_t‖" if label is None else label)
     return ax

@@ -140,6 +140,7 @@ def fit(
     early_stopping: EarlyStopping | None = None,
     gradient: Callable[..., tuple[Array, Params]] | None = None,
     micro_batch: int | Literal["auto"] | None = "auto",
+    window: int | None = None,
     monitor_training: bool = True,
     resume: TrainingState | None = None,
     progress: bool = True,
@@ -164,6 +165,10 @@ def fit(
         gradient: g(params, x, y, *, key, weights) -> (cost, gradients) used in place of `fnnet.value_and_grad`;
             it also gets ``mask`` where the data has one. The penalty is added to its gradients.
         micro_batch: as in `fnnet.value_and_grad`.
+        window: for long sequences (x and y with T on axis 1): each mini-batch is run ``window`` steps at a time, a step of
+            the optimiser for each window, the recurrent layers' states carried on and the errors cut in between (truncated
+            backpropagation through time). A ``gradient`` of your own then also gets ``state`` and returns
+            ((cost, state), gradients).
         monitor_training: whether cost and accuracy are evaluated on the whole training data after each epoch, which costs
             a forward pass; otherwise the cost is the mean over the epoch's mini-batches.
         resume: ``history.state`` of an earlier run with the same arguments; ``params`` and ``key`` are then taken from it,
@@ -175,6 +180,7 @@ def fit(
         Diverged: when the cost is not finite.
     """
     train = _examples(net, cost, params, data, "data")
+    _check_window(net, params, train, window)
     held_out = None if validation is None else _examples(net, cost, params, validation, "validation")
     _check_run(net, key, epochs, batch_size, optimizer, penalty, early_stopping, validation, resume, micro_batch)
     epoch_of = functools.partial(
@@ -186,6 +192,7 @@ def fit(
         batch_size=batch_size,
         gradient=gradient,
         micro_batch=micro_batch,
+        window=window,
     )
     monitor = functools.partial(_monitor, net, cost, penalty, n_examples=train.x.shape[0])
     shows = (_names_classes(net, params, train), held_out is not None and _names_classes(net, params, held_out))
@@ -217,26 +224,67 @@ def fit(
     return _result(state)
 
 
-@functools.partial(jax.jit, static_argnames=("batch_size", "gradient", "micro_batch", "steps"))
+@functools.partial(jax.jit, static_argnames=("batch_size", "gradient", "micro_batch", "window", "steps"))
 def _epoch(
-    net, cost, optimizer, penalty, params, opt_state, data, key, *, batch_size, gradient, micro_batch, steps=None
+    net,
+    cost,
+    optimizer,
+    penalty,
+    params,
+    opt_state,
+    data,
+    key,
+    *,
+    batch_size,
+    gradient,
+    micro_batch,
+    window,
+    steps=None,
 ) -> tuple[Params, Any, Array, Array]:
     """(params, optimiser state, cost of each mini-batch, whether costs and parameters are finite) after one shuffled pass, or
     after its first ``steps`` steps."""
     n = data.x.shape[0]
     shuffle_key, step_key = jax.random.split(key)
     order = jax.random.permutation(shuffle_key, n)
-    gradient = gradient or value_and_grad(net.in_loop(), cost, micro_batch=micro_batch)
+    gradient = gradient or value_and_grad(net.in_loop(), cost, micro_batch=micro_batch, carry=window is not None)
 
-    def step(carry: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Any], Array]:
-        params, opt_state = carry
-        rows, i = batch
-        x, y, extras = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds", unique_indices=True), data)
-        value, grads = gradient(params, x, y, key=jax.random.fold_in(step_key, i), **{"weights": None, **extras})
+    def updated(params: Params, opt_state: Any, grads: Params) -> tuple[Params, Any]:
         if penalty is not None:
             grads = jax.tree.map(jnp.add, grads, penalty.gradient(params, n))
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (apply_updates(params, updates), opt_state), value
+        return apply_updates(params, updates), opt_state
+
+    def step(carry: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Any], Array]:
+        rows, i = batch
+        x, y, extras = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds", unique_indices=True), data)
+        key, given = jax.random.fold_in(step_key, i), {"weights": None, **extras}
+        if window is not None:
+            return through_windows(carry, x, y, given, key)
+        value, grads = gradient(carry[0], x, y, key=key, **given)
+        return updated(*carry, grads), value
+
+    def through_windows(carry: Any, x: Array, y: Array, given: dict[str, Any], key: Array) -> Any:
+        """A mini-batch of sequences, window by window; its cost is the sum over the windows."""
+
+        def part(a: Array, start: Any, size: int) -> Array:
+            return jax.lax.dynamic_slice_in_dim(a, start, size, 1) if a.ndim > 1 else a
+
+        def step(carry: tuple, start: Any, size: int = window) -> tuple[tuple, Array]:
+            params, opt_state, state = carry
+            x_part, y_part, more = jax.tree.map(lambda a: part(a, start, size), (x, y, given))
+            own = jax.random.fold_in(key, start)
+            (value, state), grads = gradient(params, x_part, y_part, key=own, state=state, **more)
+            return (*updated(params, opt_state, grads), state), value
+
+        first = part(x, 0, min(window, x.shape[1]))
+        zero_state = jax.tree.map(jnp.zeros_like, _state_after(net, carry[0], first))
+        full, rest = divmod(x.shape[1], window)
+        (*carry, state), values = jax.lax.scan(step, (*carry, zero_state), window * jnp.arange(full))
+        value = jnp.sum(values)
+        if rest:
+            (*carry, state), last = step((*carry, state), full * window, rest)
+            value = value + last
+        return tuple(carry), value
 
     full, rest = divmod(n, batch_size)
     steps = full + (rest > 0) if steps is None else steps
@@ -318,6 +366,28 @@ def _examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> E
         if value.shape[:1] != x.shape[:1]:
             raise ValueError(f"{name}: expected {extra} for {x.shape[0]} examples, got shape {value.shape}")
     return Examples(x, y, extras)
+
+
+def _state_after(net: Layer, params: Params, x: Array) -> Any:
+    """The shapes of the state after x, as zeros can be made from them."""
+    return jax.eval_shape(lambda p, x: net.final_state(run_forward(net, p, x)[1]), params, x)
+
+
+def _check_window(net: Layer, params: Params, data: Examples, window: Any) -> None:
+    if window is None:
+        return
+    if not isinstance(window, int | np.integer) or window < 1:
+        raise ValueError(f"fit: expected window to be an integer of at least 1 step, got {window!r}")
+    if data.x.ndim < 2 or data.y.shape[1:2] != data.x.shape[1:2]:
+        raise ValueError(
+            f"fit: expected x and y with as many steps on axis 1 for window={window}, got {data.x.shape} and "
+            f"{data.y.shape}; a window needs a target for each step"
+        )
+    if not jax.tree.leaves(_state_after(net, params, data.x[:1, :1])):
+        raise ValueError(
+            f"fit: expected a network with a state to carry for window={window}, got {net!r}; add a recurrent layer or leave "
+            f"window out"
+        )
 
 
 def _check_run(

@@ -16,7 +16,8 @@ import fnnet as fn
 class Case:
     """A layer with the shape of one example that it is fed.
 
-    ``loose`` maps a dtype to the tolerance it needs, with ``why``; ``zero`` names equations whose reference is exactly zero.
+    ``loose`` maps a dtype to the tolerance it needs, with ``why``; ``zero`` names equations whose reference is exactly zero;
+    ``tokens`` says that the layer takes integers below it.
     """
 
     name: str
@@ -25,6 +26,14 @@ class Case:
     loose: dict = field(default_factory=dict)
     why: str = ""
     zero: tuple[str, ...] = ()
+    tokens: int = 0
+
+    def inputs(self, m, dtype):
+        """m examples: normal numbers, or the integers below ``tokens`` for a layer of tokens."""
+        rng = np.random.default_rng(1)
+        if self.tokens:
+            return jnp.asarray(rng.integers(self.tokens, size=(m, *self.shape)), jnp.int32)
+        return jnp.asarray(rng.standard_normal((m, *self.shape)), dtype)
 
     def __repr__(self) -> str:
         return self.name
@@ -68,6 +77,15 @@ def _layers() -> list[Case]:
         Case("GlobalMeanPool 1-D", fn.GlobalMeanPool(), (5, 2)),
         Case("Upsample", fn.Upsample(2), (3, 4, 2)),
         Case("Upsample 3-D", fn.Upsample((2, 1, 3)), (2, 3, 2, 2)),
+        Case("Embedding", fn.Embedding(6, 3), (4,), tokens=6),
+        Case("RNN", fn.RNN(4), (5, 3)),
+        Case("RNN cut", fn.RNN(3, fn.silu, truncate=2), (5, 2)),
+        Case("LSTM", fn.LSTM(4), (5, 3)),
+        Case("LSTM recomputed", fn.LSTM(3, truncate=2, recompute=True), (5, 2)),
+        Case("GRU", fn.GRU(4), (5, 3)),
+        Case("Bidirectional", fn.Bidirectional(fn.GRU(3)), (4, 2)),
+        Case("Bidirectional to the last", fn.Bidirectional(fn.RNN(3), last=True), (4, 2)),
+        Case("LastStep", fn.LastStep(), (4, 3)),
         Case("Dropout", fn.Dropout(0.4), (6,)),
         Case("Dropout per batch", fn.Dropout(0.4, per="batch"), (6,)),
         Case("Dropout on images", fn.Dropout(0.3), (4, 3, 2)),

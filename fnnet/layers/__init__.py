@@ -3,18 +3,40 @@
 from ._conv import Conv, ConvTranspose, convolve, cross_correlate, pad_full, rot180
 from ._dense import Dense
 from ._dropout import Dropout
+from ._embedding import Embedding
 from ._flatten import Flatten
 from ._layer import ExampleKeys, Layer, LayerError, example_keys, layer
 from ._pool import GlobalMeanPool, MaxPool, MeanPool, Upsample, unsample_max, unsample_mean
+from ._recurrent import (
+    GRU,
+    LSTM,
+    RNN,
+    Bidirectional,
+    LastStep,
+    forward_in_time,
+    gru_step,
+    gru_step_error,
+    length_mask,
+    lstm_step,
+    lstm_step_error,
+    state_errors,
+    through_time,
+)
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Bidirectional",
     "Conv",
     "ConvTranspose",
     "Dense",
     "Dropout",
+    "Embedding",
     "ExampleKeys",
     "Flatten",
     "GlobalMeanPool",
+    "LastStep",
     "Layer",
     "LayerError",
     "MaxPool",
@@ -23,9 +45,17 @@ __all__ = [
     "convolve",
     "cross_correlate",
     "example_keys",
+    "forward_in_time",
+    "gru_step",
+    "gru_step_error",
     "layer",
+    "length_mask",
+    "lstm_step",
+    "lstm_step_error",
     "pad_full",
     "rot180",
+    "state_errors",
+    "through_time",
     "unsample_max",
     "unsample_mean",
 ]

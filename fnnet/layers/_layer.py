@@ -73,7 +73,7 @@ class Layer:
             return shape_for(jnp.int32)
 
     def forward(self, params: Params, a_in: Array, *args: Any, **kwargs: Any) -> tuple[Array, Cache]:
-        """(a_out, cache). It declares those of the keywords key, train, mask and probe that it uses."""
+        """(a_out, cache). It declares those of the keywords key, train, mask, probe and state that it uses."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward(params, a_in) -> (a_out, cache)")
 
     def apply(self, params: Params, x: Any, *, mask: Any = None) -> Array:
@@ -85,6 +85,21 @@ class Layer:
             mask: (m, T), True for the valid steps of sequences; for layers that use one.
         """
         return _apply(self, params, jnp.asarray(x), mask)
+
+    def apply_from(self, params: Params, x: Any, state: Any = None, *, mask: Any = None) -> tuple[Array, Any]:
+        """(a_out, state after the last step) in inference mode, compiled: a long sequence can be run in pieces.
+
+        Args:
+            params: from `init`, or any pytree like it.
+            x: inputs (m, T, ...).
+            state: what the piece before returned; None starts anew.
+            mask: (m, T), True for the valid steps.
+        """
+        return _apply_from(self, params, jnp.asarray(x), state, mask)
+
+    def final_state(self, cache: Cache) -> Any:
+        """The state after the last step, for ``forward(..., state=)`` of the steps that follow; None for a layer without."""
+        return None
 
     def error(self, params: Params, cache: Cache, da_out: Any) -> Delta:
         """BP1 and BP2's factor: δ = ∂C/∂a_out ⊙ σ'(z); da_out itself where there is no activation."""
@@ -154,6 +169,12 @@ def _apply(layer: Layer, params: Params, x: Array, mask: Array | None) -> Array:
     return run_forward(layer, params, x, mask=mask)[0]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _apply_from(layer: Layer, params: Params, x: Array, state: Any, mask: Array | None) -> tuple[Array, Any]:
+    a, cache = run_forward(layer, params, x, mask=mask, state=state)
+    return a, layer.final_state(cache)
+
+
 def _normalise(owner: Any, name: str, value: Any) -> Any:
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return tuple(_normalise(owner, name, item) for item in value)
@@ -195,11 +216,14 @@ def layer(cls: type[T]) -> type[T]:
     return jax.tree_util.register_static(dataclass(frozen=True, init=not written_init, repr=False)(cls))
 
 
+KEYWORDS = {"key": None, "train": False, "mask": None, "probe": None, "state": None}
+
+
 @functools.cache
 def keywords(cls: type) -> frozenset[str]:
-    """Those of the keywords key, train, mask and probe that ``cls.forward`` declares."""
+    """Those of the keywords key, train, mask, probe and state that ``cls.forward`` declares."""
     declared = inspect.signature(cls.forward).parameters.values()  # pyright: ignore[reportAttributeAccessIssue]
-    everything = frozenset({"key", "train", "mask", "probe"})
+    everything = frozenset(KEYWORDS)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in declared):
         return everything
     return everything & {p.name for p in declared}
@@ -208,7 +232,7 @@ def keywords(cls: type) -> frozenset[str]:
 def run_forward(layer: Layer, params: Params, a_in: Array, **given: Any) -> tuple[Array, Cache]:
     """``layer.forward`` with those of the given keywords that it declares."""
     declared = keywords(type(layer))
-    given = {"key": None, "train": False, "mask": None, "probe": None, **given}
+    given = {**KEYWORDS, **given}
     return layer.forward(params, a_in, **{name: value for name, value in given.items() if name in declared})
 
 

@@ -1,0 +1,97 @@
+"""Embedding: a row of parameters for each token.
+
+Legend: m examples (axis 0), V tokens, n features; w the table (V, n), one row for each token.
+"""
+
+from numbers import Integral
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..activations import at_least_float32
+from ..initializers import Initializer, normal
+from ._layer import Layer, LayerError, check_leaf, layer
+
+__all__ = ["Embedding", "rows", "rows_gradient"]
+
+
+@jax.jit
+def rows(w: Array, tokens: Array) -> Array:
+    """a = w_token: the product of a one-hot vector with w, without the product. NaN for a token outside 0 … V − 1.
+
+    Args:
+        w: (V, n).
+        tokens: integers (m, ...).
+
+    Returns:
+        (m, ..., n).
+    """
+    outside = jnp.where(tokens < 0, len(w), tokens)
+    return w.at[outside].get(mode="fill", fill_value=jnp.nan)
+
+
+@jax.jit
+def rows_gradient(delta: Array, tokens: Array, like: Array) -> Array:
+    """BP4 with a one-hot a_in: ∂C/∂w_v = (1/m) Σ δ over the places where the token is v, a sum by segments.
+
+    Args:
+        delta: (m, ..., n).
+        tokens: integers (m, ...).
+        like: w (V, n), for its shape.
+
+    Returns:
+        (V, n).
+    """
+    terms = at_least_float32(delta) / delta.shape[0]
+    outside = jnp.where(tokens < 0, len(like), tokens)
+    return jnp.zeros(like.shape, terms.dtype).at[outside].add(terms, mode="drop").astype(delta.dtype)
+
+
+@layer
+class Embedding(Layer):
+    """A row of w for each token. Parameters {w (V, n)}. Inputs: integers (m, ...), outputs (m, ..., n).
+
+    It has no activation, so δ is ∂C/∂a_out. Integers have no derivative: `propagate` gives None, and it must come first.
+
+    Args:
+        tokens: V, how many there are; tokens are 0 … V − 1, and any other gives NaN.
+        n: features.
+        weight_init: initialiser of w, N(0, 1) by default.
+
+    Raises:
+        LayerError: for sizes that are no positive integers, inputs that are no integers, or parameters of another shape.
+    """
+
+    tokens: int
+    n: int
+    weight_init: Initializer = normal(1.0)
+
+    independent = True
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "n"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise LayerError(self, f"a positive number {name}", repr(value), f"give {name} as an integer")
+            object.__setattr__(self, name, int(value))
+
+    def init(self, key, input_shape):
+        return {"w": self.weight_init(key, (self.tokens, self.n), jnp.result_type(float))}
+
+    def output_shape(self, input_shape):
+        return (*input_shape, self.n)
+
+    def forward(self, params, a_in, *, probe=None):
+        w = check_leaf(self, params, "w", (self.tokens, self.n))
+        if not jnp.issubdtype(a_in.dtype, jnp.integer):
+            remedy = "give tokens as integers, and put it first; fn.Dense takes other features"
+            raise LayerError(self, "integer inputs", str(a_in.dtype), remedy)
+        a = rows(w, a_in)
+        return a if probe is None else a + probe, a_in
+
+    def propagate(self, params, cache, delta):
+        return None
+
+    def gradients(self, params, cache, delta):
+        return {"w": rows_gradient(delta, cache, params["w"]).astype(params["w"].dtype)}
