@@ -87,6 +87,7 @@ def picture(histories: dict, credits: dict, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     from fnnet import plots
 
@@ -99,6 +100,7 @@ def picture(histories: dict, credits: dict, path: Path) -> None:
                 plots.credit_map(credits[cell, own], label=cell, ax=bottom)
         top.axhline(BASELINE, color="#999999", linestyle="--", label="always 1")
         top.set(xlabel="epoch", ylabel="mean squared error", title=f"The adding problem, T = {length}")
+        top.xaxis.set_major_locator(MaxNLocator(integer=True))
         top.grid(alpha=0.3)
         top.legend()
         bottom.set_title("before training: what h at step t counts")

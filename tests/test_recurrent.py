@@ -86,7 +86,8 @@ def equations_and_references(cell, params, x, mask, start, da):
     d_params, dx = pull((da, jax.tree.map(jnp.zeros_like, last)))
     d_params = jax.tree.map(lambda g: g / x.shape[0], d_params)
     autodiff = (h, last), (dx, d_params), d_params
-    return (*manual, delta), (*autodiff, jax.vjp(with_probe, ones)[1](da)[0])
+    ordinary, of_probe = jax.vjp(with_probe, ones)
+    return (*manual, delta, manual[0][0]), (*autodiff, of_probe(da)[0], ordinary)
 
 
 compiled = compiled_once(static_argnums=(0,))(equations_and_references)
@@ -623,3 +624,34 @@ class TestShapes:
         np.testing.assert_allclose(both, jnp.concatenate([h[:, -1, :3], h[:, 0, 3:]], -1), rtol=1e-12)
         alone = last.apply(params, x[1:2, :3])
         np.testing.assert_allclose(both[1], alone[0], rtol=1e-12)
+
+
+class TestPlantedFaults:
+    """The audit names a recurrent layer's own mistakes."""
+
+    def first_row(self, **methods):
+        cls = fn.layer(type("Wrong", (fn.LSTM,), methods))
+        net = fn.Network(fn.GRU(3), cls(4), fn.LastStep(), fn.Dense(2, fn.softmax))
+        params = net.init(KEY, (6, 3))
+        x = jax.random.normal(KEY, (5, 6, 3))
+        row = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(5) % 2).rows[0]
+        return row.layer, row.equation, row.leaf, row.verdict
+
+    def test_the_state_after_the_step_for_the_one_before(self):
+        def sums(self, x, h_before, delta, extra):
+            return fn.LSTM.sums(self, x, jnp.roll(h_before, -1, 0), delta, extra)
+
+        assert self.first_row(sums=sums) == ("1 Wrong", "gradients", "['w_h']", "fail")
+
+    def test_the_path_through_the_cell_left_out(self):
+        def step_error(self, gates, extra, before, after, d_states):
+            delta, extra, (dh, dc) = fn.LSTM.step_error(self, gates, extra, before, after, d_states)
+            return delta, extra, (dh, jnp.zeros_like(dc))
+
+        assert self.first_row(step_error=step_error) == ("1 Wrong", "error", "", "fail")
+
+    def test_gates_in_another_order(self):
+        def propagate(self, params, cache, delta):
+            return fn.LSTM.propagate(self, params, cache, jnp.roll(delta, 4, -1))
+
+        assert self.first_row(propagate=propagate) == ("1 Wrong", "propagate", "", "fail")
