@@ -1,6 +1,7 @@
 """What happens inside a network: functions that return arrays and never plot (`fnnet.plots` draws them)."""
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -30,9 +31,9 @@ def credit(
 ) -> Array:
     """∂C_x,τ/∂h_t for all pairs of steps: what step t of a recurrent layer contributes to the cost of step τ.
 
-    C_x = Σ_τ C_x,τ over the steps of the output; their sum over τ is the error that backpropagation through time carries to
-    h_t, and for t > τ it is 0. By hand: each step's cost is backpropagated by itself through `state_errors`. An output
-    without steps (after `LastStep`, say) has one cost, τ = 0.
+    C_x = Σ_τ C_x,τ over the steps of the output. Their sum over τ is the error that backpropagation through time carries to
+    h_t; for t > τ it is 0, unless a layer above runs backwards. By hand: each step's cost is backpropagated by itself through
+    `state_errors`. An output without steps (after `LastStep`, say) has one cost, τ = 0.
 
     Args:
         net: a network with a recurrent layer.
@@ -75,8 +76,11 @@ def credit_map(
 
 def _of(net, cost, params, x, y, layer, key, mask, weights, norms) -> Array:
     x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
-    if not (isinstance(net, Network) and layer in range(len(net)) and isinstance(net[layer], Recurrent)):
-        raise ValueError(f"credit: expected layer={layer} to be an RNN, LSTM or GRU of a network, got {net!r}")
+    layer, size = operator.index(layer), len(net) if isinstance(net, Network) else 0
+    if not (-size <= layer < size and isinstance(net[layer], Recurrent)):
+        got = repr(net[layer]) if -size <= layer < size else f"a network of {size} layers" if size else repr(net)
+        raise ValueError(f"credit: expected layer={layer} to be an RNN, LSTM or GRU of a network, got {got}")
+    layer %= size
     return _credit(net, cost, params, x, y, layer, key, mask, weights, norms)
 
 
@@ -96,11 +100,11 @@ def _credit(net, cost, params, x, y, layer, key, mask, weights, norms) -> Array:
             own = given.reshape(len(a), -1) * (jnp.arange(steps) == tau).astype(a.dtype)
         if cost.matches(output):
             delta = cost.output_error(output[1], y, weights=own)
-            da = Network(*above).propagate(*upper, Network(*above).output_error(*upper, delta))
+            da: Any = Network(*above).propagate(*upper, Network(*above).output_error(*upper, delta))
         else:
             da = cost.output_gradient(a, y, weights=own)
             da = Network(*above).propagate(*upper, Network(*above).error(*upper, da)) if above else da
-        dh = state_errors(cell, wide, kept, at_least_float32(da))
+        dh = state_errors(cell, wide, kept, da.astype(kept.gates.dtype))
         return jnp.linalg.norm(dh, axis=-1) if norms else dh
 
     return jnp.moveaxis(jax.lax.map(of_step, jnp.arange(steps)), 0, 1)

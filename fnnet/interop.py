@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .layers._layer import Cache, Layer, LayerError, Params, run_forward
+from .layers._layer import Cache, Layer, Params, as_array, check_leaf, run_forward
 from .layers._recurrent import GRU, Recurrent
 from .network import check_key
 
@@ -52,7 +52,7 @@ def as_function(net: Layer, *, train: bool = False) -> Callable[..., Array]:
     by_hand.defvjp(forward, backward)
 
     def function(params: Params, x: Any, *, key: Any = None, mask: Any = None) -> Array:
-        return by_hand(params, jnp.asarray(x), check_key(key), mask)
+        return by_hand(params, jnp.asarray(x), check_key(key), as_array(mask))
 
     return function
 
@@ -79,12 +79,11 @@ def from_torch(cell: Recurrent, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: An
     rows, n = _rows(cell)
     given = {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh}
     arrays = {name: jnp.asarray(a) for name, a in given.items() if a is not None}
-    dtype = arrays["w_hh"].dtype
-    wanted = {"w_ih": (rows, *arrays["w_ih"].shape[1:][:1]), "w_hh": (rows, n), "b_ih": (rows,), "b_hh": (rows,)}
-    for name, array in arrays.items():
-        if array.shape != wanted[name] or len(wanted[name]) != array.ndim:
-            remedy = "give weight_ih_l0, weight_hh_l0, bias_ih_l0 and bias_hh_l0 of a PyTorch layer of this size"
-            raise LayerError(cell, f"{name} of shape {wanted[name]}", str(array.shape), remedy)
+    wanted = {"w_ih": (rows, None), "w_hh": (rows, n), "b_ih": (rows,), "b_hh": (rows,)}
+    for name in ("w_ih", "w_hh", *arrays):
+        check_leaf(cell, arrays, name, wanted[name])
+    dtype = jnp.result_type(float) if jnp.issubdtype(arrays["w_hh"].dtype, jnp.integer) else arrays["w_hh"].dtype
+    arrays = {name: array.astype(dtype) for name, array in arrays.items()}
     b_in, b_state = (arrays.get(name, jnp.zeros(rows, dtype)) for name in ("b_ih", "b_hh"))
     params = {"w_x": arrays["w_ih"], "w_h": arrays["w_hh"]}
     if not isinstance(cell, GRU):
@@ -102,7 +101,9 @@ def to_torch(cell: Recurrent, params: Params) -> dict[str, Array]:
     Returns:
         {weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0}, the names of a one-layer ``state_dict``.
     """
-    _, n = _rows(cell)
+    rows, n = _rows(cell)
+    for name, shape in (("w_x", (rows, None)), ("w_h", (rows, n)), ("b", (rows,))):
+        check_leaf(cell, params, name, shape)
     b_state = jnp.zeros_like(params["b"])
     if isinstance(cell, GRU):
         b_state = b_state.at[2 * n :].set(params["b_h"])

@@ -24,6 +24,7 @@ from .layers._layer import (
     LayerError,
     Params,
     Shape,
+    as_array,
     layer,
     located,
     run_forward,
@@ -221,7 +222,8 @@ def backprop(
         ValueError: for bad input, naming the layer, what was expected, what came and the remedy.
     """
     check_penalty(penalty)
-    x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
+    mask, weights = as_array(mask), as_array(weights)
+    x, y, key = check_batch(net, cost, params, x, y, key, mask, weights, state)
     check_feedback(params, feedback)
     return _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback, state)
 
@@ -272,7 +274,8 @@ def value_and_grad(
     check_penalty(penalty)
 
     def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None, state=None):
-        x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
+        mask, weights = as_array(mask), as_array(weights)
+        x, y, key = check_batch(net, cost, params, x, y, key, mask, weights, state)
         given = (params, x, y, key, mask, weights, state, penalty, n_examples)
         return _value_and_grad(net, cost, *given, micro_batch=micro_batch, carry=carry)
 
@@ -311,7 +314,8 @@ def objective(
     check_penalty(penalty)
 
     def cost_of_params(params, x, y, *, key=None, mask=None, weights=None, state=None):
-        x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
+        mask, weights = as_array(mask), as_array(weights)
+        x, y, key = check_batch(net, cost, params, x, y, key, mask, weights, state)
         value, last = _objective(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, carry=carry)
         return (value, last) if carry else value
 
@@ -421,7 +425,15 @@ def check_feedback(params: Params, feedback: Params | None) -> None:
 
 
 def check_batch(
-    net: Any, cost: Any, params: Params, x: Any, y: Any, key: Any, mask: Any = None, weights: Any = None
+    net: Any,
+    cost: Any,
+    params: Params,
+    x: Any,
+    y: Any,
+    key: Any,
+    mask: Any = None,
+    weights: Any = None,
+    state: Any = None,
 ) -> tuple[Array, Array, Any]:
     """x and y as arrays and the key, or a ValueError that says what is wrong with them."""
     if not isinstance(net, Layer):
@@ -439,6 +451,12 @@ def check_batch(
     for name, extra in (("mask", mask), ("weights", weights)):
         if extra is not None and jnp.shape(extra)[:1] != x.shape[:1]:
             raise ValueError(f"{name}: expected {x.shape[0]} examples on axis 0, as in x, got shape {jnp.shape(extra)}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jnp.shape(leaf)[:1] != x.shape[:1]:
+            raise ValueError(
+                f"state: expected arrays with {x.shape[0]} examples on axis 0, as in x, got shape {jnp.shape(leaf)} at "
+                f"{jax.tree_util.keystr(path) or 'its top'}; give what apply_from returned for this batch"
+            )
     if jnp.issubdtype(y.dtype, jnp.integer) and not isinstance(y, Tracer):
         leaves, treedef = jax.tree.flatten(params)
         shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)

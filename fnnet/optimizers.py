@@ -85,6 +85,13 @@ def _check(owner: str, **numbers: Any) -> None:
             raise ValueError(f"{owner}: expected {name} ≥ 0, got {value}; gradient descent goes downhill")
 
 
+def _check_limit(owner: str, limit: Any) -> None:
+    is_array = hasattr(limit, "dtype") and jnp.shape(limit) == () and jnp.issubdtype(limit.dtype, jnp.number)
+    if not (is_array or isinstance(limit, int | float)):
+        raise ValueError(f"{owner}: expected a limit that is one number, got {limit!r}")
+    _check(owner, limit=limit)
+
+
 class SgdState(NamedTuple):
     """The step number and, with momentum, the velocity v (a pytree like the parameters)."""
 
@@ -212,7 +219,7 @@ class ClipByValue:
             limit = jnp.asarray(self.limit).astype(g.dtype)
             return jnp.clip(g, -limit, limit)
 
-        return jax.tree.map(clipped, grads), state
+        return jax.tree.map(clipped, jax.tree.map(jnp.asarray, grads)), state
 
 
 def clip(limit: Any) -> ClipByValue:
@@ -222,9 +229,9 @@ def clip(limit: Any) -> ClipByValue:
         limit: the largest entry that stays as it is.
 
     Raises:
-        ValueError: for a negative limit.
+        ValueError: for a limit that is negative or no number.
     """
-    _check("clip", limit=limit)
+    _check_limit("clip", limit)
     return ClipByValue(limit)
 
 
@@ -241,14 +248,16 @@ class ClipByGlobalNorm:
 
     def update(self, grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         """All gradients, scaled down together where their norm is above the limit."""
+        grads = jax.tree.map(jnp.asarray, grads)
         leaves = [at_least_float32(g) for g in jax.tree.leaves(grads) if g.size]
         if not leaves:
             return grads, state
         wide = jnp.result_type(*(leaf.dtype for leaf in leaves))
         top = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(leaf)).astype(wide) for leaf in leaves])
-        unit = jnp.where(top > 0, top, 1)
+        unit = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
         squares = [jnp.sum(jnp.square(leaf / unit.astype(leaf.dtype))).astype(wide) for leaf in leaves]
-        norm = unit * jnp.sqrt(functools.reduce(jnp.add, squares))
+        total = functools.reduce(jnp.add, squares)
+        norm = jnp.where(top > 0, unit * jnp.sqrt(jnp.where(top > 0, total, 1)), top)
         limit = jnp.asarray(self.limit).astype(wide)
         scale = jnp.where(norm > limit, limit / jnp.where(norm > limit, norm, 1), 1)
 
@@ -268,11 +277,11 @@ def clip_by_global_norm(limit: Any) -> ClipByGlobalNorm:
         limit: the largest norm that stays as it is.
 
     Raises:
-        ValueError: for a negative limit.
+        ValueError: for a limit that is negative or no number.
 
     Source: Pascanu, Mikolov and Bengio (2013).
     """
-    _check("clip_by_global_norm", limit=limit)
+    _check_limit("clip_by_global_norm", limit)
     return ClipByGlobalNorm(limit)
 
 

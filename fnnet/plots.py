@@ -202,10 +202,10 @@ def credit_map(
         if label is not None:
             ax.legend(fontsize=8)
         return ax
-    top = float(norms.max(initial=0)) or 1.0
+    top = max(float(norms[np.isfinite(norms)].max(initial=0)), 1e-30)
     low, high = (1e-6 * top, top) if span is None else span
     shown = ax.imshow(
-        np.where(norms > 0, norms, np.nan),
+        np.where((norms > 0) & np.isfinite(norms), norms, np.nan),
         norm=LogNorm(low, high),
         cmap="viridis",
         extent=(0.5, norms.shape[1] + 0.5, len(norms) + 0.5, 0.5),

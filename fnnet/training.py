@@ -259,11 +259,11 @@ def _epoch(
         x, y, extras = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds", unique_indices=True), data)
         key, given = jax.random.fold_in(step_key, i), {"weights": None, **extras}
         if window is not None:
-            return through_windows(carry, x, y, given, key)
+            return through_windows(carry, x, y, given, key, min(window, x.shape[1]))
         value, grads = gradient(carry[0], x, y, key=key, **given)
         return updated(*carry, grads), value
 
-    def through_windows(carry: Any, x: Array, y: Array, given: dict[str, Any], key: Array) -> Any:
+    def through_windows(carry: Any, x: Array, y: Array, given: dict[str, Any], key: Array, window: int) -> Any:
         """A mini-batch of sequences, window by window; its cost is the sum over the windows."""
 
         def part(a: Array, start: Any, size: int) -> Array:
@@ -276,8 +276,7 @@ def _epoch(
             (value, state), grads = gradient(params, x_part, y_part, key=own, state=state, **more)
             return (*updated(params, opt_state, grads), state), value
 
-        first = part(x, 0, min(window, x.shape[1]))
-        zero_state = jax.tree.map(jnp.zeros_like, _state_after(net, carry[0], first))
+        zero_state = jax.tree.map(jnp.zeros_like, _state_after(net, carry[0], part(x, 0, window)))
         full, rest = divmod(x.shape[1], window)
         (*carry, state), values = jax.lax.scan(step, (*carry, zero_state), window * jnp.arange(full))
         value = jnp.sum(values)

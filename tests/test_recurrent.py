@@ -152,6 +152,16 @@ class TestMasks:
         with pytest.raises(ValueError, match=r"length_mask: expected integer lengths of shape \(m,\), got float64"):
             fn.length_mask(jnp.ones(3), 3)
 
+    def test_a_mask_as_a_list(self):
+        net = fn.Network(fn.GRU(3), fn.LastStep())
+        params, x = net.init(KEY, (2, 2)), jax.random.normal(KEY, (2, 2, 2))
+        mask, y = [[1, 1], [1, 0]], jnp.ones((2, 3))
+        a = net.apply(params, x, mask=jnp.array(mask))
+        np.testing.assert_array_equal(net.apply(params, x, mask=mask), a)
+        np.testing.assert_array_equal(fn.as_function(net)(params, x, mask=mask), a)
+        cost, _ = fn.value_and_grad(net, fn.quadratic)(params, x, y, mask=mask)
+        np.testing.assert_allclose(cost, jnp.sum((a - y) ** 2) / 4, rtol=1e-12)
+
     def test_a_mask_of_another_shape(self):
         net = fn.Network(fn.LSTM(3), fn.LastStep())
         params = net.init(KEY, (5, 2))
@@ -251,6 +261,37 @@ class TestStates:
         ):
             both.apply_from(both.init(KEY, (4, 2)), x)
 
+    def test_a_state_for_another_batch_or_layer(self):
+        net = fn.Network(fn.LSTM(3), fn.Dense(2, fn.linear))
+        params, x, y = net.init(KEY, (4, 2)), jnp.ones((5, 4, 2)), jnp.ones((5, 4, 2))
+        state = ((jnp.ones((5, 3)), jnp.ones((5, 3))), None)
+        gradient = fn.value_and_grad(net, fn.quadratic, micro_batch=2)
+        larger = jax.tree.map(lambda s: jnp.ones((7, 3)), state)
+        with pytest.raises(
+            ValueError, match=r"state: expected arrays with 5 examples on axis 0, as in x, got shape \(7, 3\)"
+        ):
+            gradient(params, x, y, state=larger)
+        with pytest.raises(
+            fn.LayerError, match=r"layer 1 Dense\(2, linear\): expected no state, since it carries none, got one"
+        ):
+            gradient(params, x, y, state=state[::-1])
+        with pytest.raises(fn.LayerError, match=r"in a tuple, got \[\(\d, 3\)\], in none"):
+            gradient(params, x, y, state=(jnp.ones((5, 3)), None))
+        both = fn.Network(fn.Bidirectional(fn.RNN(3)), fn.Dense(2, fn.linear))
+        with pytest.raises(fn.LayerError, match=r"layer 0 Bidirectional\(RNN\(3\)\): expected no state"):
+            fn.backprop(both, fn.quadratic, both.init(KEY, (4, 2)), x, y, state=(state[0][:1], None))
+
+    @pytest.mark.parametrize("cell", [fn.LSTM(3), fn.GRU(3), fn.LSTM(3, recompute=True)], ids=repr)
+    def test_a_layer_above_in_another_dtype(self, cell):
+        net = fn.Network(cell, fn.Dense(2, fn.linear))
+        params = net.init(KEY, (4, 2))
+        params = (jax.tree.map(lambda p: p.astype(jnp.float32), params[0]), params[1])
+        x, y = jnp.ones((5, 4, 2), jnp.float32), jnp.ones((5, 4, 2))
+        with jax.numpy_dtype_promotion("standard"):
+            _, ours = fn.value_and_grad(net, fn.quadratic)(params, x, y)
+            theirs = jax.grad(fn.objective(net, fn.quadratic))(params, x, y)
+            assert_agree((ours, fn.backprop(net, fn.quadratic, params, x, y).gradients), (theirs, theirs), 1e-5)
+
 
 class TestTruncation:
     @pytest.mark.parametrize("kind", CELLS)
@@ -300,7 +341,15 @@ class TestTruncation:
         assert fn.diagnostics.credit_map(
             last, fn.log_likelihood, params, jnp.ones((4, 5, 2)), jnp.zeros(4, int)
         ).shape == (4, 1, 5)
-        with pytest.raises(ValueError, match="credit: expected layer=1 to be an RNN, LSTM or GRU of a network"):
+        np.testing.assert_array_equal(
+            *(
+                fn.diagnostics.credit_map(last, fn.quadratic, params, jnp.ones((4, 5, 2)), jnp.ones((4, 2)), layer=i)
+                for i in (0, -3)
+            )
+        )
+        with pytest.raises(
+            ValueError, match=r"credit: expected layer=1 to be an RNN, LSTM or GRU of a network, got LastStep"
+        ):
             fn.diagnostics.credit(last, fn.quadratic, params, jnp.ones((4, 5, 2)), jnp.ones((4, 2)), layer=1)
 
 
@@ -342,6 +391,13 @@ class TestFitByWindows:
             np.testing.assert_array_equal(ours, theirs)
         np.testing.assert_array_equal(more.cost, history.cost)
         assert history.cost[-1] < history.cost[0]
+
+    def test_a_window_longer_than_the_sequences(self):
+        net, (x, y) = fn.Network(fn.GRU(3), fn.Dense(2, fn.linear)), self.data()
+        params = net.init(KEY, (10, 2))
+        about = {"key": KEY, "epochs": 1, "batch_size": 4, "optimizer": fn.sgd(0.1), "progress": False}
+        longer, _ = fn.fit(net, fn.quadratic, params, (x, y), window=17, **about)
+        assert_agree(longer, fn.fit(net, fn.quadratic, params, (x, y), **about)[0], 1e-9)
 
     def test_windows_that_do_not_fit(self):
         net, (x, y) = fn.Network(fn.GRU(3), fn.Dense(2, fn.linear)), self.data()
@@ -400,8 +456,16 @@ class TestTorch:
 
     def test_arrays_of_other_shapes(self):
         cell = fn.LSTM(4)
-        with pytest.raises(fn.LayerError, match=r"LSTM\(4\): expected w_hh of shape \(16, 4\), got \(12, 4\)"):
-            fn.from_torch(cell, jnp.ones((16, 3)), jnp.ones((12, 4)))
+        for arrays, leaf in (
+            ((jnp.ones((16, 3)), jnp.ones((12, 4))), "w_hh"),
+            ((jnp.ones(16), jnp.ones((16, 4))), "w_ih"),
+        ):
+            with pytest.raises(fn.LayerError, match=rf"LSTM\(4\): expected parameters with a leaf '{leaf}' of shape"):
+                fn.from_torch(cell, *arrays)
+        with pytest.raises(fn.LayerError, match="expected parameters with a leaf 'w_x'"):
+            fn.to_torch(cell, {})
+        whole = fn.from_torch(fn.RNN(2), [[1, 2], [3, 4]], [[1, 0], [0, 1]])
+        assert {leaf.dtype for leaf in whole.values()} == {jnp.dtype(float)}
         with pytest.raises(ValueError, match=r"expected an fn.RNN, fn.LSTM or fn.GRU, got Dense"):
             fn.to_torch(fn.Dense(3, fn.tanh), {})  # pyright: ignore[reportArgumentType]
 
@@ -426,6 +490,15 @@ class TestEmbedding:
         np.testing.assert_array_equal(np.isnan(a).all(-1), [[False, True], [True, False]])
         grads = layer.gradients(params, jnp.array([[0, 4], [-1, 3]]), jnp.ones((2, 2, 3)))["w"]
         np.testing.assert_array_equal(grads[:, 0], [0.5, 0, 0, 0.5])
+
+    @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int64"])
+    def test_tokens_of_any_integer_type(self, dtype):
+        layer = fn.Embedding(300, 2)
+        params = layer.init(KEY, (2,))
+        tokens = jnp.array([[0, 100]], dtype)
+        a, cache = layer.forward(params, tokens)
+        np.testing.assert_array_equal(a, params["w"][jnp.array([[0, 100]])])
+        assert int(jnp.sum(layer.gradients(params, cache, jnp.ones(a.shape))["w"])) == 4
 
     def test_it_trains_and_is_audited(self):
         net = fn.Network(fn.Embedding(6, 4), fn.LSTM(3), fn.LastStep(), fn.Dense(2, fn.softmax))
@@ -462,6 +535,13 @@ class TestClipping:
         zero, _ = fn.clip_by_global_norm(1.0).update({"a": jnp.zeros(2), "b": jnp.zeros(0)}, ())
         assert not np.any(zero["a"])
 
+    def test_infinite_gradients_and_the_derivative_at_zero(self):
+        ours, _ = fn.clip_by_global_norm(1.0).update({"a": jnp.array([jnp.inf, 1.0]), "b": 2.0}, ())
+        np.testing.assert_array_equal(ours["a"], [jnp.nan, 0])
+        assert float(ours["b"]) == 0
+        through = jax.grad(lambda g: jnp.sum(fn.clip_by_global_norm(1.0).update(g, ())[0]))(jnp.zeros(3))
+        np.testing.assert_array_equal(through, jnp.ones(3))
+
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
     def test_a_norm_whose_square_overflows(self, dtype):
         huge = {"a": jnp.array([3e30, -4e30], dtype)}
@@ -494,6 +574,9 @@ class TestClipping:
     def test_errors(self):
         with pytest.raises(ValueError, match="clip: expected limit ≥ 0, got -1"):
             fn.clip(-1)
+        for limit in ("1", None, jnp.ones(2)):
+            with pytest.raises(ValueError, match="clip_by_global_norm: expected a limit that is one number"):
+                fn.clip_by_global_norm(limit)
         with pytest.raises(ValueError, match="chain: expected transformations with init and update, got float"):
             fn.chain(fn.clip(1.0), 0.1)  # pyright: ignore[reportArgumentType]
 
@@ -655,3 +738,12 @@ class TestPlantedFaults:
             return fn.LSTM.propagate(self, params, cache, jnp.roll(delta, 4, -1))
 
         assert self.first_row(propagate=propagate) == ("1 Wrong", "propagate", "", "fail")
+
+
+def test_pictures_of_exploding_maps():
+    plots = pytest.importorskip("fnnet.plots")
+    for norms in ([[1, np.inf], [1, 2]], [[1, np.nan], [1, 2]], np.zeros((2, 2)), np.full((2, 2), 1e-320), [[1, 0, 2]]):
+        ax = plots.credit_map(norms, label="a map")
+        ax.figure.canvas.draw()
+    with pytest.raises(ValueError, match=r"credit_map: expected norms \(τ, t\), got \(2, 3, 3\)"):
+        plots.credit_map(np.ones((2, 3, 3)))

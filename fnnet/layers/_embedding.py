@@ -27,8 +27,13 @@ def rows(w: Array, tokens: Array) -> Array:
     Returns:
         (m, ..., n).
     """
-    outside = jnp.where(tokens < 0, len(w), tokens)
-    return w.at[outside].get(mode="fill", fill_value=jnp.nan)
+    return w.at[_index(tokens, len(w))].get(mode="fill", fill_value=jnp.nan)
+
+
+def _index(tokens: Array, size: int) -> Array:
+    """The tokens, with a negative one, which would count from the end, moved behind the end."""
+    tokens = tokens.astype(jnp.int32) if tokens.dtype.itemsize < 4 else tokens
+    return jnp.where(tokens < 0, size, tokens)
 
 
 @jax.jit
@@ -44,8 +49,7 @@ def rows_gradient(delta: Array, tokens: Array, like: Array) -> Array:
         (V, n).
     """
     terms = at_least_float32(delta) / delta.shape[0]
-    outside = jnp.where(tokens < 0, len(like), tokens)
-    return jnp.zeros(like.shape, terms.dtype).at[outside].add(terms, mode="drop").astype(delta.dtype)
+    return jnp.zeros(like.shape, terms.dtype).at[_index(tokens, len(like))].add(terms, mode="drop").astype(delta.dtype)
 
 
 @layer

@@ -84,7 +84,7 @@ class Layer:
             x: inputs (m, ...).
             mask: (m, T), True for the valid steps of sequences; for layers that use one.
         """
-        return _apply(self, params, jnp.asarray(x), mask)
+        return _apply(self, params, jnp.asarray(x), as_array(mask))
 
     def apply_from(self, params: Params, x: Any, state: Any = None, *, mask: Any = None) -> tuple[Array, Any]:
         """(a_out, state after the last step) in inference mode, compiled: a long sequence can be run in pieces.
@@ -95,7 +95,7 @@ class Layer:
             state: what the piece before returned; None starts anew.
             mask: (m, T), True for the valid steps.
         """
-        return _apply_from(self, params, jnp.asarray(x), state, mask)
+        return _apply_from(self, params, jnp.asarray(x), state, as_array(mask))
 
     def final_state(self, cache: Cache) -> Any:
         """The state after the last step, for ``forward(..., state=)`` of the steps that follow; None for a layer without."""
@@ -233,6 +233,9 @@ def run_forward(layer: Layer, params: Params, a_in: Array, **given: Any) -> tupl
     """``layer.forward`` with those of the given keywords that it declares."""
     declared = keywords(type(layer))
     given = {**KEYWORDS, **given}
+    if "state" not in declared and jax.tree.leaves(given["state"]):
+        remedy = "give None for a layer without a state, as final_state and apply_from return it"
+        raise LayerError(layer, "no state, since it carries none", "one", remedy)
     return layer.forward(params, a_in, **{name: value for name, value in given.items() if name in declared})
 
 
@@ -263,6 +266,11 @@ def example_keys(key: Array | ExampleKeys, m: int) -> Array:
 def batch_key(key: Array | ExampleKeys) -> Array:
     """The one key of the whole batch."""
     return key.key if isinstance(key, ExampleKeys) else key
+
+
+def as_array(a: Any) -> Array | None:
+    """The argument as an array; None stays None."""
+    return None if a is None else jnp.asarray(a)
 
 
 def check_activation(layer: Layer, activation: Any) -> None:

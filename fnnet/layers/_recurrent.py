@@ -514,12 +514,12 @@ class Recurrent(Layer):
         if state is None:
             return None
         shape = (x.shape[0], self.n)
-        shapes = [jnp.shape(part) for part in state] if isinstance(state, tuple | list) else type(state).__name__
-        if shapes != [shape] * self.n_states:
+        parts = state if isinstance(state, tuple | list) else [state]
+        shapes = [getattr(part, "shape", type(part).__name__) for part in parts]
+        if shapes != [shape] * self.n_states or parts is not state:
             wanted = f"a state of {self.n_states} array{'s' * (self.n_states > 1)} of shape {shape}, in a tuple"
-            raise LayerError(
-                self, wanted, str(shapes), "give what final_state or apply_from returned, or None for zero"
-            )
+            got = f"{shapes}{'' if parts is state else ', in none'}"
+            raise LayerError(self, wanted, got, "give what final_state or apply_from returned, or None for zero")
         return tuple(jnp.asarray(part).astype(x.dtype) for part in state)
 
     def final_state(self, cache):
@@ -533,14 +533,16 @@ class Recurrent(Layer):
         return forward_in_time(self, _wide(params), cache.x, cache.mask, cache.probe, start)[1]
 
     def error(self, params, cache, da_out):
-        delta, _, _ = through_time(self, _wide(params), self.all_kept(params, cache), at_least_float32(da_out))
+        da = da_out.astype(cache.last[0].dtype)
+        delta, _, _ = through_time(self, _wide(params), self.all_kept(params, cache), da)
         return jnp.swapaxes(delta, 0, 1).astype(da_out.dtype)
 
     def propagate(self, params, cache, delta):
         return input_error(params["w_x"].astype(delta.dtype), delta)
 
     def gradients(self, params, cache, delta):
-        kept, delta = self.all_kept(params, cache), at_least_float32(jnp.swapaxes(delta, 0, 1))
+        kept = self.all_kept(params, cache)
+        delta = jnp.swapaxes(delta, 0, 1).astype(kept.gates.dtype)
         return _like(self.sums(kept.x, kept.before[0], delta, self.extra_errors(kept, delta)), params)
 
     def sums(self, x: Array, h_before: Array, delta: Array, extra: tuple) -> dict[str, Array]:
@@ -552,7 +554,7 @@ class Recurrent(Layer):
         }
 
     def backward(self, params, cache, da_out):
-        wide, da = _wide(params), at_least_float32(da_out)
+        wide, da = _wide(params), da_out.astype(cache.last[0].dtype)
         if isinstance(cache, Segments):
             da_in, grads, _ = backward_by_segments(self, wide, cache, da)
         else:
