@@ -75,7 +75,7 @@ def credit_map(
 
 
 def _of(net, cost, params, x, y, layer, key, mask, weights, norms) -> Array:
-    x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
+    x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
     layer, size = operator.index(layer), len(net) if isinstance(net, Network) else 0
     if not (-size <= layer < size and isinstance(net[layer], Recurrent)):
         got = repr(net[layer]) if -size <= layer < size else f"a network of {size} layers" if size else repr(net)
@@ -86,24 +86,25 @@ def _of(net, cost, params, x, y, layer, key, mask, weights, norms) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("layer", "norms"))
 def _credit(net, cost, params, x, y, layer, key, mask, weights, norms) -> Array:
-    cell, above = net[layer], net.layers[layer + 1 :]
+    cell, above = net[layer], Network(*net.layers[layer + 1 :]) if layer + 1 < len(net) else None
     a, caches = run_forward(net, params, x, key=key, train=True, mask=mask)
     output, upper = net.output(params, caches), (params[layer + 1 :], caches[layer + 1 :])
     wide = jax.tree.map(at_least_float32, params[layer])
     kept = cell.all_kept(wide, caches[layer])
     steps = a.shape[1] if a.ndim > 2 else 1
-    given = jnp.ones(a.shape[:1], a.dtype) if weights is None else jnp.asarray(weights).astype(a.dtype)
+    given = jnp.ones(a.shape[:1], a.dtype) if weights is None else weights.astype(a.dtype)
 
     def of_step(tau: Array) -> Array:
         own = given
         if a.ndim > 2:
             own = given.reshape(len(a), -1) * (jnp.arange(steps) == tau).astype(a.dtype)
-        if cost.matches(output):
+        if above is None:
+            da: Any = cost.output_gradient(a, y, weights=own)
+        elif cost.matches(output):
             delta = cost.output_error(output[1], y, weights=own)
-            da: Any = Network(*above).propagate(*upper, Network(*above).output_error(*upper, delta))
+            da = above.propagate(*upper, above.output_error(*upper, delta))
         else:
-            da = cost.output_gradient(a, y, weights=own)
-            da = Network(*above).propagate(*upper, Network(*above).error(*upper, da)) if above else da
+            da = above.propagate(*upper, above.error(*upper, cost.output_gradient(a, y, weights=own)))
         dh = state_errors(cell, wide, kept, da.astype(kept.gates.dtype))
         return jnp.linalg.norm(dh, axis=-1) if norms else dh
 

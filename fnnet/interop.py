@@ -101,9 +101,8 @@ def to_torch(cell: Recurrent, params: Params) -> dict[str, Array]:
     Returns:
         {weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0}, the names of a one-layer ``state_dict``.
     """
-    rows, n = _rows(cell)
-    for name, shape in (("w_x", (rows, None)), ("w_h", (rows, n)), ("b", (rows,))):
-        check_leaf(cell, params, name, shape)
+    _, n = _rows(cell)
+    cell.check_params(params)
     b_state = jnp.zeros_like(params["b"])
     if isinstance(cell, GRU):
         b_state = b_state.at[2 * n :].set(params["b_h"])

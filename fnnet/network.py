@@ -222,8 +222,7 @@ def backprop(
         ValueError: for bad input, naming the layer, what was expected, what came and the remedy.
     """
     check_penalty(penalty)
-    mask, weights = as_array(mask), as_array(weights)
-    x, y, key = check_batch(net, cost, params, x, y, key, mask, weights, state)
+    x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
     check_feedback(params, feedback)
     return _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback, state)
 
@@ -274,8 +273,7 @@ def value_and_grad(
     check_penalty(penalty)
 
     def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None, state=None):
-        mask, weights = as_array(mask), as_array(weights)
-        x, y, key = check_batch(net, cost, params, x, y, key, mask, weights, state)
+        x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
         given = (params, x, y, key, mask, weights, state, penalty, n_examples)
         return _value_and_grad(net, cost, *given, micro_batch=micro_batch, carry=carry)
 
@@ -296,11 +294,9 @@ def _value_and_grad(net, cost, params, x, y, key, mask, weights, state, penalty,
 
     size = x.shape[0] if carry else chunk_size(net, params, x, key, mask, micro_batch)
     value, gradients = mean_over_chunks(chunk, (x, y, mask, weights, state), key, size)
-    if carry:
-        value, state = value
-        value, gradients = _completed(value, gradients, params, x, penalty, n_examples)
-        return (value, state), gradients
-    return _completed(value, gradients, params, x, penalty, n_examples)
+    value, last = value if carry else (value, None)
+    value, gradients = _completed(value, gradients, params, x, penalty, n_examples)
+    return ((value, last) if carry else value), gradients
 
 
 def objective(
@@ -314,8 +310,7 @@ def objective(
     check_penalty(penalty)
 
     def cost_of_params(params, x, y, *, key=None, mask=None, weights=None, state=None):
-        mask, weights = as_array(mask), as_array(weights)
-        x, y, key = check_batch(net, cost, params, x, y, key, mask, weights, state)
+        x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
         value, last = _objective(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, carry=carry)
         return (value, last) if carry else value
 
@@ -434,13 +429,13 @@ def check_batch(
     mask: Any = None,
     weights: Any = None,
     state: Any = None,
-) -> tuple[Array, Array, Any]:
-    """x and y as arrays and the key, or a ValueError that says what is wrong with them."""
+) -> tuple[Array, Array, Any, Any, Any]:
+    """x, y, key, mask and weights, the data as arrays, or a ValueError that says what is wrong with them."""
     if not isinstance(net, Layer):
         raise ValueError(f"net: expected an fn.Network or another layer, got {type(net).__name__}; see fn.layer")
     if not isinstance(cost, Cost):
         raise ValueError(f"cost: expected an fn.Cost such as fn.cross_entropy, got {type(cost).__name__}")
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    x, y, mask, weights = jnp.asarray(x), jnp.asarray(y), as_array(mask), as_array(weights)
     if x.ndim == 0 or x.shape[0] == 0:
         raise ValueError(f"x: expected a batch (m, ...) of at least one example, got shape {x.shape}")
     if y.shape[:1] != x.shape[:1]:
@@ -464,7 +459,7 @@ def check_batch(
         a_shape = _inference_shape(net, treedef, shapes, (x.shape, x.dtype), about_mask)
         if y.shape == a_shape[:-1] and a_shape[-1] > 1:
             check_labels(cost.name, y, a_shape[-1])
-    return x, y, check_key(key)
+    return x, y, check_key(key), mask, weights
 
 
 @functools.lru_cache(maxsize=256)

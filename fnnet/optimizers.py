@@ -51,6 +51,11 @@ class Optimizer(Protocol):
         ...
 
 
+def is_transformation(value: Any) -> bool:
+    """Whether it has the two functions of `Optimizer`."""
+    return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+
+
 @jax.jit
 def apply_updates(params: Any, updates: Any) -> Any:
     """params + updates, leaf by leaf, in the parameters' dtypes."""
@@ -261,11 +266,7 @@ class ClipByGlobalNorm:
         limit = jnp.asarray(self.limit).astype(wide)
         scale = jnp.where(norm > limit, limit / jnp.where(norm > limit, norm, 1), 1)
 
-        def scaled(g: Array) -> Array:
-            g_wide = at_least_float32(g)
-            return (g_wide * scale.astype(g_wide.dtype)).astype(g.dtype)
-
-        return jax.tree.map(scaled, grads), state
+        return jax.tree.map(lambda g: _times(scale, at_least_float32(g)).astype(g.dtype), grads), state
 
 
 def clip_by_global_norm(limit: Any) -> ClipByGlobalNorm:
@@ -315,7 +316,7 @@ def chain(*parts: Optimizer) -> Chain:
         ValueError: for something without init and update.
     """
     for part in parts:
-        if not (callable(getattr(part, "init", None)) and callable(getattr(part, "update", None))):
+        if not is_transformation(part):
             raise ValueError(f"chain: expected transformations with init and update, got {type(part).__name__}")
     return Chain(tuple(traceable(part) for part in parts))
 

@@ -19,7 +19,7 @@ from jax import Array
 from .costs import Cost, accuracy
 from .layers._layer import Layer, Params, run_forward, split_key
 from .network import Network, check_batch, check_key, check_micro_batch, chunk_size, mean_over_chunks, value_and_grad
-from .optimizers import Optimizer, apply_updates, traceable
+from .optimizers import Optimizer, apply_updates, is_transformation, traceable
 from .penalties import Penalty, check_penalty
 
 __all__ = ["Diverged", "EarlyStopping", "History", "TrainingState", "evaluate", "fit"]
@@ -269,7 +269,7 @@ def _epoch(
         def part(a: Array, start: Any, size: int) -> Array:
             return jax.lax.dynamic_slice_in_dim(a, start, size, 1) if a.ndim > 1 else a
 
-        def step(carry: tuple, start: Any, size: int = window) -> tuple[tuple, Array]:
+        def one(carry: tuple, start: Any, size: int = window) -> tuple[tuple, Array]:
             params, opt_state, state = carry
             x_part, y_part, more = jax.tree.map(lambda a: part(a, start, size), (x, y, given))
             own = jax.random.fold_in(key, start)
@@ -278,10 +278,10 @@ def _epoch(
 
         zero_state = jax.tree.map(jnp.zeros_like, _state_after(net, carry[0], part(x, 0, window)))
         full, rest = divmod(x.shape[1], window)
-        (*carry, state), values = jax.lax.scan(step, (*carry, zero_state), window * jnp.arange(full))
+        (*carry, state), values = jax.lax.scan(one, (*carry, zero_state), window * jnp.arange(full))
         value = jnp.sum(values)
         if rest:
-            (*carry, state), last = step((*carry, state), full * window, rest)
+            (*carry, state), last = one((*carry, state), full * window, rest)
             value = value + last
         return tuple(carry), value
 
@@ -357,7 +357,7 @@ def _examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> E
         raise ValueError(
             f"{name}: expected (x, y, {{'mask': ..., 'weights': ...}}), got {type(given).__name__} for the third"
         )
-    x, y, _ = check_batch(net, cost, params, x, y, None, given.get("mask"))
+    x, y, *_ = check_batch(net, cost, params, x, y, None, given.get("mask"))
     extras = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
     if unknown := sorted(extras.keys() - {"mask", "weights"}):
         raise ValueError(f"{name}: expected the keys 'mask' and 'weights' beside x and y, got {unknown}")
@@ -399,7 +399,7 @@ def _check_run(
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
         if not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"fit: expected {name} to be an integer of at least {least}, got {value!r}")
-    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+    if not is_transformation(optimizer):
         got = type(optimizer).__name__
         raise ValueError(f"fit: expected an optimizer with init and update, such as fn.sgd(0.5), got {got}")
     if early_stopping is not None and validation is None:

@@ -13,32 +13,15 @@ left out where it is not installed.
 # %%
 import argparse
 import contextlib
-import time
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from timing import alternating
 
 import fnnet as fn
-
-
-def alternating(contenders, rounds, calls):
-    """Seconds per call, (rounds, contenders). Each has its turn after as many calls that are not counted: what ran before
-    it leaves cold caches, and PyTorch's threads spin on for a while after a call.
-    """
-    times = np.empty((rounds + 1, len(contenders)))
-    for row in times:
-        for i, run in enumerate(contenders.values()):
-            for _ in range(calls):
-                jax.block_until_ready(run())
-            start = time.perf_counter()
-            for _ in range(calls):
-                result = run()
-            jax.block_until_ready(result)
-            row[i] = (time.perf_counter() - start) / calls
-    return times[1:]
 
 
 def table(title, contenders, times, notes=None):

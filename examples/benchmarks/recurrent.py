@@ -11,11 +11,11 @@ compiled temporaries beside them. PyTorch is left out where it is not installed.
 import argparse
 import contextlib
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import alternating
 
 import fnnet as fn
 
@@ -61,21 +61,6 @@ def torch_gradient(kind, cell, params, x, da):
         return ()
 
     return run
-
-
-def alternating(contenders, rounds, calls):
-    """Seconds per call, (rounds, contenders); each has its turn after as many calls that are not counted."""
-    times = np.empty((rounds + 1, len(contenders)))
-    for row in times:
-        for i, run in enumerate(contenders.values()):
-            for _ in range(calls):
-                jax.block_until_ready(run())
-            start = time.perf_counter()
-            for _ in range(calls):
-                result = run()
-            jax.block_until_ready(result)
-            row[i] = (time.perf_counter() - start) / calls
-    return times[1:]
 
 
 def main(

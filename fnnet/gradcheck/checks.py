@@ -92,7 +92,7 @@ def compare_gradients(
         ValueError: for bad input, as `fnnet.backprop`.
     """
     check_penalty(penalty)
-    x, y, key = check_batch(net, cost, params, x, y, key, mask, weights)
+    x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
     check_concrete("compare_gradients", params, x, y, weights)
     given = Given(params, x, y, key, mask, weights)
     rows, dtype = _network_rows(net, cost, given, finite_differences)

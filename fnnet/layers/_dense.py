@@ -7,7 +7,6 @@ Source: the notes, sections 2 and 3.
 """
 
 import dataclasses
-from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax import Array
 
 from ..activations import Activation, at_least_float32
 from ..initializers import Initializer, scaled_normal, zeros
-from ._layer import Layer, LayerError, Shape, check_activation, check_input, check_leaf, layer
+from ._layer import Layer, LayerError, Shape, check_activation, check_input, check_leaf, layer, whole_number
 
 __all__ = ["Dense", "bias_gradient", "input_error", "weight_gradient", "weight_gradient_in_loop", "weighted_input"]
 
@@ -141,9 +140,7 @@ class Dense(Layer):
     independent = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n_out, Integral) or self.n_out < 1:
-            raise LayerError(self, "a positive number of neurons", repr(self.n_out), "give n_out as an integer")
-        object.__setattr__(self, "n_out", int(self.n_out))
+        whole_number(self, "n_out", "a positive number of neurons")
         check_activation(self, self.activation)
 
     def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:

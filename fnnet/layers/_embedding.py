@@ -3,15 +3,13 @@
 Legend: m examples (axis 0), V tokens, n features; w the table (V, n), one row for each token.
 """
 
-from numbers import Integral
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ..activations import at_least_float32
 from ..initializers import Initializer, normal
-from ._layer import Layer, LayerError, check_leaf, layer
+from ._layer import Layer, LayerError, check_leaf, layer, whole_number
 
 __all__ = ["Embedding", "rows", "rows_gradient"]
 
@@ -75,10 +73,7 @@ class Embedding(Layer):
 
     def __post_init__(self) -> None:
         for name in ("tokens", "n"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                raise LayerError(self, f"a positive number {name}", repr(value), f"give {name} as an integer")
-            object.__setattr__(self, name, int(value))
+            whole_number(self, name, f"a positive number {name}")
 
     def init(self, key, input_shape):
         return {"w": self.weight_init(key, (self.tokens, self.n), jnp.result_type(float))}

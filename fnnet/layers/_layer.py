@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
@@ -271,6 +272,14 @@ def batch_key(key: Array | ExampleKeys) -> Array:
 def as_array(a: Any) -> Array | None:
     """The argument as an array; None stays None."""
     return None if a is None else jnp.asarray(a)
+
+
+def whole_number(layer: Layer, name: str, expected: str) -> None:
+    """Make a layer's field an int, or raise a LayerError unless it is a positive integer."""
+    value = getattr(layer, name)
+    if not isinstance(value, Integral) or int(value) < 1:
+        raise LayerError(layer, expected, repr(value), f"give {name} as an integer")
+    object.__setattr__(layer, name, int(value))
 
 
 def check_activation(layer: Layer, activation: Any) -> None:

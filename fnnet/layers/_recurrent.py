@@ -17,7 +17,6 @@ of Gers et al. (2000); Cho et al. (2014) with the reset gate after the product.
 
 import functools
 import math
-from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -26,7 +25,8 @@ from jax import Array
 
 from ..activations import Activation, at_least_float32, tanh
 from ..initializers import Initializer, scaled_normal, zeros
-from ._layer import Layer, LayerError, Params, Shape, check_activation, check_leaf, layer
+from ._dense import input_error
+from ._layer import Layer, LayerError, Params, Shape, check_activation, check_leaf, layer, whole_number
 
 __all__ = [
     "GRU",
@@ -133,12 +133,6 @@ def gru_step_error(gates: Array, q_n: Array, h_before: Array, dh: Array) -> tupl
 def weighted_inputs(w_x: Array, x: Array) -> Array:
     """The input's part of z for all steps, time first: Σ_k w_jk x_k. Shapes (g·n, n_in), (m, T, n_in) -> (T, m, g·n)."""
     return jnp.einsum("tmk,jk->tmj", barrier(jnp.swapaxes(x, 0, 1)), w_x)
-
-
-@jax.jit
-def input_error(w_x: Array, delta: Array) -> Array:
-    """BP2's product for the input: ∂C/∂x_k = Σ_j w_jk δ_j. Shapes (g·n, n_in), (m, T, g·n) -> (m, T, n_in)."""
-    return jnp.einsum("...j,jk->...k", delta, w_x)
 
 
 @jax.jit
@@ -405,18 +399,16 @@ def forward_by_segments(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def backward_by_segments(
-    cell: "Recurrent", params: Params, kept: Segments, da: Array, d_last: Any = None
-) -> tuple[Array, Params, tuple[Array, ...]]:
+def backward_by_segments(cell: "Recurrent", params: Params, kept: Segments, da: Array) -> tuple[Array, Params]:
     """BPTT a segment at a time, from the last to the first: the segment's forward pass again, its deltas, and what they add
     to the gradients. Only one segment is ever in memory.
 
     Args:
-        cell: and ``params``, ``da``, ``d_last``: as `through_time`.
+        cell: and ``params``, ``da``: as `through_time`.
         kept: from `forward_by_segments`.
 
     Returns:
-        ∂C/∂x (m, T, n_in), the gradients, and ∂C/∂(the states before the first step).
+        ∂C/∂x (m, T, n_in) and the gradients.
     """
     size, full, rest = _segments(da.shape[1])
 
@@ -429,15 +421,13 @@ def backward_by_segments(
         da_in, gradients = backward_products(cell, params, own, delta, extra)
         return (d_states, jax.tree.map(jnp.add, total, gradients)), da_in
 
-    if d_last is None:
-        d_last = tuple(jnp.zeros_like(state) for state in kept.last)
-    carry, after = (d_last, jax.tree.map(jnp.zeros_like, params)), None
+    carry, after = jax.tree.map(jnp.zeros_like, (kept.last, params)), None
     if rest:
         carry, after = segment(carry, (full * size, tuple(state[-1] for state in kept.starts)), rest)
     whole = size * jnp.arange(full), tuple(state[:full] for state in kept.starts)
-    (d_start, gradients), da_in = jax.lax.scan(segment, carry, whole, reverse=True)
+    (_, gradients), da_in = jax.lax.scan(segment, carry, whole, reverse=True)
     da_in = jnp.swapaxes(da_in, 0, 1).reshape(len(da), full * size, kept.x.shape[-1])
-    return da_in if after is None else jnp.concatenate([da_in, after], axis=1), gradients, d_start
+    return da_in if after is None else jnp.concatenate([da_in, after], axis=1), gradients
 
 
 class Recurrent(Layer):
@@ -470,13 +460,9 @@ class Recurrent(Layer):
         return ()
 
     def __post_init__(self) -> None:
-        for name, what in (("n", "units"), ("truncate", "steps")):
-            value = getattr(self, name)
-            if name == "truncate" and value is None:
-                continue
-            if not isinstance(value, Integral) or value < 1:
-                raise LayerError(self, f"a positive number of {what}", repr(value), f"give {name} as an integer")
-            object.__setattr__(self, name, int(value))
+        whole_number(self, "n", "a positive number of units")
+        if self.truncate is not None:
+            whole_number(self, "truncate", "a positive number of steps")
 
     def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
         if not isinstance(input_shape, tuple) or len(input_shape) != 2 or input_shape[-1] < 1:
@@ -490,10 +476,14 @@ class Recurrent(Layer):
             "b": self.bias_init(b_key, (rows,), dtype),
         }
 
-    def forward(self, params, a_in, *, mask=None, probe=None, state=None):
+    def check_params(self, params: Any) -> None:
+        """Raise a LayerError unless these are parameters of this layer."""
         rows = self.n_gates * self.n
         for name, shape in (("w_x", (rows, None)), ("w_h", (rows, self.n)), ("b", (rows,))):
             check_leaf(self, params, name, shape)
+
+    def forward(self, params, a_in, *, mask=None, probe=None, state=None):
+        self.check_params(params)
         n_in = params["w_x"].shape[1]
         if a_in.ndim != 3 or a_in.shape[-1] != n_in or a_in.shape[1] == 0:
             remedy = (
@@ -556,7 +546,7 @@ class Recurrent(Layer):
     def backward(self, params, cache, da_out):
         wide, da = _wide(params), da_out.astype(cache.last[0].dtype)
         if isinstance(cache, Segments):
-            da_in, grads, _ = backward_by_segments(self, wide, cache, da)
+            da_in, grads = backward_by_segments(self, wide, cache, da)
         else:
             delta, extra, _ = through_time(self, wide, cache, da)
             da_in, grads = backward_products(self, wide, cache, delta, extra)
@@ -689,9 +679,9 @@ class GRU(Recurrent):
         params = super().init(key, input_shape)
         return {**params, "b_h": self.bias_init(own, (self.n,), params["b"].dtype)}
 
-    def forward(self, params, a_in, *, mask=None, probe=None, state=None):
+    def check_params(self, params):
+        super().check_params(params)
         check_leaf(self, params, "b_h", (self.n,))
-        return super().forward(params, a_in, mask=mask, probe=probe, state=state)
 
     def step(self, params, z, q, states):
         q = q.at[:, 2 * self.n :].add(params["b_h"])
@@ -731,7 +721,12 @@ class LastStep(Layer):
         return a if probe is None else a + probe, a_in
 
     def propagate(self, params, cache, delta):
-        return jnp.zeros(cache.shape, delta.dtype).at[:, -1].set(delta)
+        return _at_last_step(delta, cache.shape[1])
+
+
+def _at_last_step(d: Array, steps: int) -> Array:
+    """An error of the last step (m, ...) among zeros for the others (m, T, ...)."""
+    return jnp.zeros((d.shape[0], steps, *d.shape[1:]), d.dtype).at[:, -1].set(d)
 
 
 @layer
@@ -787,8 +782,8 @@ class Bidirectional(Layer):
         ahead, back = jnp.split(da_out, 2, axis=-1)
         if not self.last:
             return ahead, _reversed(back)
-        shape = (*cache[0].x.shape[:2], self.cell.n)
-        return tuple(jnp.zeros_like(d, shape=shape).at[:, -1].set(d) for d in (ahead, back))  # pyright: ignore
+        steps = cache[0].x.shape[1]
+        return _at_last_step(ahead, steps), _at_last_step(back, steps)
 
     def error(self, params, cache, da_out):
         ahead, back = self._da(cache, da_out)
