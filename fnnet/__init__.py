@@ -3,7 +3,7 @@
 Read it, check it against ``jax.grad``, change it.
 """
 
-from . import datasets, diagnostics, initializers
+from . import datasets, dbn, diagnostics, initializers, rbm
 from .activations import (
     Activation,
     elu,
@@ -96,5 +96,5 @@ __all__ = [
     # learning-rate schedules
     "CosineDecay", "ExponentialDecay", "StepDecay",
     # modules
-    "datasets", "diagnostics", "initializers",
+    "datasets", "dbn", "diagnostics", "initializers", "rbm",
 ]  # fmt: skip

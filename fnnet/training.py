@@ -104,17 +104,17 @@ class Diverged(RuntimeError):
 
     Attributes:
         epoch: the epoch in which it happened, from 1.
-        layer: the first layer whose values are not finite, such as "1 Dense(10, softmax)".
         params: the parameters at the end of the last good epoch.
         history: the monitors up to there.
+        layer: the first layer whose values are not finite, such as "1 Dense(10, softmax)"; None for a Boltzmann machine.
+        step: the mini-batch, from 1; None for a Boltzmann machine.
     """
 
-    def __init__(self, epoch: int, step: int, layer: str, params: Params, history: History) -> None:
-        self.epoch, self.step, self.layer, self.params, self.history = epoch, step, layer, params, history
-        super().__init__(
-            f"training diverged in epoch {epoch}, mini-batch {step}: the cost is not finite, first in {layer}; lower the "
-            f"learning rate or scale the inputs. .params and .history hold the last good epoch"
-        )
+    def __init__(
+        self, message: str, epoch: int, params: Params, history: Any, layer: str | None = None, step: int | None = None
+    ) -> None:
+        self.epoch, self.params, self.history, self.layer, self.step = epoch, params, history, layer, step
+        super().__init__(message)
 
 
 class Examples(NamedTuple):
@@ -204,8 +204,10 @@ def fit(
         )
 
     start = _start(params, optimizer, key, monitor_training, held_out is not None, early_stopping)
-    state = start if resume is None else _checked(resume, start)
-    with _reporter(progress, epochs, int(state.epoch)) as report, contextlib.suppress(KeyboardInterrupt):
+    state = start
+    if resume is not None:
+        state = same_run("fit", resume, start, "network, optimizer, monitors and early stopping")
+    with reporter(progress, epochs, int(state.epoch)) as report, contextlib.suppress(KeyboardInterrupt):
         while int(state.epoch) < epochs and not _is_over(early_stopping, state):
             epoch_key = jax.random.fold_in(state.key, state.epoch)
             new_params, opt_state, costs, finite = epoch_of(state.params, state.optimizer, train, epoch_key)
@@ -416,10 +418,10 @@ def _start(params, optimizer, key, monitor_training, validated, early_stopping) 
     return TrainingState(params, traceable(optimizer).init(params), key, jnp.asarray(0), best, records)
 
 
-def _checked(resume: TrainingState, start: TrainingState) -> TrainingState:
+def same_run(function: str, resume: Any, start: Any, same: str) -> Any:
     """The state to resume, or a ValueError where this run would start from one of another structure."""
 
-    def about(state: TrainingState) -> dict[str, Any]:
+    def about(state: Any) -> dict[str, Any]:
         named = {
             jax.tree_util.keystr(p): leaf
             for p, leaf in jax.tree_util.tree_leaves_with_path(state._replace(key=0, epoch=0))
@@ -430,8 +432,8 @@ def _checked(resume: TrainingState, start: TrainingState) -> TrainingState:
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
             raise ValueError(
-                f"fit: expected resume= a state of a run with the same network, optimizer, monitors and early stopping, got "
-                f"one whose {name} is {there.get(name)} where this run has {here.get(name)}; resume with the same arguments"
+                f"{function}: expected resume= a state of a run with the same {same}, got one whose {name} is "
+                f"{there.get(name)} where this run has {here.get(name)}; resume with the same arguments"
             )
     return resume
 
@@ -478,7 +480,12 @@ def _diverged(net, state, epoch_of, train, epoch_key, costs, batch_size) -> Dive
     x, _, extras = jax.tree.map(lambda a: a[rows] if rows.size else a, train)
     key = jax.random.fold_in(step_key, step)
     layer = _first_not_finite(net, params, x, key, extras.get("mask"))
-    return Diverged(int(state.epoch) + 1, min(step + 1, len(costs)), layer, state.params, _result(state)[1])
+    epoch, step = int(state.epoch) + 1, min(step + 1, len(costs))
+    message = (
+        f"training diverged in epoch {epoch}, mini-batch {step}: the cost is not finite, first in {layer}; lower the "
+        f"learning rate or scale the inputs. .params and .history hold the last good epoch"
+    )
+    return Diverged(message, epoch, state.params, _result(state)[1], layer, step)
 
 
 def _first_not_finite(net: Layer, params: Params, x: Array, key: Any, mask: Any) -> str:
@@ -512,7 +519,9 @@ def _finite(tree: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _reporter(progress: bool, epochs: int, done: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def reporter(progress: bool, epochs: int, done: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A function that tells the monitors after an epoch: a progress bar on a terminal, a line elsewhere."""
+
     def text(measured: dict[str, float]) -> str:
         return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in measured.items() if value == value)
 
