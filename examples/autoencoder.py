@@ -37,7 +37,7 @@ def main(
     units = tuple(int(n) for n in sizes.split(","))
     print(f"{len(x)} training images, {len(test)} test images")
 
-    # %% Pretrain. For the map the top machine alone is another one, of 2 units; the machines below are taken over.
+    # %% Pretrain. For the map the top machine alone is another one, of 2 units.
     settings = {
         "key": jax.random.key(0),
         "epochs": pretraining,
@@ -45,8 +45,9 @@ def main(
         "optimizer": fn.sgd(0.1, momentum=0.5),
         "penalty": fn.L2(0.0002 * len(x)),
     }
-    stack, histories = dbn.pretrain(x, units, **settings)
-    plane, _ = dbn.pretrain(x, (*units[:-1], 2), resume=histories[:-1], **settings)
+    stack, _ = dbn.pretrain(x, units, **settings)
+    below = stack[:-1]
+    plane = below + dbn.pretrain(dbn.up(below, x) if below else x, (2,), **settings)[0]
 
     # %% Unroll, fine-tune, compare with as many principal components.
     errors, shown, codes = {}, {}, {}

@@ -1,6 +1,6 @@
 """What pretraining is for: a deep network with few labels, from a deep belief network and from random weights.
 
-    python examples/belief_network.py                          # 4,000 embedded MNIST images, about two minutes
+    python examples/belief_network.py                          # 5,000 embedded MNIST images, about two minutes
     python examples/belief_network.py --mnist FOLDER --sizes 500,500,2000 --labels 100,1000,5000 --seeds 5
     python examples/belief_network.py --mnist FOLDER --sizes 500,500,2000 --labels 60000 --pretraining 50 --steps 36000
 
@@ -66,7 +66,7 @@ def main(
     print(f"\n{net}\ntest error, mean ± standard deviation over seeds: {seeds}\n")
     print("| labels | pretrained | random weights |\n|---|---|---|")
     for n, both in errors.items():
-        cells = (f"{100 * e.mean():.2f} ± {100 * e.std(ddof=min(1, seeds - 1)):.2f} %" for e in both)
+        cells = (f"{100 * e.mean():.2f} ± {100 * spread(e):.2f} %" for e in both)
         print(f"| {n} | {' | '.join(cells)} |")
 
     # %% Look.
@@ -97,6 +97,11 @@ def fine_tune(net: fn.Network, params, labelled, test, key, steps: int, rate: fl
     return 1 - accuracy
 
 
+def spread(values) -> float:
+    """The standard deviation over seeds, 0 for one seed."""
+    return float(np.std(values, ddof=min(1, len(values) - 1)))
+
+
 def picture(stack, samples, errors: dict[int, np.ndarray], path: Path) -> None:
     """Receptive fields of the bottom machine, samples of the belief network, and the errors by number of labels."""
     import matplotlib
@@ -112,8 +117,8 @@ def picture(stack, samples, errors: dict[int, np.ndarray], path: Path) -> None:
     plots.digits(np.asarray(samples).reshape(-1, 28, 28), columns=5, ax=axes[1])
     axes[1].set_title("what it generates, 20 steps of Gibbs sampling from a digit")
     for i, name in enumerate(("pretrained", "random weights")):
-        mean, spread = (np.array([f(100 * e[i]) for e in errors.values()]) for f in (np.mean, np.std))
-        axes[2].errorbar(list(errors), mean, spread, marker="o", capsize=3, label=name)
+        mean, bars = (np.array([f(100 * e[i]) for e in errors.values()]) for f in (np.mean, spread))
+        axes[2].errorbar(list(errors), mean, bars, marker="o", capsize=3, label=name)
     axes[2].set(xscale="log", yscale="log", xlabel="labelled images", ylabel="test error (%)")
     axes[2].set_title("fine-tuned by backpropagation")
     axes[2].set_xticks(list(errors), [f"{n:,}" for n in errors], minor=False)

@@ -7,6 +7,7 @@ visible units of the next. ``visible`` is the kind of the bottom machine's visib
 Sources: the notes' title "deep belief networks"; Hinton, Osindero and Teh (2006); Hinton and Salakhutdinov (2006).
 """
 
+import contextlib
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ from jax import Array
 from . import rbm
 from .activations import Activation, linear, sigmoid
 from .layers import Dense, Layer
-from .network import Network
+from .network import Network, check_key
+from .training import Diverged
 
 __all__ = ["generate", "pretrain", "to_autoencoder", "to_network", "up"]
 
@@ -37,8 +39,8 @@ def pretrain(
     """Train a stack greedily and return (stack, histories): the first machine on the data, each other one on the hidden
     probabilities p(h | v) of the one below.
 
-    After Ctrl-C the stack ends with the machine that was being trained. Settings that differ from machine to machine: call
-    with the first size, then with more sizes, other settings and ``resume=histories``.
+    Ctrl-C returns what there is, the machine that was being trained included. Further machines with other settings are
+    trained on ``dbn.up(stack, data)`` and appended: stacks are tuples.
 
     Args:
         data: (m, n_v), as for `fnnet.rbm.fit`.
@@ -47,43 +49,66 @@ def pretrain(
         epochs: passes over the data for each machine.
         visible: the kind of the data's units.
         validation: held-out data, for the free-energy gap of each machine.
-        resume: the histories of an earlier call; machines with fewer than ``epochs`` epochs are trained further, the result
-            is bit for bit that of one uninterrupted run.
+        resume: the histories of an interrupted call with the same arguments. Its machines are taken over, the last one is
+            trained to the end; the result is bit for bit that of one uninterrupted run.
         **training: the other arguments of `fnnet.rbm.fit`: batch_size, optimizer, k, persistent, penalty, sparsity, progress.
 
     Raises:
         ValueError: for bad input, as `fnnet.rbm.fit`; for sizes that are not positive integers, or that differ from those
             of ``resume``.
-        fnnet.Diverged: as `fnnet.rbm.fit`.
+        fnnet.Diverged: as `fnnet.rbm.fit`; ``.params`` and ``.history`` are then the stack and the histories so far.
     """
     sizes = tuple(sizes) if isinstance(sizes, tuple | list) else sizes
     if not isinstance(sizes, tuple) or not sizes:
         raise ValueError(
             f"dbn.pretrain: expected sizes, the hidden units of each machine such as (500, 500), got {sizes!r}"
         )
-    if len(resume) > len(sizes):
-        raise ValueError(
-            f"dbn.pretrain: expected histories of at most {len(sizes)} machines to resume, got {len(resume)}"
-        )
+    _check_resume(resume, sizes)
+    if check_key(key) is None:
+        raise ValueError("dbn.pretrain: expected a key to draw with, got None; make one with jax.random.key(seed)")
     v, held_out = jnp.asarray(data), None if validation is None else jnp.asarray(validation)
-    stack: list[rbm.Params] = []
-    histories: list[rbm.History] = []
-    for i, n_hidden in enumerate(sizes):
-        init_key, fit_key = jax.random.split(jax.random.fold_in(key, i))
-        kind = visible if i == 0 else "bernoulli"
-        start = rbm.init(init_key, v.shape[-1], n_hidden, data=v if kind == "bernoulli" else None)
-        state = resume[i].state if i < len(resume) else None
-        params, history = rbm.fit(
-            start, v, key=fit_key, epochs=epochs, visible=kind, validation=held_out, resume=state, **training
+    histories = list(resume)
+    with contextlib.suppress(KeyboardInterrupt):
+        for i, n_hidden in enumerate(sizes):
+            if i:
+                params = histories[i - 1].state.params
+                v = rbm.hidden_probabilities(params, v)
+                held_out = None if held_out is None else rbm.hidden_probabilities(params, held_out)
+            if i >= len(histories) - 1 and not _is_done(histories[i:], epochs):
+                init_key, fit_key = jax.random.split(jax.random.fold_in(key, i))
+                kind = visible if i == 0 else "bernoulli"
+                start = rbm.init(init_key, v.shape[-1], n_hidden, data=v if kind == "bernoulli" else None)
+                state = histories[i].state if i < len(histories) else None
+                states = rbm.training(
+                    start, v, key=fit_key, epochs=epochs, visible=kind, validation=held_out, resume=state, **training
+                )
+                try:
+                    for state in states:
+                        histories[i:] = [rbm.history_of(state)]
+                except Diverged as error:
+                    params = tuple(history.state.params for history in histories)
+                    raise Diverged(
+                        f"dbn.pretrain: machine {i}: {error}", error.epoch, params, tuple(histories)
+                    ) from error
+    return tuple(history.state.params for history in histories), tuple(histories)
+
+
+def _is_done(history: list[rbm.History], epochs: int) -> bool:
+    return bool(history) and int(history[0].state.epoch) >= epochs
+
+
+def _check_resume(resume: Any, sizes: tuple[int, ...]) -> None:
+    is_histories = isinstance(resume, tuple | list) and all(isinstance(history, rbm.History) for history in resume)
+    if not is_histories or isinstance(resume, rbm.History):
+        raise ValueError(
+            f"dbn.pretrain: expected resume= the histories of an earlier call, got {type(resume).__name__}"
         )
-        stack.append(params)
-        histories.append(history)
-        if int(history.state.epoch) < epochs:
-            break
-        if i + 1 < len(sizes):
-            v = rbm.hidden_probabilities(params, v)
-            held_out = None if held_out is None else rbm.hidden_probabilities(params, held_out)
-    return tuple(stack), tuple(histories)
+    there = tuple(history.state.params["c"].shape[0] for history in resume)
+    if there != sizes[: len(there)]:
+        raise ValueError(
+            f"dbn.pretrain: expected resume= a run with the sizes {sizes}, got machines of {there} hidden units; resume with "
+            f"the same arguments"
+        )
 
 
 def up(stack: Stack, v: Array) -> Array:
@@ -117,12 +142,12 @@ def generate(stack: Stack, key: Array, v: Array, *, k: int, visible: rbm.Visible
     """
     check_stack(stack)
     *below, top = stack
-    keys = jax.random.split(key, len(stack) + 1)
-    for params in below:
-        v = rbm.hidden_probabilities(params, v)
-    v = rbm.gibbs(top, keys[0], v, k=k, visible="bernoulli" if below else visible)
-    h = rbm.sample_hidden(top, keys[1], v)
-    for i in range(len(stack) - 1, 0, -1):
+    keys, k = jax.random.split(key, len(stack) + 1), rbm.whole("dbn.generate", "k", k)
+    h = up(tuple(below), v) if below else v
+    if k > 1:
+        h = rbm.gibbs(top, keys[0], h, k=k - 1, visible="bernoulli" if below else visible)
+    h = rbm.sample_hidden(top, keys[1], h)
+    for i in range(len(below), 0, -1):
         h = rbm.sample_visible(stack[i], keys[i + 1], h)
     return rbm.visible_means(stack[0], h, visible=visible)
 
@@ -139,11 +164,10 @@ def to_network(stack: Stack, key: Array, output: Layer) -> tuple[Network, tuple[
     Raises:
         ValueError: for machines that do not fit on each other.
     """
-    ups = _encoder(stack, sigmoid)
-    return Network(*(layer for layer, _ in ups), output), (
-        *(params for _, params in ups),
-        output.init(key, (stack[-1]["w"].shape[0],)),
-    )
+    layers, params = zip(*_encoder(stack, sigmoid), strict=True)
+    top = stack[-1]["w"]
+    last = jax.tree.map(lambda leaf: leaf.astype(top.dtype), output.init(key, (top.shape[0],)))
+    return Network(*layers, output), (*params, last)
 
 
 def to_autoencoder(
@@ -162,6 +186,7 @@ def to_autoencoder(
     Raises:
         ValueError: for machines that do not fit on each other.
     """
+    rbm.check_kind(visible)
     ups = _encoder(stack, code)
     downs = []
     for i in range(len(stack) - 1, -1, -1):

@@ -15,7 +15,7 @@ persistent chains; Salakhutdinov and Murray (2008), annealed importance sampling
 import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, NamedTuple
@@ -73,15 +73,14 @@ _jit = functools.partial(jax.jit, static_argnames="visible")
 
 
 def init(key: Array, n_visible: int, n_hidden: int, *, data: Any = None, std: float = 0.01) -> Params:
-    """w ~ N(0, std²), c = 0, and b = 0, or the `data_biases` of ``data``.
+    """w ~ N(0, std²), c = 0, and b = 0, or the `data_biases` of ``data`` (for Bernoulli visible units).
 
     Raises:
-        ValueError: for numbers of units that are not positive integers, or data of another width.
+        ValueError: for numbers of units that are not positive integers, or data of another width or outside [0, 1].
     """
-    if check_key(key) is None:
-        raise ValueError("rbm.init: expected a key to draw weights with, got None; make one with jax.random.key(seed)")
+    _check_given("rbm.init", key)
     for name, value in (("n_visible", n_visible), ("n_hidden", n_hidden)):
-        _check_whole("rbm.init", name, value)
+        whole("rbm.init", name, value)
     dtype = jnp.result_type(float)
     b = jnp.zeros(n_visible, dtype) if data is None else data_biases(data).astype(dtype)
     if b.shape != (n_visible,):
@@ -95,9 +94,11 @@ def init(key: Array, n_visible: int, n_hidden: int, *, data: Any = None, std: fl
 def data_biases(data: Any) -> Array:
     """ln(p/(1 − p)) for the mean p of each unit over the data, kept within [0.01, 0.99]: the visible biases of a machine
     without weights that fits 0/1 data best. Shapes (m, n_v) -> (n_v,). Source: Hinton (2010), section 8.
+
+    Raises:
+        ValueError: for an empty batch, or data outside [0, 1].
     """
-    data = jnp.asarray(data)
-    _check_batch(data)
+    data = _check_values("rbm.data_biases", "data", data, "bernoulli")
     p = jnp.clip(jnp.mean(data, axis=0, dtype=jnp.result_type(float)), 0.01, 0.99)
     return jnp.log(p) - jnp.log1p(-p)
 
@@ -139,7 +140,7 @@ def free_energy(params: Params, v: Array, *, visible: Visible = "bernoulli") -> 
 
 def _visible_energy(b: Array, v: Array, visible: Visible) -> Array:
     """The part of E that is the visible units' own."""
-    _check_kind(visible)
+    check_kind(visible)
     b = at_least_float32(b)
     if visible == "gaussian":
         return jnp.sum((v.astype(b.dtype) - b) ** 2, axis=-1) / 2
@@ -155,7 +156,7 @@ def hidden_probabilities(params: Params, v: Array) -> Array:
 @_jit
 def visible_means(params: Params, h: Array, *, visible: Visible = "bernoulli") -> Array:
     """E[v_i | h] = s(b_i + Σ_j h_j w_ji), without s for Gaussian visible units. Shapes (m, n_h) -> (m, n_v)."""
-    _check_kind(visible)
+    check_kind(visible)
     z = visible_inputs(params, h)
     return z if visible == "gaussian" else sigmoid_function(z)
 
@@ -163,7 +164,8 @@ def visible_means(params: Params, h: Array, *, visible: Visible = "bernoulli") -
 @jax.jit
 def draw(key: Array, p: Array) -> Array:
     """1 with probability p, else 0: a float32 uniform below p, the same with and without x64."""
-    return (jax.random.uniform(key, p.shape, jnp.float32).astype(p.dtype) < p).astype(p.dtype)
+    wide = at_least_float32(p)
+    return (jax.random.uniform(key, p.shape, jnp.float32).astype(wide.dtype) < wide).astype(p.dtype)
 
 
 @jax.jit
@@ -203,7 +205,7 @@ def _sweeps(params: Params, key: Array, h: Array, k: Any, *, visible: Visible) -
         p = jax.lax.optimization_barrier(hidden_probabilities(params, v))
         return Sweep(v, p, draw(hidden_key, p))
 
-    h = h.astype(wide_dtype(params["w"].dtype))
+    h, k = h.astype(wide_dtype(params["w"].dtype)), jnp.asarray(k).astype(jnp.int32)
     return step(jax.lax.fori_loop(0, k - 1, lambda i, h: step(h, i).h, h), k - 1)
 
 
@@ -213,8 +215,8 @@ def gibbs(params: Params, key: Array, v: Array, *, k: int = 1, visible: Visible 
     Raises:
         ValueError: for k < 1.
     """
-    _check_whole("rbm.gibbs", "k", k)
-    return _gibbs(params, key, jnp.asarray(v), k, visible=visible)
+    _check_given("rbm.gibbs", key)
+    return _gibbs(params, key, jnp.asarray(v), whole("rbm.gibbs", "k", k), visible=visible)
 
 
 @_jit
@@ -230,21 +232,22 @@ def phase(params: Params, v: Array, *, visible: Visible = "bernoulli") -> Params
 
     With p = p(h | v): ∂F/∂w_ji = −p_j v_i, ∂F/∂b_i = −v_i (b_i − v_i for Gaussian visible units), ∂F/∂c_j = −p_j.
     """
-    return _statistics(params, v, hidden_probabilities(params, v), visible)
+    return _like(params, _statistics(params, v, hidden_probabilities(params, v), visible))
 
 
 def _statistics(params: Params, v: Array, p: Array, visible: Visible) -> Params:
-    """`phase` for given p = p(h | v)."""
-    _check_kind(visible)
+    """`phase` for given p = p(h | v), at least in float32."""
+    check_kind(visible)
     _check_batch(v)
-    m = jnp.asarray(v.shape[0], p.dtype)
-    v, b = v.astype(p.dtype), params["b"].astype(p.dtype)
-    grads = {
-        "w": jnp.einsum("xj,xi->ji", -p / m, v),
-        "b": -jnp.sum(v, axis=0) / m + (b if visible == "gaussian" else 0 * b),
-        "c": -jnp.sum(p, axis=0) / m,
-    }
-    return jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), grads, params)
+    m, v = jnp.asarray(v.shape[0], p.dtype), v.astype(p.dtype)
+    mean = jnp.sum(v, axis=0) / m
+    b = params["b"].astype(p.dtype) - mean if visible == "gaussian" else -mean
+    return {"w": jnp.einsum("xj,xi->ji", -p / m, v), "b": b, "c": -jnp.sum(p, axis=0) / m}
+
+
+def _like(params: Params, gradients: Params) -> Params:
+    """Gradients in the dtypes of the parameters."""
+    return jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), gradients, params)
 
 
 class Contrast(NamedTuple):
@@ -282,7 +285,8 @@ def contrastive_divergence(
 
     Source: Hinton (2002); Tieleman (2008).
     """
-    _check_whole("rbm.contrastive_divergence", "k", k)
+    _check_given("rbm.contrastive_divergence", key)
+    k = whole("rbm.contrastive_divergence", "k", k)
     v = _check_data("rbm.contrastive_divergence", "v", params, v, visible)
     return _contrast(params, key, v, chains, k, visible=visible)
 
@@ -293,7 +297,7 @@ def _contrast(params: Params, key: Array, v: Array, chains: Array | None, k: Any
     p = hidden_probabilities(params, v)
     end = _sweeps(params, key, draw(first, p) if chains is None else chains, k, visible=visible)
     positive, negative = _statistics(params, v, p, visible), _statistics(params, end.v, end.p, visible)
-    return Contrast(jax.tree.map(jnp.subtract, positive, negative), end.v, end.h)
+    return Contrast(_like(params, jax.tree.map(jnp.subtract, positive, negative)), end.v, end.h)
 
 
 @jax.tree_util.register_dataclass
@@ -328,12 +332,12 @@ class Sparsity:
 
     def gradient(self, params: Params, v: Array) -> Params:
         """δ_xj = (2λ/m)(q_j − ρ) p_xj (1 − p_xj), p = p(h | v^x); then Σ_x δ_xj v_xi for w_ji, Σ_x δ_xj for c_j, 0 for b."""
+        _check_batch(v)
         p = hidden_probabilities(params, v)
         scale = jnp.asarray(self.cost, p.dtype) * (2 / v.shape[0])
         delta = scale * (jnp.mean(p, axis=0) - jnp.asarray(self.target, p.dtype)) * p * (1 - p)
         w = jnp.einsum("xj,xi->ji", delta, v.astype(p.dtype))
-        grads = {"w": w, "b": jnp.zeros(params["b"].shape, p.dtype), "c": jnp.sum(delta, axis=0)}
-        return jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), grads, params)
+        return _like(params, {"w": w, "b": jnp.zeros(params["b"].shape, p.dtype), "c": jnp.sum(delta, axis=0)})
 
 
 @_jit
@@ -353,10 +357,14 @@ def log_partition(params: Params, *, visible: Visible = "bernoulli") -> Array:
 
 
 @_jit
-def log_probability(params: Params, v: Array, log_partition: Any, *, visible: Visible = "bernoulli") -> Array:
-    """ln p(v) = −F(v) − ln Z in nats, with ln Z from `log_partition` or `annealed_importance_sampling`. Shape (m,)."""
+def log_probability(params: Params, v: Array, log_z: Any, *, visible: Visible = "bernoulli") -> Array:
+    """ln p(v) = −F(v) − ln Z in nats, with ln Z from `log_partition` or the ``log_partition`` of
+    `annealed_importance_sampling`. Shape (m,).
+    """
+    if isinstance(log_z, Estimate):
+        raise ValueError("rbm.log_probability: expected ln Z, got an Estimate; give its .log_partition")
     free = free_energy(params, v, visible=visible)
-    return -free - jnp.asarray(log_partition).astype(free.dtype)
+    return -free - jnp.asarray(log_z).astype(free.dtype)
 
 
 @_jit
@@ -383,7 +391,7 @@ def likelihood_gradient(params: Params, v: Array, *, visible: Visible = "bernoul
     if visible == "gaussian":
         model = {**model, "b": model["b"] - at_least_float32(params["b"])}
     model = _transposed(model) if swapped else model
-    return jax.tree.map(lambda g, m: g + m.astype(g.dtype), phase(params, v, visible=visible), model)
+    return _like(params, jax.tree.map(jnp.add, _statistics(params, v, hidden_probabilities(params, v), visible), model))
 
 
 def _transposed(params: Params) -> Params:
@@ -393,10 +401,11 @@ def _transposed(params: Params) -> Params:
 
 def _enumerable(params: Params, visible: Visible) -> tuple[Params, bool]:
     """The machine or its transpose, the hidden side being the one to enumerate, and whether it is the transpose."""
-    _check_kind(visible)
+    check_kind(visible)
+    check_machine(params)
     n_h, n_v = params["w"].shape
     swapped = visible == "bernoulli" and n_v < n_h
-    if min(n_h, n_v if swapped else n_h) > ENUMERABLE:
+    if (n_v if swapped else n_h) > ENUMERABLE:
         side = "hidden" if visible == "gaussian" else "hidden or visible"
         raise ValueError(
             f"rbm: expected at most {ENUMERABLE} {side} units to enumerate, got {n_h} hidden and {n_v} visible ones; "
@@ -431,7 +440,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         log_partition: ln of the mean of the chains' weights, an estimate of ln Z.
-        standard_error: of ``log_partition``, the relative standard error of that mean.
+        standard_error: of ``log_partition``: the relative standard error of that mean. Near 1 it is not to be trusted, as few
+            chains have most of the weight; take more ``betas``.
         log_weights: each chain's estimate of ln Z, (chains,).
     """
 
@@ -461,8 +471,8 @@ def annealed_importance_sampling(
         key: drives the sampling.
         chains: how many, run side by side.
         betas: how many steps of equal length β goes from 0 to 1 in, or the increasing sequence itself.
-        base: visible biases (n_v,) of the machine without weights: `data_biases` of the training data is a good choice; zeros
-            by default.
+        base: visible biases (n_v,) of the machine without weights; zeros by default. The closer to the data the better:
+            `data_biases` of the training data, or its mean for Gaussian visible units.
         visible: "bernoulli" or "gaussian".
 
     Raises:
@@ -470,28 +480,30 @@ def annealed_importance_sampling(
 
     Source: Neal (2001); Salakhutdinov and Murray (2008).
     """
-    _check_kind(visible)
+    check_kind(visible)
+    check_machine(params)
+    _check_given("rbm.annealed_importance_sampling", key)
     dtype, n_v = wide_dtype(params["w"].dtype), params["w"].shape[1]
-    _check_whole("rbm.annealed_importance_sampling", "chains", chains, least=2)
+    chains = whole("rbm.annealed_importance_sampling", "chains", chains, least=2)
     if np.ndim(betas) == 0:
-        _check_whole("rbm.annealed_importance_sampling", "betas", betas)
-        betas = np.linspace(0, 1, betas + 1)
-    betas = jnp.asarray(betas).astype(dtype)
-    leads = betas.ndim == 1 and len(betas) > 1
+        betas = np.linspace(0, 1, whole("rbm.annealed_importance_sampling", "betas", betas) + 1)
+    leads = np.ndim(betas) == 1 and len(betas) > 1
     if leads and not isinstance(betas, Tracer):
-        leads = bool(betas[0] == 0) and bool(betas[-1] == 1) and bool(jnp.all(jnp.diff(betas) >= 0))
+        given = np.asarray(betas, np.float64)
+        leads = given[0] == 0 and given[-1] == 1 and bool(np.all(np.diff(given) >= 0))
     if not leads:
         raise ValueError(
             f"rbm.annealed_importance_sampling: expected betas that increase from 0 to 1, got {betas}; give a number of "
             f"steps or a sequence such as np.linspace(0, 1, 1001)"
         )
+    betas = jnp.asarray(betas).astype(dtype)
     base = jnp.zeros(n_v, dtype) if base is None else jnp.asarray(base).astype(dtype)
     if base.shape != (n_v,):
         raise ValueError(
             f"rbm.annealed_importance_sampling: expected base biases of shape ({n_v},), got {base.shape}; "
-            f"rbm.data_biases(data) gives them"
+            f"rbm.data_biases(data) gives those of Bernoulli units"
         )
-    return _annealed(params, key, betas, base, chains=int(chains), visible=visible)
+    return _annealed(params, key, betas, base, chains=chains, visible=visible)
 
 
 @functools.partial(jax.jit, static_argnames=("chains", "visible"))
@@ -623,46 +635,67 @@ def fit(
 
     Raises:
         ValueError: for bad input, naming what was expected, what came and the remedy.
-        fnnet.Diverged: when a parameter is no longer finite, or the machine models the data far worse than one whose
-            parameters are all 0 would: in pseudo-likelihood, or in reconstruction error for Gaussian visible units.
+        fnnet.Diverged: when a parameter is no longer finite, or the machine models the data worse than one whose
+            parameters are all 0, and twice as badly as it did before: in pseudo-likelihood, or in reconstruction error for
+            Gaussian visible units.
     """
+    states = training(
+        params, data, key=key, epochs=epochs, batch_size=batch_size, optimizer=optimizer, k=k, persistent=persistent,
+        penalty=penalty, sparsity=sparsity, visible=visible, validation=validation, resume=resume, progress=progress,
+    )  # fmt: skip
+    state = next(states)
+    with contextlib.suppress(KeyboardInterrupt):
+        for state in states:  # noqa: B007
+            pass
+    return state.params, history_of(state)
+
+
+def training(
+    params, data, *, key, epochs, batch_size, optimizer, k: Any = 1, persistent=False, penalty=None, sparsity=None,
+    visible: Visible = "bernoulli", validation=None, resume=None, progress=True,
+) -> Iterator[State]:  # fmt: skip
+    """The states of a run of `fit`: the first one, then one after each epoch."""
     params = jax.tree.map(jnp.asarray, params)
     data = _check_data("rbm.fit", "data", params, data, visible)
     validation = None if validation is None else _check_data("rbm.fit", "validation", params, validation, visible)
-    _check_run(key, epochs, batch_size, optimizer, penalty, sparsity, resume)
-    steps_at = k if callable(k) else lambda _: k
-    _check_whole("rbm.fit", "k", steps_at(0))
+    _check_run(key, optimizer, penalty, sparsity, resume)
+    epochs, batch_size = whole("rbm.fit", "epochs", epochs, least=0), whole("rbm.fit", "batch_size", batch_size)
 
-    own_key = jax.random.fold_in(key if resume is None else resume.key, 0)
-    watched = tuple(None if part is None else _some(own_key, part) for part in (data, validation))
+    own = jax.random.split(jax.random.fold_in(key if resume is None else resume.key, 0), 6)
+    data_key, validation_key, chain_key, rows_key, zero_key, proxy_key = own
+    watched = _some(data_key, data), None if validation is None else _some(validation_key, validation)
     chains = None
     if persistent:
-        chains = sample_hidden(params, own_key, data[jax.random.randint(own_key, (int(batch_size),), 0, len(data))])
+        chains = sample_hidden(params, chain_key, data[jax.random.randint(rows_key, (batch_size,), 0, len(data))])
     optimizer = traceable(optimizer)
-    names = [
-        "reconstruction_error",
-        *["pseudo_likelihood"] * (visible == "bernoulli"),
-        *["free_energy_gap"] * (validation is not None),
-    ]
-    records = {name: np.zeros(0, jnp.result_type(float)) for name in names}
+    names = ["reconstruction_error", "pseudo_likelihood", "free_energy_gap"]
+    absent = {"pseudo_likelihood": visible == "gaussian", "free_energy_gap": validation is None}
+    records = {name: np.zeros(0, jnp.result_type(float)) for name in names if not absent.get(name)}
     start = State(params, optimizer.init(params), chains, key, jnp.asarray(0), records)
     state = start if resume is None else same_run("rbm.fit", resume, start, "sizes, optimizer, chains and monitors")
-    epoch_of = functools.partial(_epoch, optimizer, penalty, sparsity, batch_size=int(batch_size), visible=visible)
+    epoch_of = functools.partial(_epoch, optimizer, penalty, sparsity, batch_size=batch_size, visible=visible)
+    monitor = functools.partial(_monitor, visible=visible)
+    judge = "pseudo_likelihood" if visible == "bernoulli" else "reconstruction_error"
+    of_zero, _ = monitor(jax.tree.map(jnp.zeros_like, params), zero_key, watched[0])
+    yield state
 
-    with reporter(progress, epochs, int(state.epoch)) as report, contextlib.suppress(KeyboardInterrupt):
+    with reporter(progress, epochs, int(state.epoch)) as report:
         while int(state.epoch) < epochs:
-            steps = steps_at(int(state.epoch))
-            _check_whole("rbm.fit", "k", steps)
-            epoch_key = jax.random.fold_in(state.key, state.epoch + 1)
+            steps = whole("rbm.fit", "k", k(int(state.epoch)) if callable(k) else k)
+            epoch_key, monitor_key = (jax.random.fold_in(of_run, state.epoch + 1) for of_run in (state.key, proxy_key))
             given = state.params, state.optimizer, state.chains
             params, opt_state, chains = epoch_of(*given, data, epoch_key, steps)
-            measured, ratio = _monitor(params, own_key, *watched, visible=visible)
-            if not ratio < WORSE:
-                raise _diverged(state, ratio)
-            grown = {n: np.append(r, np.asarray(measured[n], r.dtype)) for n, r in state.records.items()}
-            state = State(params, opt_state, chains, state.key, state.epoch + 1, grown)
+            measured, finite = monitor(params, monitor_key, *watched)
+            past = state.records[judge]
+            if not len(past):
+                past = np.asarray(monitor(state.params, jax.random.fold_in(proxy_key, 0), *watched)[0][judge])
+            ratio, best = float(measured[judge] / of_zero[judge]), float(np.min(past / of_zero[judge]))
+            if not (finite and ratio <= max(1, WORSE * best)):
+                raise _diverged(state, finite, ratio)
+            records = {n: np.append(r, np.asarray(measured[n], r.dtype)) for n, r in state.records.items()}
+            state = State(params, opt_state, chains, state.key, state.epoch + 1, records)
+            yield state
             report(int(state.epoch), {name: float(value) for name, value in measured.items()})
-    return _result(state)
 
 
 @functools.partial(jax.jit, static_argnames=("batch_size", "visible"))
@@ -693,35 +726,39 @@ def _epoch(optimizer, penalty, sparsity, params, opt_state, chains, data, key, k
 
 
 @_jit
-def _monitor(params: Params, key: Array, v: Array, validation: Array | None, *, visible: Visible) -> tuple[dict, Array]:
-    """The monitors, and how many times worse than a machine whose parameters are 0 this one is; NaN where a parameter is."""
+def _monitor(
+    params: Params, key: Array, v: Array, validation: Array | None = None, *, visible: Visible
+) -> tuple[dict[str, Array], Array]:
+    """The monitors, and whether all parameters are finite."""
     measured = {"reconstruction_error": reconstruction_error(params, v, visible=visible)}
     if visible == "bernoulli":
-        measured["pseudo_likelihood"] = jnp.mean(pseudo_likelihood(params, key, v))
-        ratio = measured["pseudo_likelihood"] / (v.shape[-1] * math.log(0.5))
-    else:
-        ratio = measured["reconstruction_error"] / jnp.mean(jnp.sum(at_least_float32(v) ** 2, axis=-1))
+        many = jnp.tile(
+            v, (max(1, MONITORED // len(v)), 1)
+        )  # one unit is drawn for each: a few examples alone say little
+        measured["pseudo_likelihood"] = jnp.mean(pseudo_likelihood(params, key, many))
     if validation is not None:
         free = functools.partial(free_energy, params, visible=visible)
         measured["free_energy_gap"] = jnp.mean(free(validation)) - jnp.mean(free(v))
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
-    return measured, jnp.where(finite, ratio, jnp.nan)
+    return measured, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
-def _diverged(state: State, ratio: Array) -> Diverged:
-    worse = f"it models the data {float(ratio):.3g} times worse than parameters of 0 do"
-    what = "a parameter is not finite" if np.isnan(ratio) else worse
+def _diverged(state: State, finite: Any, ratio: float) -> Diverged:
+    what = (
+        f"it models the data {ratio:.3g} times worse than parameters of 0 do" if finite else "a parameter is not finite"
+    )
     return Diverged(
         f"rbm.fit: training diverged in epoch {int(state.epoch) + 1}: {what}; lower the learning rate, or scale the data. "
         f".params and .history hold the last good epoch",
         int(state.epoch) + 1,
-        *_result(state),
+        state.params,
+        history_of(state),
     )
 
 
-def _result(state: State) -> tuple[Params, History]:
+def history_of(state: State) -> History:
+    """The monitors up to a state, and the state."""
     monitors = jax.tree.map(np.asarray, {name: state.records.get(name) for name in History._fields if name != "state"})
-    return state.params, History(**monitors, state=state)
+    return History(**monitors, state=state)
 
 
 def _some(key: Array, data: Array) -> Array:
@@ -729,14 +766,10 @@ def _some(key: Array, data: Array) -> Array:
     return data if len(data) <= MONITORED else data[jax.random.permutation(key, len(data))[:MONITORED]]
 
 
-def _check_run(key, epochs, batch_size, optimizer, penalty, sparsity, resume) -> None:
+def _check_run(key, optimizer, penalty, sparsity, resume) -> None:
     check_penalty(penalty)
-    if check_key(key) is None and resume is None:
-        raise ValueError(
-            "rbm.fit: expected a key for shuffling and sampling, got None; make one with jax.random.key(seed)"
-        )
-    _check_whole("rbm.fit", "epochs", epochs, least=0)
-    _check_whole("rbm.fit", "batch_size", batch_size)
+    if resume is None:
+        _check_given("rbm.fit", key)
     if not is_transformation(optimizer):
         got = type(optimizer).__name__
         raise ValueError(f"rbm.fit: expected an optimizer with init and update, such as fn.sgd(0.05), got {got}")
@@ -746,57 +779,70 @@ def _check_run(key, epochs, batch_size, optimizer, penalty, sparsity, resume) ->
         raise ValueError(f"rbm.fit: expected resume=history.state, got {type(resume).__name__}")
 
 
-def _check_whole(function: str, name: str, value: Any, least: int = 1) -> None:
+def _check_given(function: str, key: Any) -> None:
+    if check_key(key) is None:
+        raise ValueError(f"{function}: expected a key to draw with, got None; make one with jax.random.key(seed)")
+
+
+def whole(function: str, name: str, value: Any, least: int = 1) -> Any:
+    """The value as an int, or a ValueError unless it is an integer of at least ``least``; a tracer as it is."""
     if isinstance(value, Tracer):
-        return
-    whole = isinstance(value, Integral) or (
-        jnp.ndim(value) == 0 and jnp.issubdtype(jnp.result_type(value), jnp.integer)
-    )
-    if not whole or value < least:
+        return value
+    is_array = hasattr(value, "dtype") and np.ndim(value) == 0 and jnp.issubdtype(value.dtype, jnp.integer)
+    if not (is_array or isinstance(value, Integral)) or value < least:
         raise ValueError(f"{function}: expected {name} to be an integer of at least {least}, got {value!r}")
+    return int(value)
 
 
-def _check_kind(visible: Any) -> None:
+def check_kind(visible: Any) -> None:
     if visible not in ("bernoulli", "gaussian"):
         raise ValueError(f"rbm: expected visible='bernoulli' or 'gaussian', got {visible!r}")
 
 
-def _check_batch(v: Array) -> None:
-    if v.ndim != 2 or v.shape[0] == 0:
-        raise ValueError(f"rbm: expected a batch (m, n_v) of at least one example, got shape {v.shape}")
+def _check_batch(v: Any) -> None:
+    if not hasattr(v, "ndim") or v.ndim != 2 or v.shape[0] == 0:
+        raise ValueError(
+            f"rbm: expected a batch (m, n_v) of at least one example, got {_shape(v)}; flatten images with "
+            f"x.reshape(len(x), -1)"
+        )
+
+
+def _shape(a: Any) -> str:
+    return f"shape {a.shape}" if hasattr(a, "shape") else type(a).__name__
 
 
 def check_machine(params: Any, owner: str = "rbm") -> None:
     """Raise a ValueError unless params are {w (n_h, n_v), b (n_v), c (n_h)}."""
-    if not isinstance(params, dict) or params.keys() != {"w", "b", "c"} or jnp.ndim(params["w"]) != 2:
-        got = f"the keys {sorted(params)}" if isinstance(params, dict) else type(params).__name__
+    is_dict = isinstance(params, dict)
+    got = {name: _shape(leaf) for name, leaf in params.items()} if is_dict else type(params).__name__
+    fits = is_dict and params.keys() == {"w", "b", "c"} and all(hasattr(leaf, "shape") for leaf in params.values())
+    if not fits or params["w"].ndim != 2 or params["w"].shape != params["c"].shape + params["b"].shape:
         raise ValueError(
             f"{owner}: expected parameters {{w (n_h, n_v), b (n_v), c (n_h)}}, got {got}; make them with rbm.init"
         )
-    n_h, n_v = params["w"].shape
-    for leaf, shape in (("b", (n_v,)), ("c", (n_h,))):
-        if jnp.shape(params[leaf]) != shape:
-            raise ValueError(
-                f"{owner}: expected {leaf} of shape {shape} beside w {(n_h, n_v)}, got {jnp.shape(params[leaf])}"
-            )
 
 
 def _check_units(params: Any, name: str, units: Array, axis: int) -> None:
     """Raise a ValueError unless params are a machine's, and units as many as its w has along an axis."""
     check_machine(params)
-    if units.ndim == 0 or units.shape[-1] != params["w"].shape[axis]:
+    if not hasattr(units, "ndim") or units.ndim == 0 or units.shape[-1] != params["w"].shape[axis]:
         which = "hidden" if axis == 0 else "visible"
         raise ValueError(
-            f"rbm: expected {name} with the machine's {params['w'].shape[axis]} {which} units on the last axis, got shape "
-            f"{units.shape}; flatten images to (m, n_v) with x.reshape(len(x), -1)"
+            f"rbm: expected {name} with the machine's {params['w'].shape[axis]} {which} units on the last axis, got "
+            f"{_shape(units)}; flatten images to (m, n_v) with x.reshape(len(x), -1)"
         )
 
 
 def _check_data(function: str, name: str, params: Params, data: Any, visible: Visible) -> Array:
-    """Data as an array, or a ValueError where its shape or its values do not suit the visible units."""
-    _check_kind(visible)
+    """Data as an array, or a ValueError where its shape or its values do not suit the machine."""
+    check_kind(visible)
     data = jnp.asarray(data)
     _check_units(params, name, data, 1)
+    return _check_values(function, name, data, visible)
+
+
+def _check_values(function: str, name: str, data: Any, visible: Visible) -> Array:
+    data = jnp.asarray(data)
     _check_batch(data)
     if isinstance(data, Tracer):
         return data

@@ -100,7 +100,7 @@ class History(NamedTuple):
 
 
 class Diverged(RuntimeError):
-    """The cost is no longer finite.
+    """Training failed for good: the cost is no longer finite, or a Boltzmann machine models its data worse and worse.
 
     Attributes:
         epoch: the epoch in which it happened, from 1.

@@ -1,5 +1,7 @@
 """Stacks of Boltzmann machines: greedy training, what they unroll into, and what they generate."""
 
+import types
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -49,18 +51,51 @@ class TestPretraining:
 
         def k(epoch):
             calls.append(epoch)
-            if len(calls) == 7:
+            if len(calls) == 6:
                 raise KeyboardInterrupt
             return 1
 
         whole, _ = dbn.pretrain(X, [5, 4, 3], **TRAINING)
         part, histories = dbn.pretrain(X, [5, 4, 3], k=k, **TRAINING)
         assert len(part) == 2
-        assert int(histories[1].state.epoch) == 1
+        assert [int(history.state.epoch) for history in histories] == [3, 2]
         fn.save(tmp_path / "stack.npz", histories)
         histories = fn.load(tmp_path / "stack.npz", like=histories)
         resumed, _ = dbn.pretrain(X, [5, 4, 3], resume=histories, **TRAINING)
         chex.assert_trees_all_equal(resumed, whole)
+
+    @pytest.mark.parametrize("name", ["init", "hidden_probabilities"])
+    def test_an_interruption_between_two_machines(self, name, monkeypatch):
+        """Nothing is lost, and nothing is trained after it."""
+        whole, _ = dbn.pretrain(X, (5, 4), **TRAINING)
+        original, calls = getattr(rbm, name), []
+
+        def interrupted(*args, **given):
+            calls.append(args)
+            if len(calls) == {"init": 2, "hidden_probabilities": 1}[name]:
+                raise KeyboardInterrupt
+            return original(*args, **given)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(dbn.rbm, name, interrupted)
+            part, histories = dbn.pretrain(X, (5, 4), **{**TRAINING, "key": KEY})
+        assert len(part) == len(histories) <= 1
+        resumed, _ = dbn.pretrain(X, (5, 4), resume=histories, **TRAINING)
+        chex.assert_trees_all_equal(resumed, whole)
+
+    def test_divergence_names_the_machine_and_keeps_the_others(self):
+        def update(grads, step, params):
+            leap = jnp.inf if params["w"].shape == (4, 5) else 0.0
+            return jax.tree.map(lambda g: jnp.where(step == 1, leap, -0.1) * g, grads), step + 1
+
+        optimizer = types.SimpleNamespace(init=lambda params: 0, update=update)
+        settings = {**TRAINING, "batch_size": 20, "epochs": 2, "optimizer": optimizer}
+        with pytest.raises(
+            fn.Diverged, match=r"dbn.pretrain: machine 1: rbm.fit: training diverged in epoch 2"
+        ) as caught:
+            dbn.pretrain(X, (5, 4, 3), **settings)
+        assert [int(history.state.epoch) for history in caught.value.history] == [2, 1]
+        chex.assert_trees_all_equal(caught.value.params, tuple(h.state.params for h in caught.value.history))
 
     def test_a_stack_is_saved_as_any_parameters_are(self, stack, tmp_path):
         fn.save(tmp_path / "stack.npz", stack)
@@ -124,6 +159,24 @@ class TestGeneration:
         wrong = (wrong / wrong.sum()) @ rbm.visible_means(below, states)
         assert float(jnp.max(jnp.abs(made.mean(0) - wrong))) > 5 * 0.5 / 20_000**0.5
 
+    def test_k_steps_are_k_steps(self):
+        """From a given start, by enumeration of the top machine's hidden units and of what they are drawn into."""
+        below, top = machine(5, 4), machine(4, 3, seed=3)
+        h = jnp.array([[i >> j & 1 for j in range(3)] for i in range(8)], float)
+        s = jnp.array([[i >> j & 1 for j in range(4)] for i in range(16)], float)
+        down = jnp.prod(jnp.where(s == 1, (p := rbm.visible_means(top, h)[:, None]), 1 - p), axis=-1)
+        up = lambda v: jnp.prod(jnp.where(h == 1, (p := rbm.hidden_probabilities(top, v)[:, None]), 1 - p), -1)  # noqa: E731
+        one = up(dbn.up((below,), jnp.ones((1, 5)))) @ down
+        for k, share in ((1, one), (2, one @ (up(s) @ down))):
+            made = dbn.generate((below, top), KEY, jnp.ones((40_000, 5)), k=k)
+            expected = (share @ rbm.visible_means(below, s))[0]
+            np.testing.assert_allclose(made.mean(0), expected, atol=5 * 0.5 / 40_000**0.5)
+        alone = dbn.generate((below,), KEY, jnp.ones((40_000, 5)), k=1).mean(0)
+        expected = dbn.up((below,), jnp.ones((1, 5)))  # each hidden unit is drawn by itself
+        h = jnp.array([[i >> j & 1 for j in range(4)] for i in range(16)], float)
+        share = jnp.prod(jnp.where(h == 1, expected, 1 - expected), axis=-1)
+        np.testing.assert_allclose(alone, share @ rbm.visible_means(below, h), atol=5 * 0.5 / 40_000**0.5)
+
     def test_real_data(self, stack):
         made = dbn.generate(stack, KEY, X, k=2, visible="gaussian")
         assert made.shape == X.shape
@@ -141,6 +194,10 @@ def trained_on(before, sizes):
         (lambda s: dbn.to_network((s[1], s[0]), KEY, fn.Dense(2, fn.softmax)), r"machine 1 with 6 visible units"),
         (lambda s: dbn.to_autoencoder((s[0], s[0])), r"train it on dbn.up of the machines below"),
         (lambda s: dbn.generate((s[0], s[2]), KEY, X, k=1), r"expected machine 1"),
+        (lambda s: dbn.to_autoencoder(s, visible="gausian"), r"expected visible='bernoulli' or 'gaussian', got 'gausian'"),
+        (lambda s: dbn.pretrain(X, (5,), **{**TRAINING, "key": None}), r"dbn.pretrain: expected a key"),
+        (lambda s: dbn.pretrain(X.reshape(-1, 2, 4), (5,), **TRAINING), r"flatten images"),
+        (lambda s: dbn.pretrain(X, (5,), resume=3, **TRAINING), r"resume= the histories of an earlier call, got int"),
         (lambda s: dbn.generate(s, KEY, X, k=0), r"expected k to be an integer of at least 1"),
         (lambda s: dbn.up((), X), r"a tuple of at least one machine \{w, b, c\}, got an empty one"),
         (lambda s: dbn.up(s[0], X), r"expected a stack, .*, got dict"),
@@ -150,7 +207,7 @@ def trained_on(before, sizes):
         (lambda s: dbn.pretrain(X, 5, **TRAINING), r"dbn.pretrain: expected sizes, .*, got 5"),
         (lambda s: dbn.pretrain(X, (5, 0), **TRAINING), r"n_hidden to be an integer of at least 1, got 0"),
         (lambda s: dbn.pretrain(X * 9, (5,), **TRAINING), r"expected data from 0 to 1"),
-        (lambda s: trained_on((5, 4), (5,)), r"histories of at most 1 machines to resume, got 2"),
+        (lambda s: trained_on((5, 4), (5,)), r"got machines of \(5, 4\) hidden units; resume with"),
         (lambda s: trained_on((5,), (6,)), r"resume with the same arguments"),
     ],
 )  # fmt: skip
