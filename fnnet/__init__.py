@@ -65,6 +65,7 @@ from .optimizers import (
 )
 from .penalties import L1, L2
 from .saving import load, save
+from .sweep import Sweep, sweep
 from .training import Diverged, EarlyStopping, History, TrainingState, evaluate, fit
 
 __version__ = "0.1.0"
@@ -91,8 +92,8 @@ __all__ = [
     # manual against autodiff
     "Report", "Row", "check_gradient", "check_layer", "check_vjp", "compare_gradients",
     # training
-    "Diverged", "EarlyStopping", "History", "L1", "L2", "TrainingState", "adam", "apply_updates", "chain", "clip",
-    "clip_by_global_norm", "evaluate", "fit", "load", "save", "sgd",
+    "Diverged", "EarlyStopping", "History", "L1", "L2", "Sweep", "TrainingState", "adam", "apply_updates", "chain", "clip",
+    "clip_by_global_norm", "evaluate", "fit", "load", "save", "sgd", "sweep",
     # learning-rate schedules
     "CosineDecay", "ExponentialDecay", "StepDecay",
     # modules

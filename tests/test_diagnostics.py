@@ -1,0 +1,163 @@
+"""What the diagnostics say of a network, against its definition."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnnet as fn
+from fnnet import diagnostics
+
+KEY = jax.random.key(4)
+NETS = {
+    "sigmoid": fn.Network(fn.Dense(7, fn.sigmoid), fn.Dense(6, fn.tanh), fn.Dense(4, fn.sigmoid)),
+    "softmax and dropout": fn.Network(fn.Dense(7, fn.relu), fn.Dropout(0.3), fn.Dense(4, fn.softmax)),
+    "nested": fn.Network(fn.Network(fn.Dense(7, fn.sigmoid), fn.Dense(6, fn.silu)), fn.Dense(4, fn.linear)),
+}
+COSTS = {"sigmoid": fn.quadratic, "softmax and dropout": fn.log_likelihood, "nested": fn.quadratic}
+
+
+@functools.cache
+def case(name, m=5):
+    net = NETS[name]
+    params = net.init(KEY, (8,))
+    x = jax.random.normal(jax.random.key(1), (m, 8))
+    y = jnp.arange(m) % 4 if name == "softmax and dropout" else jax.random.uniform(jax.random.key(2), (m, 4))
+    return net, COSTS[name], params, x, y
+
+
+def flat(delta):
+    return np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(delta)], axis=1)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_learning_speed(name):
+    net, cost, params, x, y = case(name)
+    speed = diagnostics.learning_speed(net, cost, params, x, y, key=KEY)
+    errors = fn.backprop(net, cost, params, x, y, key=KEY).errors
+    for l, delta in enumerate(map(flat, errors)):
+        np.testing.assert_allclose(speed.norm_of_mean[l], np.sqrt(sum(delta.mean(0) ** 2)), rtol=1e-12)
+        np.testing.assert_allclose(speed.mean_of_norms[l], np.mean([np.sqrt(sum(row**2)) for row in delta]), rtol=1e-12)
+        np.testing.assert_allclose(speed.rms[l], np.sqrt((delta**2).mean()), rtol=1e-12)
+    assert speed.rms.shape == (len(net),)
+
+
+def test_the_norm_of_the_mean_is_that_of_the_biases_gradient():
+    net, cost, params, x, y = case("sigmoid")
+    gradients = fn.backprop(net, cost, params, x, y).gradients
+    speed = diagnostics.learning_speed(net, cost, params, x, y)
+    np.testing.assert_allclose(speed.norm_of_mean, [jnp.linalg.norm(g["b"]) for g in gradients], rtol=1e-12)
+
+
+def test_update_ratios():
+    net, cost, params, x, y = case("softmax and dropout")
+    grads = fn.backprop(net, cost, params, x, y, key=KEY).gradients
+    updates, _ = fn.sgd(0.1).update(grads, fn.sgd(0.1).init(params), params)
+    ratios = diagnostics.update_ratios(params, updates)
+    for l in (0, 2):
+        expected = 0.1 * jnp.linalg.norm(grads[l]["w"]) / jnp.linalg.norm(params[l]["w"])
+        np.testing.assert_allclose(ratios[l], expected, rtol=1e-12)
+    assert jnp.isnan(ratios[1])
+
+
+def test_saturation():
+    net, _, params, x, _ = case("softmax and dropout")
+    z = x @ params[0]["w"].T + params[0]["b"]
+    shares = diagnostics.saturation(net, params, x, bound=1e-9)
+    np.testing.assert_allclose(shares[0], np.mean(np.asarray(z) <= 0), rtol=1e-12)
+    assert 0 < shares[0] < 1
+    assert jnp.isnan(shares[1:]).all()
+    net, _, params, x, _ = case("sigmoid")
+    a = net[:1].apply(params[:1], x)
+    shares = diagnostics.saturation(net, params, x, bound=0.2)
+    np.testing.assert_allclose(shares[0], np.mean(np.asarray(a * (1 - a)) < 0.2), rtol=1e-12)
+    assert 0 < shares[0] < 1
+    steep = jax.tree.map(lambda p: 1000 * p, params)
+    assert diagnostics.saturation(net, steep, x)[0] > 0.9
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_parts_of_the_growth_add_up(name):
+    net, cost, params, x, y = case(name)
+    growth = diagnostics.error_growth(net, cost, params, x, y, key=KEY)
+    sizes = [np.log(np.linalg.norm(flat(d))) for d in fn.backprop(net, cost, params, x, y, key=KEY).errors]
+    np.testing.assert_allclose(growth.total, -np.diff(sizes), rtol=1e-10)
+    np.testing.assert_allclose(sum(growth[1:]), growth.total, rtol=1e-10)
+
+
+def test_the_parts_of_the_growth_are_what_they_say():
+    net, cost, params, x, y = case("sigmoid")
+    growth = diagnostics.error_growth(net, cost, params, x, y)
+    for l in (0, 1):
+        w = np.asarray(params[l + 1]["w"])
+        np.testing.assert_allclose(growth.weights[l], np.log(np.sqrt((w**2).sum() / w.shape[0])), rtol=1e-12)
+    a = np.asarray(net[:1].apply(params[:1], x))
+    np.testing.assert_allclose(growth.slopes[0], np.log(np.sqrt(np.mean((a * (1 - a)) ** 2))), rtol=1e-12)
+    square = {"weight_init": fn.initializers.orthogonal()}
+    rotation = fn.Network(fn.Dense(4, fn.linear, **square), fn.Dense(4, fn.linear, **square))
+    still = diagnostics.error_growth(rotation, fn.quadratic, rotation.init(KEY, (4,)), x[:, :4], y)
+    np.testing.assert_allclose(jnp.stack(still), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [0, 1, -1])
+def test_singular_values_are_those_of_the_jacobian(layer):
+    """Of a^L by z^l, example by example: autodiff through the layer's probe."""
+    net, _, params, x, _ = case("sigmoid")
+    own = diagnostics.singular_values(net, params, x, layer=layer)
+    n = (7, 6, 4)[layer]
+
+    def output(probe, x):
+        probes = [None, None, None]
+        probes[layer] = probe[None]
+        return net.forward(params, x[None], probe=tuple(probes))[0][0]
+
+    jacobians = jax.vmap(lambda x: jax.jacrev(output)(jnp.zeros(n), x))(x)
+    np.testing.assert_allclose(own, np.linalg.svd(np.asarray(jacobians), compute_uv=False), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_largest_without_the_matrix(layer):
+    net = fn.Network(fn.Dense(30, fn.tanh), fn.Dense(25, fn.sigmoid), fn.Dense(20, fn.linear))
+    params, x = net.init(KEY, (8,)), jax.random.normal(KEY, (3, 8))
+    dense = diagnostics.singular_values(net, params, x, layer=layer)
+    np.testing.assert_allclose(diagnostics.singular_values(net, params, x, layer=layer, k=3), dense[:, :3], rtol=1e-5)
+
+
+def test_convolutions_have_them_too():
+    net = fn.Network(fn.Conv(2, 3, fn.sigmoid), fn.MaxPool(2), fn.Flatten(), fn.Dense(10, fn.softmax))
+    params, x = net.init(KEY, (6, 6, 1)), jax.random.normal(KEY, (2, 6, 6, 1))
+    jacobians = jax.vmap(jax.jacrev(lambda a: net[1:].apply(params[1:], a[None])[0]))(net[:1].apply(params[:1], x))
+    a = net[:1].apply(params[:1], x)
+    by_z = np.asarray(jacobians * (a * (1 - a))[:, None]).reshape(2, 10, -1)
+    own = diagnostics.singular_values(net, params, x)
+    np.testing.assert_allclose(own, np.linalg.svd(by_z, compute_uv=False), rtol=1e-9, atol=1e-14)
+    speed = diagnostics.learning_speed(net, fn.log_likelihood, params, x, jnp.array([1, 2]))
+    assert speed.rms.shape == (4,)
+    assert jnp.isnan(diagnostics.saturation(net, params, x)).tolist() == [False, True, True, True]
+
+
+def test_over_many_networks_at_once():
+    net, cost, _, x, y = case("sigmoid")
+    many = jax.vmap(lambda key: net.init(key, (8,)))(jax.random.split(KEY, 3))
+    together = jax.vmap(lambda params: diagnostics.learning_speed(net, cost, params, x, y))(many)
+    one = diagnostics.learning_speed(net, cost, jax.tree.map(lambda leaf: leaf[1], many), x, y)
+    np.testing.assert_allclose(together.norm_of_mean[1], one.norm_of_mean, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net, c, p, x, y: diagnostics.singular_values(net, p, x, layer=3), r"one of 3 layers, got 3"),
+        (
+            lambda net, c, p, x, y: diagnostics.singular_values(net, p, x, k=2),
+            r"expected k from 1 to 0 for 4 outputs, got 2",
+        ),
+        (lambda net, c, p, x, y: diagnostics.error_growth(net[:1], c, p[:1], x, y), r"at least two layers"),
+        (lambda net, c, p, x, y: diagnostics.learning_speed(net, c, p, x, y[:2]), r"y: expected"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(*case("sigmoid"))
