@@ -2,7 +2,8 @@
 
     python examples/belief_network.py                          # 5,000 embedded MNIST images, about two minutes
     python examples/belief_network.py --mnist FOLDER --sizes 500,500,2000 --labels 100,1000,5000 --seeds 5
-    python examples/belief_network.py --mnist FOLDER --sizes 500,500,2000 --labels 60000 --pretraining 50 --steps 36000
+    python examples/belief_network.py --mnist FOLDER --sizes 500,500,2000 --labels 60000 --seeds 1 --pretraining 30 \
+        --steps 18000
 
 Restricted Boltzmann machines are trained one on top of the other on all images, without labels; the stack is unrolled into a
 network, which backpropagation fine-tunes on the labelled ones. Prints the test error beside that of the same network from
@@ -29,7 +30,6 @@ def main(
     pretraining: int = 20,
     steps: int = 2000,
     rate: float = 1e-3,
-    dropout: float = 0.0,
     examples: int | None = None,
     output: str = "output",
 ) -> dict[int, np.ndarray]:
@@ -55,7 +55,7 @@ def main(
         for n in counts:
             labelled = x[order[:n]], y[order[:n]]
             for i, start in enumerate(starts):
-                errors[n][i, seed] = fine_tune(net, start, labelled, test, fit_key, steps, rate, dropout)
+                errors[n][i, seed] = fine_tune(net, start, labelled, test, fit_key, steps, rate)
             print(
                 f"seed {seed}, {n} labels: test error {errors[n][0, seed]:.2%} pretrained, {errors[n][1, seed]:.2%} random"
             )
@@ -75,11 +75,8 @@ def main(
     return errors
 
 
-def fine_tune(net: fn.Network, params, labelled, test, key, steps: int, rate: float, dropout: float) -> float:
+def fine_tune(net: fn.Network, params, labelled, test, key, steps: int, rate: float) -> float:
     """The test error after backpropagation from these parameters; the same recipe for all."""
-    if dropout:
-        parts = [(fn.Dropout(dropout), layer) for layer in net]
-        net, params = fn.Network(*sum(parts, ())), sum((({}, p) for p in params), ())
     batch = min(100, len(labelled[0]))
     params, _ = fn.fit(
         net,
@@ -143,9 +140,6 @@ if __name__ == "__main__":
     parser.add_argument("--pretraining", type=int, default=20, metavar="EPOCHS", help="for each machine")
     parser.add_argument("--steps", type=int, default=2000, help="mini-batches of fine-tuning")
     parser.add_argument("--rate", type=float, default=1e-3, help="Adam's learning rate at the start of fine-tuning")
-    parser.add_argument(
-        "--dropout", type=float, default=0.0, help="rate of dropout before each layer while fine-tuning"
-    )
     parser.add_argument("--examples", type=int, help="use the first so many images only")
     parser.add_argument("--output", default="output", metavar="FOLDER", help="where the picture goes")
     main(**vars(parser.parse_args()))

@@ -17,7 +17,7 @@ from jax import Array
 from . import rbm
 from .activations import Activation, linear, sigmoid
 from .layers import Dense, Layer
-from .network import Network, check_key
+from .network import Network
 from .training import Diverged
 
 __all__ = ["generate", "pretrain", "to_autoencoder", "to_network", "up"]
@@ -64,8 +64,7 @@ def pretrain(
             f"dbn.pretrain: expected sizes, the hidden units of each machine such as (500, 500), got {sizes!r}"
         )
     _check_resume(resume, sizes)
-    if check_key(key) is None:
-        raise ValueError("dbn.pretrain: expected a key to draw with, got None; make one with jax.random.key(seed)")
+    rbm.check_given("dbn.pretrain", key)
     v, held_out = jnp.asarray(data), None if validation is None else jnp.asarray(validation)
     histories = list(resume)
     with contextlib.suppress(KeyboardInterrupt):

@@ -230,16 +230,19 @@ def backprop(
 @jax.jit
 def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback, state) -> Backprop:
     a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
-    back = params if feedback is None else feedback
-    output = net.output(params, cache)
-    if cost.matches(output):
-        errors = net.output_error(back, cache, cost.output_error(output[1], y, weights=weights))
-    else:
-        errors = net.error(back, cache, cost.output_gradient(a, y, weights=weights))
+    errors = errors_of(net, cost, params, a, cache, y, weights, params if feedback is None else feedback)
     gradients = net.gradients(params, cache, errors)
-    value = cost(a, y, weights=weights, output=output)
+    value = cost(a, y, weights=weights, output=net.output(params, cache))
     value, gradients = _completed(value, gradients, params, x, penalty, n_examples)
     return Backprop(value, errors, gradients)
+
+
+def errors_of(net, cost, params, a, cache, y, weights, back) -> Any:
+    """Every layer's δ from what the forward pass gave; BP2's products use ``back``."""
+    output = net.output(params, cache)
+    if cost.matches(output):
+        return net.output_error(back, cache, cost.output_error(output[1], y, weights=weights))
+    return net.error(back, cache, cost.output_gradient(a, y, weights=weights))
 
 
 def value_and_grad(

@@ -37,7 +37,8 @@ def is_weight(path: tuple[Any, ...]) -> bool:
     return name == "w" or name.startswith("w_")
 
 
-def _weights(params: Any) -> list[Array]:
+def weights_in(params: Any) -> list[Array]:
+    """The leaves that are weights, at least in float32."""
     return [at_least_float32(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if is_weight(path)]
 
 
@@ -88,7 +89,7 @@ class L2:
 
     def value(self, params: Any, n_examples: Any) -> Array:
         """λ/(2N) Σ w²."""
-        total = jnp.asarray(sum(jnp.sum(w * w) for w in _weights(params)))
+        total = jnp.asarray(sum(jnp.sum(w * w) for w in weights_in(params)))
         return _ratio(self.lam, n_examples, total) / 2 * total
 
     def gradient(self, params: Any, n_examples: Any) -> Any:
@@ -112,7 +113,7 @@ class L1:
 
     def value(self, params: Any, n_examples: Any) -> Array:
         """λ/N Σ |w|, as max(w, −w), so that autodiff too takes sgn 0 = 0."""
-        total = jnp.asarray(sum(jnp.sum(jnp.maximum(w, -w)) for w in _weights(params)))
+        total = jnp.asarray(sum(jnp.sum(jnp.maximum(w, -w)) for w in weights_in(params)))
         return _ratio(self.lam, n_examples, total) * total
 
     def gradient(self, params: Any, n_examples: Any) -> Any:

@@ -78,7 +78,7 @@ def init(key: Array, n_visible: int, n_hidden: int, *, data: Any = None, std: fl
     Raises:
         ValueError: for numbers of units that are not positive integers, or data of another width or outside [0, 1].
     """
-    _check_given("rbm.init", key)
+    check_given("rbm.init", key)
     for name, value in (("n_visible", n_visible), ("n_hidden", n_hidden)):
         whole("rbm.init", name, value)
     dtype = jnp.result_type(float)
@@ -187,7 +187,7 @@ def reconstruct(params: Params, v: Array, *, visible: Visible = "bernoulli") -> 
     return visible_means(params, hidden_probabilities(params, v), visible=visible)
 
 
-class Sweep(NamedTuple):
+class Step(NamedTuple):
     """Where a chain is: v, p(h | v) and h drawn from it."""
 
     v: Array
@@ -196,14 +196,14 @@ class Sweep(NamedTuple):
 
 
 @_jit
-def _sweeps(params: Params, key: Array, h: Array, k: Any, *, visible: Visible) -> Sweep:
+def _steps(params: Params, key: Array, h: Array, k: Any, *, visible: Visible) -> Step:
     """k steps from h on: v ~ p(v | h), then h ~ p(h | v). The last one stands outside the loop, where XLA can fuse it."""
 
-    def step(h: Array, i: Any) -> Sweep:
+    def step(h: Array, i: Any) -> Step:
         visible_key, hidden_key = jax.random.split(jax.random.fold_in(key, i))
         v = jax.lax.optimization_barrier(sample_visible(params, visible_key, h, visible=visible))
         p = jax.lax.optimization_barrier(hidden_probabilities(params, v))
-        return Sweep(v, p, draw(hidden_key, p))
+        return Step(v, p, draw(hidden_key, p))
 
     h, k = h.astype(wide_dtype(params["w"].dtype)), jnp.asarray(k).astype(jnp.int32)
     return step(jax.lax.fori_loop(0, k - 1, lambda i, h: step(h, i).h, h), k - 1)
@@ -215,14 +215,14 @@ def gibbs(params: Params, key: Array, v: Array, *, k: int = 1, visible: Visible 
     Raises:
         ValueError: for k < 1.
     """
-    _check_given("rbm.gibbs", key)
+    check_given("rbm.gibbs", key)
     return _gibbs(params, key, jnp.asarray(v), whole("rbm.gibbs", "k", k), visible=visible)
 
 
 @_jit
 def _gibbs(params: Params, key: Array, v: Array, k: Any, *, visible: Visible) -> Array:
     first, key = jax.random.split(key)
-    return _sweeps(params, key, sample_hidden(params, first, v), k, visible=visible).v
+    return _steps(params, key, sample_hidden(params, first, v), k, visible=visible).v
 
 
 @_jit
@@ -285,7 +285,7 @@ def contrastive_divergence(
 
     Source: Hinton (2002); Tieleman (2008).
     """
-    _check_given("rbm.contrastive_divergence", key)
+    check_given("rbm.contrastive_divergence", key)
     k = whole("rbm.contrastive_divergence", "k", k)
     v = _check_data("rbm.contrastive_divergence", "v", params, v, visible)
     return _contrast(params, key, v, chains, k, visible=visible)
@@ -295,7 +295,7 @@ def contrastive_divergence(
 def _contrast(params: Params, key: Array, v: Array, chains: Array | None, k: Any, *, visible: Visible) -> Contrast:
     first, key = jax.random.split(key)
     p = hidden_probabilities(params, v)
-    end = _sweeps(params, key, draw(first, p) if chains is None else chains, k, visible=visible)
+    end = _steps(params, key, draw(first, p) if chains is None else chains, k, visible=visible)
     positive, negative = _statistics(params, v, p, visible), _statistics(params, end.v, end.p, visible)
     return Contrast(_like(params, jax.tree.map(jnp.subtract, positive, negative)), end.v, end.h)
 
@@ -482,7 +482,7 @@ def annealed_importance_sampling(
     """
     check_kind(visible)
     check_machine(params)
-    _check_given("rbm.annealed_importance_sampling", key)
+    check_given("rbm.annealed_importance_sampling", key)
     dtype, n_v = wide_dtype(params["w"].dtype), params["w"].shape[1]
     chains = whole("rbm.annealed_importance_sampling", "chains", chains, least=2)
     if np.ndim(betas) == 0:
@@ -619,7 +619,7 @@ def fit(
     Args:
         params: from `init`.
         data: (m, n_v), from 0 to 1 for Bernoulli visible units, standardised for Gaussian ones.
-        key: drives shuffling and sampling; the same key gives the same run. A key of ``impl="rbg"`` draws faster.
+        key: drives shuffling and sampling; the same key gives the same run.
         epochs: passes over the data in all, those of ``resume`` included.
         batch_size: examples in a mini-batch, and persistent chains.
         optimizer: as in `fnnet.fit`: ``fn.sgd(0.05, momentum=0.9)``, ``fn.adam``, any optax transformation.
@@ -732,9 +732,8 @@ def _monitor(
     """The monitors, and whether all parameters are finite."""
     measured = {"reconstruction_error": reconstruction_error(params, v, visible=visible)}
     if visible == "bernoulli":
-        many = jnp.tile(
-            v, (max(1, MONITORED // len(v)), 1)
-        )  # one unit is drawn for each: a few examples alone say little
+        # One unit is drawn for each example, so a few examples alone say little.
+        many = jnp.tile(v, (max(1, MONITORED // len(v)), 1))
         measured["pseudo_likelihood"] = jnp.mean(pseudo_likelihood(params, key, many))
     if validation is not None:
         free = functools.partial(free_energy, params, visible=visible)
@@ -769,7 +768,7 @@ def _some(key: Array, data: Array) -> Array:
 def _check_run(key, optimizer, penalty, sparsity, resume) -> None:
     check_penalty(penalty)
     if resume is None:
-        _check_given("rbm.fit", key)
+        check_given("rbm.fit", key)
     if not is_transformation(optimizer):
         got = type(optimizer).__name__
         raise ValueError(f"rbm.fit: expected an optimizer with init and update, such as fn.sgd(0.05), got {got}")
@@ -779,7 +778,8 @@ def _check_run(key, optimizer, penalty, sparsity, resume) -> None:
         raise ValueError(f"rbm.fit: expected resume=history.state, got {type(resume).__name__}")
 
 
-def _check_given(function: str, key: Any) -> None:
+def check_given(function: str, key: Any) -> None:
+    """Raise a ValueError unless it is a PRNG key."""
     if check_key(key) is None:
         raise ValueError(f"{function}: expected a key to draw with, got None; make one with jax.random.key(seed)")
 
@@ -795,6 +795,7 @@ def whole(function: str, name: str, value: Any, least: int = 1) -> Any:
 
 
 def check_kind(visible: Any) -> None:
+    """Raise a ValueError unless visible is one of the two kinds."""
     if visible not in ("bernoulli", "gaussian"):
         raise ValueError(f"rbm: expected visible='bernoulli' or 'gaussian', got {visible!r}")
 

@@ -44,7 +44,7 @@ def sweep(
     epochs: int,
     batch_size: int,
     optimizers: Sequence[Optimizer],
-    penalties: Sequence[Penalty] | None = None,
+    penalties: Sequence[Penalty | None] | None = None,
     validation: tuple[Any, ...] | None = None,
     monitor_training: bool = True,
     at_once: int = 64,
@@ -77,17 +77,18 @@ def sweep(
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1), ("at_once", at_once, 1)):
         if not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"sweep: expected {name} to be an integer of at least {least}, got {value!r}")
-    for name, parts in (("optimizers", optimizers), ("penalties", penalties or [None])):
+    penalties = penalties or [None]
+    for name, parts in (("optimizers", optimizers), ("penalties", penalties)):
         if not isinstance(parts, list | tuple) or not parts:
             raise ValueError(f"sweep: expected {name} in a list of at least one, got {parts!r}")
     for optimizer in optimizers:
         if not is_transformation(optimizer):
             got = type(optimizer).__name__
             raise ValueError(f"sweep: expected optimizers with init and update, such as fn.sgd(0.5), got {got}")
-    for penalty in penalties or ():
+    for penalty in penalties:
         check_penalty(penalty)
-    grid = _stacked("optimizers", [traceable(o) for o in optimizers]), _stacked("penalties", list(penalties or [None]))
-    counts = len(optimizers), len(penalties or [None]), len(keys)
+    grid = _stacked("optimizers", [traceable(o) for o in optimizers]), _stacked("penalties", penalties)
+    counts = len(optimizers), len(penalties), len(keys)
     runs = np.array(list(itertools.product(*map(range, counts))))
 
     shape = jnp.shape(data[0])[1:]
@@ -176,9 +177,8 @@ def _stacked(name: str, parts: Sequence[Any]) -> Any:
             f"sweep: expected {name} of one kind that differ in their numbers only, got {list(parts)}; sweep each kind by "
             f"itself, and use fn.L2(0.0) for no penalty"
         )
-    return jax.tree.map(
-        lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *parts
-    )  # weak types stay weak
+    # JAX's asarray and stack keep the weak types of Python's numbers.
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *parts)
 
 
 def _check_keys(keys: Any) -> None:
