@@ -14,16 +14,24 @@ from .costs import Cost
 from .layers._dense import Dense
 from .layers._layer import Layer, Params, run_forward
 from .layers._recurrent import Recurrent, state_errors
-from .network import Network, backprop, check_batch
-from .penalties import is_weight
+from .network import Network, backprop, check_batch, chunk_size, errors_of, mean_over_chunks
+from .penalties import weights_in
+from .sweep import Sweep
+from .training import History
 
 __all__ = [
     "Growth",
+    "Histograms",
     "LearningSpeed",
+    "Overfitting",
+    "Saturation",
+    "activations",
     "credit",
     "credit_map",
     "error_growth",
+    "histograms",
     "learning_speed",
+    "overfitting",
     "saturation",
     "singular_values",
     "update_ratios",
@@ -67,32 +75,141 @@ def update_ratios(params: Params, updates: Params) -> Array:
     """
 
     def norm(tree: Any) -> Array:
-        squares = [jnp.sum(at_least_float32(leaf) ** 2) for leaf in _weights_of(tree)]
+        squares = [jnp.sum(w * w) for w in weights_in(tree)]
         return jnp.sqrt(sum(squares)) if squares else jnp.asarray(jnp.nan)
 
     return jnp.stack([norm(update) / norm(own) for own, update in zip(params, updates, strict=True)])
 
 
-def saturation(net: Network, params: Params, x: Any, *, bound: float = 0.01) -> Array:
-    """The share of each layer's units, over all examples, whose |σ'(z)| is below ``bound``: they hardly learn. Shape (L,);
-    NaN for a layer without an activation that acts on each unit alone.
+class Saturation(NamedTuple):
+    """Units that hardly learn, by layer; NaN for a layer without an activation that acts on each unit alone.
 
-    With ``bound`` a tiny number it is the share of ReLUs that are off.
+    Attributes:
+        share: of all units over all examples, those with a flat activation.
+        dead: of all units, those whose activation is flat for every example.
+    """
+
+    share: Array
+    dead: Array
+
+
+def saturation(net: Network, params: Params, x: Any, *, bound: float = 0.01) -> Saturation:
+    """The share of units with |σ'(z)| ≤ ``bound``: they hardly learn. A ReLU is flat where it is off, so ``dead`` counts
+    those that no example turns on.
+
+    Args:
+        net: a network; x is run through it in inference mode, in chunks where it is large.
+        params: from ``net.init``.
+        x: inputs (m, ...), a whole data set to find dead units.
+        bound: up to which a slope counts as flat; a sigmoid's largest is 1/4.
+
+    Source: the notes, section 4.1.
+    """
+    x = jnp.asarray(x)
+    return _saturation(net, params, x, bound, size=chunk_size(net, params, x, jax.random.key(0), None, "auto"))
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _saturation(net, params, x, bound, *, size) -> Saturation:
+    def units(x: Array, key: None) -> list[tuple[Array, Array] | None]:
+        """For each unit, the shares of the examples for which it is flat and for which it is steep."""
+        _, caches = run_forward(net, params, x)
+        slopes = [_slope(part, p, cache) for part, p, cache in zip(net, params, caches, strict=True)]
+        flat = [None if s is None else (jnp.abs(s) <= bound).astype(s.dtype) for s in slopes]
+        return [None if f is None else (jnp.mean(f, axis=0), jnp.mean(1 - f, axis=0)) for f in flat]
+
+    shares, dead, nothing = [], [], jnp.asarray(jnp.nan)
+    for unit in mean_over_chunks(units, (x,), None, size):
+        shares.append(nothing if unit is None else jnp.mean(unit[0]))
+        dead.append(nothing if unit is None else jnp.mean((unit[1] == 0).astype(unit[1].dtype)))
+    return Saturation(jnp.stack(shares), jnp.stack(dead))
+
+
+def activations(net: Network, params: Params, x: Any, *, mask: Any = None) -> tuple[Array, ...]:
+    """a^l of every layer, from the first to the last, in inference mode.
 
     Args:
         net: a network.
         params: from ``net.init``.
         x: inputs (m, ...).
-        bound: below which a slope counts as flat; a sigmoid's largest is 1/4.
-
-    Source: the notes, section 4.1.
+        mask: (m, T), True for the valid steps of sequences.
     """
-    _, caches = run_forward(net, params, jnp.asarray(x))
-    shares = []
-    for part, p, cache in zip(net, params, caches, strict=True):
-        slope = _slope(part, p, cache)
-        shares.append(jnp.asarray(jnp.nan) if slope is None else jnp.mean((jnp.abs(slope) < bound).astype(slope.dtype)))
-    return jnp.stack(shares)
+    a, outputs = jnp.asarray(x), []
+    for part, p in zip(net, params, strict=True):
+        a, _ = run_forward(part, p, a, mask=mask)
+        outputs.append(a)
+    return tuple(outputs)
+
+
+class Histograms(NamedTuple):
+    """A histogram for each layer.
+
+    Attributes:
+        counts: (L, bins), how many values are in each bin; 0 for a layer without values.
+        edges: (L, bins + 1), the bins' edges, from the layer's smallest value to its largest; NaN for a layer without values.
+    """
+
+    counts: Array
+    edges: Array
+
+
+@functools.partial(jax.jit, static_argnames="bins")
+def histograms(values: Any, *, bins: int = 50) -> Histograms:
+    """How the values of each layer are spread; what is not finite is left out.
+
+    Args:
+        values: an entry for each layer: `activations`, ``backprop(...).errors`` or ``.gradients``, or the parameters.
+        bins: how many.
+    """
+
+    def of_layer(tree: Any) -> tuple[Array, Array]:
+        leaves = [jnp.asarray(leaf, jnp.result_type(float)).ravel() for leaf in jax.tree.leaves(tree) if jnp.size(leaf)]
+        if not leaves:
+            return jnp.zeros(bins), jnp.full(bins + 1, jnp.nan)
+        flat = jnp.concatenate(leaves)
+        finite = jnp.isfinite(flat)
+        low, high = jnp.min(flat, where=finite, initial=jnp.inf), jnp.max(flat, where=finite, initial=-jnp.inf)
+        given = jnp.where(finite, flat, low)
+        return jnp.histogram(given, bins, (low, high), weights=finite.astype(flat.dtype))
+
+    return Histograms(*(jnp.stack(part) for part in zip(*map(of_layer, values), strict=True)))
+
+
+class Overfitting(NamedTuple):
+    """When validation turns, and how far training runs ahead of it. Shapes are those of the history without its last axis
+    (the epochs), the gaps' with it.
+
+    Attributes:
+        cost_turns: the epoch, from 1, with the lowest validation cost; 0 where there is none.
+        accuracy_turns: the first epoch with the best validation accuracy.
+        cost_gap: validation cost − training cost after each epoch; None without a monitored training cost.
+        accuracy_gap: training accuracy − validation accuracy.
+    """
+
+    cost_turns: Array
+    accuracy_turns: Array
+    cost_gap: Array | None
+    accuracy_gap: Array | None
+
+
+def overfitting(history: History | Sweep) -> Overfitting:
+    """When a network begins to overfit, and by how much. The penalty is part of both costs and not of their gap.
+
+    Args:
+        history: from `fnnet.fit` or `fnnet.sweep`, with validation data.
+
+    Raises:
+        ValueError: for a history without validation data.
+
+    Source: the notes, section 5.1.
+    """
+    if history.validation_cost is None or history.validation_accuracy is None:
+        raise ValueError("overfitting: expected a history with validation data, got none; give fit validation=(x, y)")
+    cost, share = jnp.asarray(history.validation_cost), jnp.asarray(history.validation_accuracy)
+    turns = jnp.nanargmin(cost, axis=-1) + 1, jnp.nanargmax(share, axis=-1) + 1
+    if history.accuracy is None:
+        return Overfitting(*turns, None, None)
+    return Overfitting(*turns, cost - history.cost, jnp.asarray(history.accuracy) - share)
 
 
 class Growth(NamedTuple):
@@ -131,11 +248,7 @@ def error_growth(
 @jax.jit
 def _growth(net, cost, params, x, y, key, mask, weights) -> Growth:
     a, caches = run_forward(net, params, x, key=key, train=True, mask=mask)
-    output = net.output(params, caches)
-    if cost.matches(output):
-        errors = net.output_error(params, caches, cost.output_error(output[1], y, weights=weights))
-    else:
-        errors = net.error(params, caches, cost.output_gradient(a, y, weights=weights))
+    errors = errors_of(net, cost, params, a, caches, y, weights, params)
     size = lambda d: jnp.log(jnp.linalg.norm(_flat(d)))  # noqa: E731
     pairs = []
     for l in range(len(net) - 1):
@@ -219,10 +332,6 @@ def _singular_values(net, params, x, *, layer, k) -> Array:
 def _flat(delta: Any) -> Array:
     """An error, which may be a pytree, as (m, units)."""
     return jnp.concatenate([at_least_float32(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(delta)], axis=1)
-
-
-def _weights_of(tree: Any) -> list[Array]:
-    return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if is_weight(path)]
 
 
 def _slope(layer: Layer, params: Params, cache: Any) -> Array | None:

@@ -1,11 +1,15 @@
-"""Pictures, by matplotlib (the extra ``fnnet[examples]``). Each function takes an ``ax`` and returns it."""
+"""Pictures, by matplotlib (the extra ``fnnet[examples]``). Each function takes an ``ax`` and returns it. Colours are those of
+matplotlib's style, so that ``plt.style.use("dark_background")`` is all that a dark screen needs."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from .diagnostics import Histograms
 from .gradcheck import Report
+from .layers import Layer
+from .sweep import Sweep
 from .training import History
 
 try:
@@ -18,7 +22,17 @@ except ImportError as error:
         "fnnet.plots: expected matplotlib, got none; install it with pip install 'fnnet[examples]'"
     ) from error
 
-__all__ = ["audit", "credit_map", "digits", "learning_curves", "maps"]
+__all__ = [
+    "audit",
+    "credit_map",
+    "digits",
+    "histograms",
+    "learning_curves",
+    "learning_speed",
+    "maps",
+    "misclassified",
+    "spectra",
+]
 
 
 def audit(report: Report, *, ax: Axes | None = None) -> Axes:
@@ -53,7 +67,7 @@ def audit(report: Report, *, ax: Axes | None = None) -> Axes:
     ax.set_yticks(places, [" ".join(filter(None, (row.layer, row.equation, row.leaf))) for row in rows], fontsize=8)
     for label, row in zip(ax.get_yticklabels(), rows, strict=True):
         if row.verdict in ("fail", "consequence"):
-            label.set(color="#c0392b", weight="bold" if row.verdict == "fail" else "normal")
+            label.set(color="C3", weight="bold" if row.verdict == "fail" else "normal")
     ax.invert_yaxis()
     ax.grid(axis="x", alpha=0.3)
     ax.legend(
@@ -68,12 +82,16 @@ def audit(report: Report, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def learning_curves(history: History, *, of: str = "cost", ax: Axes | None = None) -> Axes:
-    """Cost or accuracy by epoch, on training and (where monitored) validation data, with validation's best epoch marked.
+def learning_curves(
+    history: History | Sweep, *, of: str = "cost", label: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Cost or accuracy by epoch, on training (dotted) and, where monitored, validation data, with the epoch marked at which
+    validation turns. Of many networks the mean, in a band of one standard deviation.
 
     Args:
-        history: from ``fit``.
+        history: from ``fit``; or from ``sweep``, all its networks together.
         of: "cost" (in nats or squared units, as the cost is) or "accuracy" (in per cent).
+        label: a name for a single line, before those of two, to draw several histories into one ``ax``.
         ax: where to draw; a new figure by default.
 
     Raises:
@@ -82,22 +100,113 @@ def learning_curves(history: History, *, of: str = "cost", ax: Axes | None = Non
     if of not in ("cost", "accuracy"):
         raise ValueError(f"learning_curves: expected of='cost' or of='accuracy', got {of!r}")
     curves = {"training": getattr(history, of), "validation": getattr(history, f"validation_{of}")}
-    curves = {name: np.asarray(values) for name, values in curves.items() if values is not None and len(values)}
+    curves = {name: np.asarray(values) for name, values in curves.items() if values is not None and np.size(values)}
     if not curves:
         raise ValueError(f"learning_curves: expected a history with {of}, got none; let fit monitor it")
     ax = plt.figure(figsize=(5, 3.5), layout="constrained").add_subplot() if ax is None else ax
-    scale = 100 if of == "accuracy" else 1
-    for name, values in curves.items():
-        epochs = np.arange(1, len(values) + 1)
-        (line,) = ax.plot(epochs, scale * values, marker="." if len(values) < 40 else "", label=name)
-        if name == "validation" and np.isfinite(values).any():
-            best = np.nanargmax(values) if of == "accuracy" else np.nanargmin(values)
-            text = f"best {scale * values[best]:.4g} (epoch {best + 1})"
-            ax.plot(best + 1, scale * values[best], "o", color=line.get_color(), mfc="none", ms=10, label=text)
+    scale, colour = (100 if of == "accuracy" else 1), None
+    for name, values in reversed(curves.items()):
+        runs = scale * values.reshape(-1, values.shape[-1])
+        epochs, mean, spread = np.arange(1, runs.shape[1] + 1), runs.mean(axis=0), runs.std(axis=0)
+        style = "-" if name == "validation" or len(curves) == 1 else ":"
+        shown = name if label is None else label if len(curves) == 1 else f"{label}, {name}"
+        (line,) = ax.plot(epochs, mean, style, marker="." if len(mean) < 40 else "", label=shown, color=colour)
+        colour = line.get_color()
+        if len(runs) > 1:
+            ax.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
+        if name == "validation" and np.isfinite(mean).any():
+            turn = (np.nanargmax if of == "accuracy" else np.nanargmin)(mean)
+            ax.plot(turn + 1, mean[turn], "o", color=colour, mfc="none", ms=10)
+            best = f"{mean[turn]:.4g}{' %' * (of == 'accuracy')}, epoch {turn + 1}"
+            line.set_label(f"{shown} (best {best})")
     ax.set(xlabel="epoch", ylabel="accuracy (%)" if of == "accuracy" else "cost C", title=f"{of.capitalize()} by epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.3)
-    ax.legend()
+    ax.legend(fontsize=8)
+    return ax
+
+
+def learning_speed(
+    sizes: Any, *, epochs: Any = None, labels: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """The size of each layer's error over training, on a log scale: which layers learn and which hardly do.
+
+    Args:
+        sizes: (times, L), one of the fields of `fnnet.diagnostics.learning_speed` at several times.
+        epochs: (times,), when; 0, 1, 2, ... by default.
+        labels: the layers' names; "layer 0", ... by default.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ValueError: for sizes of another rank.
+    """
+    sizes = np.asarray(sizes, float)
+    if sizes.ndim != 2:
+        raise ValueError(f"learning_speed: expected sizes (times, layers), got {sizes.shape}; stack them over time")
+    ax = plt.figure(figsize=(5, 3.5), layout="constrained").add_subplot() if ax is None else ax
+    when = np.arange(len(sizes)) if epochs is None else np.asarray(epochs)
+    for l, size in enumerate(sizes.T):
+        name = f"layer {l}" if labels is None else labels[l]
+        ax.semilogy(when, np.where(size > 0, size, np.nan), marker="." if len(when) < 40 else "", label=name)
+    ax.set(xlabel="epoch", ylabel="size of δ (cost per unit of z)", title="Learning speed by layer")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return ax
+
+
+def histograms(histograms: Histograms, *, labels: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+    """The values of each layer, one above the other, each scaled to its own highest bin; layers without values are left out.
+
+    Args:
+        histograms: from `fnnet.diagnostics.histograms`.
+        labels: the layers' names; "layer 0", ... by default.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ValueError: where no layer has values.
+    """
+    counts, edges = np.asarray(histograms.counts, float), np.asarray(histograms.edges)
+    filled = np.flatnonzero(counts.sum(axis=1) > 0).tolist()
+    if not filled:
+        raise ValueError("histograms: expected values in at least one layer, got none")
+    if ax is None:
+        ax = plt.figure(figsize=(5, 1 + 0.8 * len(filled)), layout="constrained").add_subplot()
+    for row, l in enumerate(filled):
+        ax.stairs(
+            row + 0.9 * counts[l] / counts[l].max(), edges[l], baseline=row, fill=True, color=f"C{row}", alpha=0.7
+        )
+        ax.axhline(row, color=f"C{row}", lw=0.8)
+    names = [f"layer {l}" if labels is None else labels[l] for l in filled]
+    ax.set_yticks(np.arange(len(filled)), names)
+    ax.set(xlabel="value", ylabel="share of the layer's values", title="Values by layer", ylim=(-0.05, len(filled)))
+    ax.grid(axis="x", alpha=0.3)
+    return ax
+
+
+def spectra(values: Any, *, label: str | None = None, ax: Axes | None = None) -> Axes:
+    """Singular values by rank on a log scale: the median over examples, in a band from the lowest tenth to the highest.
+
+    Args:
+        values: (m, k), from `fnnet.diagnostics.singular_values`.
+        label: the line's name, to draw several layers into one ``ax``.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ValueError: for values of another rank.
+    """
+    values = np.asarray(values, float)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"spectra: expected singular values (m, k), got shape {values.shape}")
+    ax = plt.figure(figsize=(5, 3.5), layout="constrained").add_subplot() if ax is None else ax
+    low, middle, high = np.quantile(values, [0.1, 0.5, 0.9], axis=0)
+    rank = np.arange(1, values.shape[1] + 1)
+    (line,) = ax.semilogy(rank, middle, marker=".", label=label)
+    ax.fill_between(rank, low, high, color=line.get_color(), alpha=0.2, lw=0)
+    ax.set(xlabel="rank", ylabel="singular value", title="What backpropagation does to an error")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(alpha=0.3)
+    if label is not None:
+        ax.legend(fontsize=8)
     return ax
 
 
@@ -123,7 +232,7 @@ def digits(
     rows, gap = -(-m // columns), height // 3
     if ax is None:
         ax = plt.figure(figsize=(columns * 0.9, rows * 1.15), layout="constrained").add_subplot()
-    canvas = np.ones((rows * (height + gap), columns * (width + 2)))
+    canvas = np.full((rows * (height + gap), columns * (width + 2)), np.nan)
     for i, image in enumerate(images.reshape(m, height, width)):
         top, left = i // columns * (height + gap) + gap, i % columns * (width + 2)
         canvas[top : top + height, left : left + width] = 1 - image
@@ -132,13 +241,40 @@ def digits(
         shown = labels if predictions is None else predictions
         wrong = labels is not None and predictions is not None and labels[i] != predictions[i]
         text = f"{shown[i]}, is {labels[i]}" if wrong else f"{shown[i]}"  # pyright: ignore[reportOptionalSubscript]
-        style: dict[str, Any] = {"color": "#c0392b", "weight": "bold"} if wrong else {"color": "#333333"}
+        style: dict[str, Any] = {"color": "C3", "weight": "bold"} if wrong else {}
         ax.text(left + width / 2, top - 1, text, ha="center", va="bottom", fontsize=8, **style)
     ax.imshow(canvas, cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()
     if labels is not None and predictions is not None:
-        right = int(jnp.sum(jnp.asarray(labels) == jnp.asarray(predictions)))
+        right = np.sum(np.asarray(labels) == np.asarray(predictions))
         ax.set_title(f"Predicted classes: {right} of {m} right")
+    return ax
+
+
+def misclassified(
+    net: Layer, params: Any, data: tuple[Any, Any], *, most: int = 40, columns: int = 8, ax: Axes | None = None
+) -> Axes:
+    """The images that a network takes for something else, those first of which it is surest.
+
+    Args:
+        net: a network whose outputs are scores of classes.
+        params: its parameters.
+        data: (images, labels), images (m, H, W, 1).
+        most: how many to show at most.
+        columns: images in a row.
+        ax: where to draw; a new figure by default.
+    """
+    images, labels = (np.asarray(part) for part in data)
+    scores = np.concatenate([np.asarray(net.apply(params, images[i : i + 1000])) for i in range(0, len(images), 1000)])
+    predictions = scores.argmax(axis=1)
+    wrong = np.flatnonzero(predictions != labels)
+    surest = wrong[np.argsort(-scores.max(axis=1)[wrong], kind="stable")][:most]
+    if surest.size:
+        ax = digits(images[surest], labels[surest], predictions[surest], columns=columns, ax=ax)
+    elif ax is None:
+        ax = plt.figure(figsize=(5, 1), layout="constrained").add_subplot()
+    ax.set_axis_off()
+    ax.set_title(f"{len(wrong)} of {len(images)} images taken for something else")
     return ax
 
 

@@ -64,18 +64,119 @@ def test_update_ratios():
 
 def test_saturation():
     net, _, params, x, _ = case("softmax and dropout")
-    z = x @ params[0]["w"].T + params[0]["b"]
-    shares = diagnostics.saturation(net, params, x, bound=1e-9)
-    np.testing.assert_allclose(shares[0], np.mean(np.asarray(z) <= 0), rtol=1e-12)
-    assert 0 < shares[0] < 1
-    assert jnp.isnan(shares[1:]).all()
+    params = ({"w": params[0]["w"], "b": params[0]["b"].at[2].set(-100.0)}, *params[1:])
+    z = np.asarray(x @ params[0]["w"].T + params[0]["b"])
+    share, dead = diagnostics.saturation(net, params, x, bound=0.0)
+    np.testing.assert_allclose(share[0], np.mean(z <= 0), rtol=1e-12)
+    np.testing.assert_allclose(dead[0], np.mean((z <= 0).all(axis=0)), rtol=1e-12)
+    assert 0 < dead[0] < share[0] < 1
+    assert jnp.isnan(share[1:]).all()
+    assert jnp.isnan(dead[1:]).all()
     net, _, params, x, _ = case("sigmoid")
     a = net[:1].apply(params[:1], x)
-    shares = diagnostics.saturation(net, params, x, bound=0.2)
-    np.testing.assert_allclose(shares[0], np.mean(np.asarray(a * (1 - a)) < 0.2), rtol=1e-12)
-    assert 0 < shares[0] < 1
+    share, dead = diagnostics.saturation(net, params, x, bound=0.2)
+    np.testing.assert_allclose(share[0], np.mean(np.asarray(a * (1 - a)) <= 0.2), rtol=1e-12)
+    assert 0 < share[0] < 1
     steep = jax.tree.map(lambda p: 1000 * p, params)
-    assert diagnostics.saturation(net, steep, x)[0] > 0.9
+    assert diagnostics.saturation(net, steep, x).share[0] > 0.9
+
+
+def test_saturation_over_a_large_data_set_is_run_in_chunks():
+    net = fn.Network(fn.Dense(400, fn.relu), fn.Dense(3, fn.sigmoid))
+    params = net.init(KEY, (4,))
+    params = ({"w": params[0]["w"], "b": params[0]["b"].at[:7].set(-1000.0)}, params[1])
+    x = jax.random.normal(KEY, (30_001, 4))
+    share, dead = diagnostics.saturation(net, params, x)
+    z = np.asarray(x @ params[0]["w"].T + params[0]["b"])
+    np.testing.assert_allclose(share[0], np.mean(z <= 0), rtol=1e-10)
+    np.testing.assert_allclose(dead[0], 7 / 400, rtol=1e-12)
+    lowered = jax.jit(lambda x: diagnostics.saturation(net, params, x)).lower(x).compile()
+    assert lowered.memory_analysis().temp_size_in_bytes < 400 * 30_001 * 8
+
+
+def test_activations():
+    net, _, params, x, _ = case("softmax and dropout")
+    outputs = diagnostics.activations(net, params, x)
+    assert [a.shape for a in outputs] == [(5, 7), (5, 7), (5, 4)]
+    np.testing.assert_allclose(outputs[0], net[:1].apply(params[:1], x), rtol=1e-12)
+    np.testing.assert_array_equal(outputs[1], outputs[0])  # no dropout
+    np.testing.assert_allclose(outputs[2], net.apply(params, x), rtol=1e-12)
+
+
+def test_histograms():
+    net, cost, params, x, y = case("softmax and dropout")
+    for values in (
+        params,
+        fn.backprop(net, cost, params, x, y, key=KEY).errors,
+        diagnostics.activations(net, params, x),
+    ):
+        found = diagnostics.histograms(values, bins=9)
+        for l, layer in enumerate(values):
+            if not jax.tree.leaves(layer):
+                assert found.counts[l].sum() == 0
+                assert jnp.isnan(found.edges[l]).all()
+                continue
+            flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(layer)])
+            counts, edges = np.histogram(flat, 9)
+            np.testing.assert_array_equal(found.counts[l], counts)
+            np.testing.assert_allclose(found.edges[l], edges, rtol=1e-12, atol=1e-12)
+
+
+def test_histograms_leave_out_what_is_not_finite():
+    values = jnp.array([0.0, 1.0, jnp.nan, 4.0, jnp.inf]), jnp.full(3, jnp.nan), jnp.full(2, 5.0, jnp.bfloat16)
+    found = diagnostics.histograms(values, bins=4)
+    assert found.counts.tolist() == [[1, 1, 0, 1], [0, 0, 0, 0], [0, 0, 2, 0]]
+    np.testing.assert_allclose(found.edges[0], [0, 1, 2, 3, 4])
+
+
+def history(**monitors):
+    given = dict.fromkeys(fn.History._fields) | {n: np.array(v) for n, v in monitors.items()}
+    return fn.History(**given)
+
+
+def test_overfitting():
+    found = diagnostics.overfitting(
+        history(
+            cost=[3.0, 2.0, 1.0, 0.5],
+            accuracy=[0.5, 0.7, 0.9, 1.0],
+            validation_cost=[3.0, 2.5, 2.0, 2.2],
+            validation_accuracy=[0.5, 0.8, 0.7, 0.8],
+        )
+    )
+    assert (found.cost_turns, found.accuracy_turns) == (3, 2)
+    np.testing.assert_allclose(found.cost_gap, [0, 0.5, 1, 1.7])
+    np.testing.assert_allclose(found.accuracy_gap, [0, -0.1, 0.2, 0.2])
+
+
+def test_overfitting_of_many_networks_and_of_none():
+    nan = np.nan
+    many = history(
+        cost=[[1.0, 1.0]] * 2, validation_cost=[[2.0, 1.0], [nan, nan]], validation_accuracy=[[0.5, nan]] * 2
+    )
+    found = diagnostics.overfitting(many)
+    assert found.cost_turns.tolist() == [2, 0]
+    assert found.accuracy_turns.tolist() == [1, 1]
+    assert found.cost_gap is None
+    with pytest.raises(ValueError, match="overfitting: expected a history with validation data, got none"):
+        diagnostics.overfitting(history(cost=[1.0]))
+
+
+def test_overfitting_is_that_of_a_sweep():
+    x = jax.random.normal(KEY, (20, 3))
+    runs = fn.sweep(
+        fn.Network(fn.Dense(2, fn.softmax)),
+        fn.log_likelihood,
+        (x, jnp.arange(20) % 2),
+        keys=jax.random.split(KEY, 3),
+        epochs=4,
+        batch_size=5,
+        optimizers=[fn.sgd(0.1), fn.sgd(1.0)],
+        validation=(x[:10], jnp.arange(10) % 2),
+        progress=False,
+    )
+    found = diagnostics.overfitting(runs)
+    np.testing.assert_array_equal(found.cost_turns, runs.validation_cost.argmin(axis=-1) + 1)
+    np.testing.assert_allclose(found.accuracy_gap, runs.accuracy - runs.validation_accuracy)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -135,7 +236,7 @@ def test_convolutions_have_them_too():
     np.testing.assert_allclose(own, np.linalg.svd(by_z, compute_uv=False), rtol=1e-9, atol=1e-14)
     speed = diagnostics.learning_speed(net, fn.log_likelihood, params, x, jnp.array([1, 2]))
     assert speed.rms.shape == (4,)
-    assert jnp.isnan(diagnostics.saturation(net, params, x)).tolist() == [False, True, True, True]
+    assert jnp.isnan(diagnostics.saturation(net, params, x).share).tolist() == [False, True, True, True]
 
 
 def test_over_many_networks_at_once():

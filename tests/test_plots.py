@@ -1,0 +1,127 @@
+"""Pictures: what they show, on axes that are given or new, in print and on a dark screen."""
+
+import jax
+import numpy as np
+import pytest
+
+import fnnet as fn
+from fnnet import diagnostics
+
+plots = pytest.importorskip("fnnet.plots")
+plt = pytest.importorskip("matplotlib.pyplot")
+
+KEY = jax.random.key(0)
+NET = fn.Network(fn.Flatten(), fn.Dense(8, fn.sigmoid), fn.Dense(10, fn.softmax))
+PARAMS = NET.init(KEY, (28, 28, 1))
+
+
+@pytest.fixture
+def data(digits):
+    """The embedded digits, in the parameters' dtype."""
+    return tuple((x.astype(float), y) for x, y in digits)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def swept(data, seeds=3, **given):
+    train, test = data
+    options = {"epochs": 4, "batch_size": 50, "optimizers": [fn.sgd(1.0)], "validation": test, "progress": False}
+    return fn.sweep(NET, fn.log_likelihood, train, keys=jax.random.split(KEY, seeds), **options, **given)
+
+
+def curves(ax):
+    return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+
+
+def test_learning_curves_of_many_networks(data):
+    runs = swept(data)
+    ax = plots.learning_curves(runs, of="accuracy")
+    own = 100 * runs.validation_accuracy[0, 0].mean(axis=0)
+    best = own.argmax()
+    validation = curves(ax)[f"validation (best {own[best]:.4g} %, epoch {best + 1})"]
+    np.testing.assert_allclose(validation.get_ydata(), own)
+    np.testing.assert_allclose(curves(ax)["training"].get_ydata(), 100 * runs.accuracy[0, 0].mean(axis=0))
+    assert len(ax.collections) == 2  # a band for each
+    (turning,) = [line for line in ax.lines if line.get_marker() == "o"]
+    assert (turning.get_xdata()[0], turning.get_ydata()[0]) == (best + 1, own[best])
+
+
+def test_a_label_stands_before_the_lines_names(data):
+    ax = plots.learning_curves(swept(data), label="η 1")
+    plots.learning_curves(swept(data, monitor_training=False), of="accuracy", label="alone", ax=ax)
+    names = list(curves(ax))
+    assert names[0].startswith("η 1, validation (best ")
+    assert names[1] == "η 1, training"
+    assert names[2].startswith("alone (best ")
+
+
+def test_learning_speed():
+    sizes = np.array([[1.0, 0.1], [0.5, 0.0]])
+    ax = plots.learning_speed(sizes, epochs=[0, 10], labels=["first", "last"])
+    assert (ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "epoch", "size of δ (cost per unit of z)")
+    assert curves(ax)["first"].get_xdata().tolist() == [0, 10]
+    np.testing.assert_array_equal(curves(ax)["last"].get_ydata(), [0.1, np.nan])
+    assert "layer 1" in curves(plots.learning_speed(sizes))
+    with pytest.raises(ValueError, match=r"learning_speed: expected sizes \(times, layers\), got \(2,\)"):
+        plots.learning_speed(sizes[0])
+
+
+def test_histograms(data):
+    (x, _), _ = data
+    ax = plots.histograms(diagnostics.histograms(PARAMS, bins=7))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["layer 1", "layer 2"]
+    ax = plots.histograms(diagnostics.histograms(diagnostics.activations(NET, PARAMS, x)), labels=["x", "a", "y"])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["x", "a", "y"]
+    heights = [stairs.get_data().values - row for row, stairs in enumerate(ax.patches)]
+    np.testing.assert_allclose([height.max() for height in heights], 0.9, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"histograms: expected values in at least one layer, got none"):
+        plots.histograms(diagnostics.histograms(({}, {})))
+
+
+def test_spectra():
+    values = np.array([[3.0, 1.0], [5.0, 2.0], [4.0, 0.0]])
+    ax = plots.spectra(values, label="layer 0")
+    assert curves(ax)["layer 0"].get_ydata().tolist() == [4, 1]
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_yscale()) == ("rank", "singular value", "log")
+    assert plots.spectra(values).get_legend() is None
+    for wrong in (values[0], np.zeros((0, 2))):
+        with pytest.raises(ValueError, match=r"spectra: expected singular values \(m, k\), got shape"):
+            plots.spectra(wrong)
+
+
+def test_misclassified(data):
+    _, (x, y) = data
+    scores = np.asarray(NET.apply(PARAMS, x))
+    wrong = scores.argmax(axis=1) != y
+    ax = plots.misclassified(NET, PARAMS, (x, y), most=5)
+    assert ax.get_title() == f"{wrong.sum()} of 100 images taken for something else"
+    surest = np.flatnonzero(wrong)[scores[wrong].max(axis=1).argmax()]
+    assert ax.texts[0].get_text() == f"{scores[surest].argmax()}, is {y[surest]}"
+    assert len(ax.texts) == 5
+    ax = plots.misclassified(NET, PARAMS, (x, scores.argmax(axis=1)))
+    assert ax.get_title() == "0 of 100 images taken for something else"
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_print_and_dark_screens(style, data, tmp_path):
+    """Nothing is drawn in the colour of what it stands on; and a given ax is the one that is returned."""
+    _, test = data
+    with plt.style.context(style):
+        figure, axes = plt.subplots(2, 3, figsize=(12, 7))
+        drawn = [
+            plots.learning_curves(swept(data, seeds=1), ax=axes[0, 0]),
+            plots.learning_speed(np.array([[1.0, 0.1], [0.5, 0.01]]), ax=axes[0, 1]),
+            plots.histograms(diagnostics.histograms(PARAMS), ax=axes[0, 2]),
+            plots.spectra(diagnostics.singular_values(NET, PARAMS, test[0][:5], layer=1), ax=axes[1, 0]),
+            plots.misclassified(NET, PARAMS, test, ax=axes[1, 1]),
+            plots.digits(test[0][:16], test[1][:16], ax=axes[1, 2]),
+        ]
+        assert all(a is b for a, b in zip(drawn, axes.flat, strict=True))
+        paper = np.array(plt.matplotlib.colors.to_rgb(axes[0, 0].get_facecolor()))
+        marks = [artist.get_color() for ax in axes.flat for artist in (*ax.lines, *ax.texts, ax.title)]
+        assert min(np.abs(paper - plt.matplotlib.colors.to_rgb(mark)).max() for mark in marks) > 0.25
+        figure.savefig(tmp_path / f"{style}.png")
