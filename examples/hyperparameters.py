@@ -49,7 +49,7 @@ def main(
 
     # %% The published learning rates.
     print(f"{len(train[0])} training images, {seeds} seeds")
-    print("network     cost           λ of N   η      epochs  measured                  fnnet             published")
+    print("network     cost           λ/N      η      epochs  measured                  fnnet             published")
     curves = {}
     for hidden, cost, weights, lam, rate, full, what, published in ROWS:
         swept = fn.sweep(
@@ -99,7 +99,7 @@ def main(
     print("η      " + "".join(f"λ {lam:<6}" for lam in lams))
     for rate, row in zip(rates, mean, strict=True):
         print(f"{rate:<6} " + "".join(f"{value:<8.1f}" for value in row))
-    i, j = np.unravel_index(mean.argmax(), mean.shape)
+    i, j = np.unravel_index(np.nanargmax(mean), mean.shape)
     print(f"best: η {rates[i]}, λ {lams[j]}")
 
     picture(curves, mean, Path(output) / "hyperparameters.png")
@@ -124,14 +124,14 @@ def picture(curves: dict[str, fn.Sweep], mean: np.ndarray, path: Path) -> None:
     left.set(xlabel="epoch", ylabel="training cost (nats)", title="784-30-10: mean and range over seeds")
     left.grid(alpha=0.3)
     left.legend(fontsize=8)
-    shown = right.imshow(mean, cmap="viridis", aspect="auto", vmin=mean.max() - 10)
+    shown = right.imshow(mean, cmap="viridis", aspect="auto", vmin=np.nanmax(mean) - 10)
     for (i, j), value in np.ndenumerate(mean):
-        dark = value < mean.max() - 5
+        dark = value < np.nanmax(mean) - 5
         right.text(j, i, f"{value:.1f}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
     rates, lams = GRID
     right.set_yticks(range(len(rates)), [f"{rate}" for rate in rates])
     right.set_xticks(range(len(lams)), [f"{lam}" for lam in lams])
-    right.set(xlabel="λ", ylabel="learning rate η", title="Search on 1,000 images: validation accuracy")
+    right.set(xlabel="λ", ylabel="learning rate η", title="Search on a thousand images: validation accuracy")
     figure.colorbar(shown, ax=right, label="validation accuracy (%)", extend="min")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

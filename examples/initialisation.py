@@ -71,7 +71,7 @@ def main(
         accuracy = 100 * swept[start, size].validation_accuracy[0, 0]
         texts = [f"{spread(a)} %" for a in (accuracy[:, 0], accuracy[:, -1])]
         first, last = PUBLISHED[start, size]
-        print(f"784-{size}-10".ljust(11), f"{start:13} {texts[0]:16} {first} %    {texts[1]:16} {last} %")
+        print(f"784-{size}-10".ljust(11), f"{start:13} {texts[0]:16} {first:.2f} %    {texts[1]:16} {last:.2f} %")
 
     picture(hidden, swept, Path(output) / "initialisation.png")
     return {name: sweep.validation_accuracy[0, 0] for name, sweep in swept.items()}

@@ -62,6 +62,13 @@ def main(
         a, delta = runs[cost.name, w]
         print(f"{cost.name:13}  {w}  {b}  {rate:<5}  {a[0]:.2f}    {delta[0]:.4f}  {a[150]:.2f}       {a[300]:.2f}")
 
+    for cost in ("quadratic", "cross_entropy"):
+        slow, fast = (float(runs[cost, w][1][0]) for w in (2.0, 0.6))
+        print(
+            f"{cost}: from w = 2.0 the first step is {slow / fast:.2f} times the one from w = 0.6, where a is less wrong"
+        )
+    print("(the rates are the book's and 30 times apart, so compare the two starts of a cost, not the costs' outputs)")
+
     # %% Whole networks: how many units are saturated at the start, and what the two costs make of them.
     data = fn.datasets.mnist(mnist) if mnist else fn.datasets.mnist_subset()
     train = data.train[0][:examples], data.train[1][:examples]
@@ -90,6 +97,19 @@ def main(
                 f"784-{size}-10".ljust(10),
                 f" {cost.name:13}  {rate}  {spread(best)} %  {PUBLISHED[cost.name, size]} %",
             )
+
+    # %% Where the quadratic cost falls behind: an output near 0 for every image has σ' near 0, and stays there.
+    print(
+        "\nruns by the number of outputs that no test image takes above 0.5, and their test accuracy of the best epoch"
+    )
+    for (cost, size), sweep in swept.items():
+        tops = [
+            network(size).apply(params, data.test[0]).max(axis=0)
+            for params in (jax.tree.map(lambda leaf, k=k: leaf[0, 0, k], sweep.params) for k in range(seeds))
+        ]
+        stuck, best = (np.array(tops) < 0.5).sum(axis=1), 100 * sweep.validation_accuracy[0, 0].max(axis=-1)
+        groups = [f"{n}: {sum(stuck == n)} runs, {spread(best[stuck == n])} %" for n in np.unique(stuck)]
+        print(f"784-{size}-10".ljust(11), f"{cost:13}", ";  ".join(groups))
 
     picture(runs, swept, Path(output) / "saturation.png")
     return {name: sweep.validation_accuracy[0, 0] for name, sweep in swept.items()}

@@ -163,7 +163,9 @@ def picture(over_time: np.ndarray, remedy: np.ndarray, spectra: dict, path: Path
     labels = [f"hidden layer {l}" for l in range(1, 5)]
     plots.learning_speed(np.median(over_time, axis=0), labels=labels, ax=axes[0])
     axes[0].set_title(f"Sigmoid: ‖mean of δ‖, median of {len(over_time)} seeds")
-    plots.learning_speed(remedy, labels=labels, ax=axes[1]).set_title("ReLU, weights N(0, 2/n_in): ‖mean of δ‖")
+    plots.learning_speed(remedy, labels=labels, ax=axes[1]).set_title(
+        "ReLU, weights N(0, 2/n_in): ‖mean of δ‖, one seed"
+    )
     axes[1].sharey(axes[0])
     for name, values in spectra.items():
         for l, of_layer in values.items():

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from .activations import at_least_float32, softmax
@@ -42,7 +43,7 @@ class LearningSpeed(NamedTuple):
     """Three sizes of each layer's error δ, from the first layer to the last.
 
     Attributes:
-        norm_of_mean: ‖(1/m) Σ_x δ^x‖, which is the norm of the biases' gradient.
+        norm_of_mean: ‖(1/m) Σ_x δ^x‖, which is the norm of a dense layer's gradient of its biases.
         mean_of_norms: (1/m) Σ_x ‖δ^x‖; it does not fall where examples pull in different directions.
         rms: the root of the mean square of δ's entries; it does not grow with the number of units.
     """
@@ -55,7 +56,8 @@ class LearningSpeed(NamedTuple):
 def learning_speed(
     net: Layer, cost: Cost, params: Params, x: Any, y: Any, *, key: Any = None, mask: Any = None, weights: Any = None
 ) -> LearningSpeed:
-    """How large the error of each layer is, from `fnnet.backprop`: how fast it learns. Arguments and errors are those of it.
+    """How large the error of each layer is, from `fnnet.backprop`: how fast it learns. Arguments and errors are those of it;
+    the errors of a network inside the network count together.
 
     Source: the notes, section 6.1; Nielsen's figures are ``norm_of_mean``.
     """
@@ -63,8 +65,7 @@ def learning_speed(
     sizes = []
     for delta in errors if isinstance(net, Network) else (errors,):
         flat = _flat(delta)
-        norms = jnp.linalg.norm(flat, axis=1)
-        sizes.append((jnp.linalg.norm(jnp.mean(flat, axis=0)), jnp.mean(norms), jnp.sqrt(jnp.mean(flat**2))))
+        sizes.append((_norm(jnp.mean(flat, axis=0)), jnp.mean(_norm(flat, axis=1)), _norm(flat) / flat.size**0.5))
     return LearningSpeed(*(jnp.stack(size) for size in zip(*sizes, strict=True)))
 
 
@@ -72,11 +73,23 @@ def update_ratios(params: Params, updates: Params) -> Array:
     """‖Δw‖ / ‖w‖ of each layer's weights, for the updates of an optimizer; NaN for a layer without weights. Shape (L,).
 
     About 0.001 is usual; a layer whose ratio is a hundred times smaller than another's hardly learns beside it.
+
+    Args:
+        params: of a network, an entry for each layer.
+        updates: as ``optimizer.update`` returns them.
+
+    Raises:
+        ValueError: for parameters that are no tuple.
     """
+    if not isinstance(params, tuple):
+        raise ValueError(
+            f"update_ratios: expected a network's parameters, a tuple with an entry for each layer, got "
+            f"{type(params).__name__}; wrap a single layer's as (params,)"
+        )
 
     def norm(tree: Any) -> Array:
-        squares = [jnp.sum(w * w) for w in weights_in(tree)]
-        return jnp.sqrt(sum(squares)) if squares else jnp.asarray(jnp.nan)
+        weights = [w.astype(jnp.result_type(float)).ravel() for w in weights_in(tree)]
+        return _norm(jnp.concatenate(weights)) if weights else jnp.asarray(jnp.nan)
 
     return jnp.stack([norm(update) / norm(own) for own, update in zip(params, updates, strict=True)])
 
@@ -95,7 +108,8 @@ class Saturation(NamedTuple):
 
 def saturation(net: Network, params: Params, x: Any, *, bound: float = 0.01) -> Saturation:
     """The share of units with |σ'(z)| ≤ ``bound``: they hardly learn. A ReLU is flat where it is off, so ``dead`` counts
-    those that no example turns on.
+    those that no example turns on. Steps of a sequence count like examples, padded ones too; an activation of your own is
+    taken to act on each unit alone.
 
     Args:
         net: a network; x is run through it in inference mode, in chunks where it is large.
@@ -103,9 +117,12 @@ def saturation(net: Network, params: Params, x: Any, *, bound: float = 0.01) -> 
         x: inputs (m, ...), a whole data set to find dead units.
         bound: up to which a slope counts as flat; a sigmoid's largest is 1/4.
 
+    Raises:
+        ValueError: for something that is no network, or no examples.
+
     Source: the notes, section 4.1.
     """
-    x = jnp.asarray(x)
+    x = _check("saturation", net, params, x)
     return _saturation(net, params, x, bound, size=chunk_size(net, params, x, jax.random.key(0), None, "auto"))
 
 
@@ -133,8 +150,11 @@ def activations(net: Network, params: Params, x: Any, *, mask: Any = None) -> tu
         params: from ``net.init``.
         x: inputs (m, ...).
         mask: (m, T), True for the valid steps of sequences.
+
+    Raises:
+        ValueError: for something that is no network, or no examples.
     """
-    a, outputs = jnp.asarray(x), []
+    a, outputs = _check("activations", net, params, x), []
     for part, p in zip(net, params, strict=True):
         a, _ = run_forward(part, p, a, mask=mask)
         outputs.append(a)
@@ -145,7 +165,7 @@ class Histograms(NamedTuple):
     """A histogram for each layer.
 
     Attributes:
-        counts: (L, bins), how many values are in each bin; 0 for a layer without values.
+        counts: (L, bins), integers: how many values are in each bin; 0 for a layer without values.
         edges: (L, bins + 1), the bins' edges, from the layer's smallest value to its largest; NaN for a layer without values.
     """
 
@@ -160,17 +180,23 @@ def histograms(values: Any, *, bins: int = 50) -> Histograms:
     Args:
         values: an entry for each layer: `activations`, ``backprop(...).errors`` or ``.gradients``, or the parameters.
         bins: how many.
+
+    Raises:
+        ValueError: for no layers at all.
     """
+    if not len(values):
+        raise ValueError("histograms: expected an entry for each layer, got none")
 
     def of_layer(tree: Any) -> tuple[Array, Array]:
         leaves = [jnp.asarray(leaf, jnp.result_type(float)).ravel() for leaf in jax.tree.leaves(tree) if jnp.size(leaf)]
         if not leaves:
-            return jnp.zeros(bins), jnp.full(bins + 1, jnp.nan)
+            return jnp.zeros(bins, int), jnp.full(bins + 1, jnp.nan)
         flat = jnp.concatenate(leaves)
         finite = jnp.isfinite(flat)
         low, high = jnp.min(flat, where=finite, initial=jnp.inf), jnp.max(flat, where=finite, initial=-jnp.inf)
-        given = jnp.where(finite, flat, low)
-        return jnp.histogram(given, bins, (low, high), weights=finite.astype(flat.dtype))
+        edges = jnp.histogram_bin_edges(flat, bins, (low, high))
+        places = jnp.clip(jnp.searchsorted(edges, flat, side="right") - 1, 0, bins - 1)
+        return jnp.zeros(bins, int).at[places].add(finite.astype(int)), jnp.where(jnp.any(finite), edges, jnp.nan)
 
     return Histograms(*(jnp.stack(part) for part in zip(*map(of_layer, values), strict=True)))
 
@@ -199,12 +225,14 @@ def overfitting(history: History | Sweep) -> Overfitting:
         history: from `fnnet.fit` or `fnnet.sweep`, with validation data.
 
     Raises:
-        ValueError: for a history without validation data.
+        ValueError: for a history without validation data, or without epochs.
 
     Source: the notes, section 5.1.
     """
     if history.validation_cost is None or history.validation_accuracy is None:
         raise ValueError("overfitting: expected a history with validation data, got none; give fit validation=(x, y)")
+    if not np.shape(history.validation_cost)[-1]:
+        raise ValueError("overfitting: expected a history of at least one epoch, got none")
     cost, share = jnp.asarray(history.validation_cost), jnp.asarray(history.validation_accuracy)
     turns = jnp.nanargmin(cost, axis=-1) + 1, jnp.nanargmax(share, axis=-1) + 1
     if history.accuracy is None:
@@ -214,7 +242,7 @@ def overfitting(history: History | Sweep) -> Overfitting:
 
 class Growth(NamedTuple):
     """ln(‖δ^l‖ / ‖δ^{l+1}‖) for neighbouring layers, from the first pair to the last, and four parts that add up to it. Norms
-    are over all units and examples.
+    are over all units and examples. Where an error is 0 the total is −∞, or NaN after 0, and so is the part that made it so.
 
     Attributes:
         total: ln(‖δ^l‖ / ‖δ^{l+1}‖), below 0 where the error vanishes.
@@ -249,14 +277,15 @@ def error_growth(
 def _growth(net, cost, params, x, y, key, mask, weights) -> Growth:
     a, caches = run_forward(net, params, x, key=key, train=True, mask=mask)
     errors = errors_of(net, cost, params, a, caches, y, weights, params)
-    size = lambda d: jnp.log(jnp.linalg.norm(_flat(d)))  # noqa: E731
+    size = lambda d: jnp.log(_norm(_flat(d)))  # noqa: E731
     pairs = []
     for l in range(len(net) - 1):
         above, slope = net[l + 1], _slope(net[l], params[l], caches[l])
         da = size(above.propagate(params[l + 1], caches[l + 1], errors[l + 1]))
         w = at_least_float32(params[l + 1]["w"]) if isinstance(above, Dense) else None
-        by_weights = 0 * da if w is None else jnp.log(jnp.linalg.norm(w)) - math.log(w.shape[0]) / 2
-        by_slopes = 0 * da if slope is None else jnp.log(jnp.mean(slope**2)) / 2
+        none = jnp.zeros_like(da)
+        by_weights = none if w is None else jnp.log(_norm(w)) - math.log(w.shape[0]) / 2
+        by_slopes = none if slope is None else jnp.log(_norm(slope)) - math.log(slope.size) / 2
         through, past = da - size(errors[l + 1]), size(errors[l]) - da
         pairs.append((through + past, by_weights, through - by_weights, by_slopes, past - by_slopes))
     return Growth(*(jnp.stack(part) for part in zip(*pairs, strict=True)))
@@ -270,63 +299,94 @@ def singular_values(net: Network, params: Params, x: Any, *, layer: int = 0, k: 
         net: a network whose layers keep examples apart, in inference mode.
         params: from ``net.init``.
         x: inputs (m, ...).
-        layer: l, counted from 0.
+        layer: l, counted from 0; not a network inside the network, which has a δ for each of its layers.
         k: only the k largest, without ever having the matrix: by products with it and its transpose (LOBPCG), for layers of
-            many units. A fifth of n_L at most.
+            many units. Below a fifth of n_L.
 
     Raises:
-        ValueError: for a layer that the network does not have, or k outside 1 to n_L/5.
+        ValueError: for something that is no network, no examples, a layer that the network does not have or that is a network
+            itself, or k outside 1 to (n_L − 1)/5.
 
     Source: the notes, section 6.1.
     """
-    x = jnp.asarray(x)
-    if not -len(net) <= operator.index(layer) < len(net):
-        raise ValueError(f"singular_values: expected layer to be one of {len(net)} layers, got {layer}")
+    x = _check("singular_values", net, params, x)
+    if not -len(net) <= operator.index(layer) < len(net) or isinstance(net[layer], Network):
+        got = layer if not -len(net) <= layer < len(net) else f"{layer}, which is {net[layer]!r}"
+        raise ValueError(f"singular_values: expected layer to be one of {len(net)} layers, not a network, got {got}")
     n_out = math.prod(jax.eval_shape(lambda: run_forward(net, params, x)[0]).shape[1:])
-    if k is not None and not 1 <= operator.index(k) <= n_out // 5:
-        raise ValueError(
-            f"singular_values: expected k from 1 to {n_out // 5} for {n_out} outputs, got {k}; leave k out"
-        )
+    most = (n_out - 1) // 5
+    if k is not None and not 1 <= operator.index(k) <= most:
+        allowed = f"k from 1 to {most}" if most else "no k"
+        raise ValueError(f"singular_values: expected {allowed} for {n_out} outputs, got {k}; leave k out")
     return _singular_values(net, params, x, layer=layer % len(net), k=k)
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "k"))
 def _singular_values(net, params, x, *, layer, k) -> Array:
-    a, caches = run_forward(net, params, x)
-    n_out = math.prod(a.shape[1:])
+    params, x = jax.tree.map(
+        lambda leaf: at_least_float32(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, (params, x)
+    )
 
-    def back(u: Array) -> Array:
-        """Jᵀ u for every example: (m, n_L) -> (m, n_l)."""
-        return _flat(net.error(params, caches, u.reshape(a.shape))[layer])
+    def back_from(x: Array) -> tuple[Any, Array]:
+        """u -> Jᵀ u for every example, (m, n_L) -> (m, n_l); and a^L."""
+        a, caches = run_forward(net, params, x)
+        return lambda u: _flat(net.error(params, caches, u.reshape(a.shape))[layer]), a
 
     if k is None:
-        rows = jax.vmap(lambda one: back(jnp.broadcast_to(one, (len(x), n_out))))(jnp.eye(n_out, dtype=a.dtype))
+        back, a = back_from(x)
+        unit = jnp.eye(math.prod(a.shape[1:]), dtype=a.dtype)
+        rows = jax.vmap(lambda one: back(jnp.broadcast_to(one, (len(x), len(unit)))))(unit)
         return jnp.linalg.svd(jnp.moveaxis(rows, 0, 1), compute_uv=False)
-
-    below, above = net.layers[:layer], net.layers[layer:]
-    start = Network(*below).apply(params[:layer], x) if below else x
-    shape = jax.eval_shape(lambda: net.error(params, caches, a)[layer]).shape
-
-    def forward(probe: Array) -> Array:
-        """a^L with something added to z^l."""
-        out, _ = run_forward(above[0], params[layer], start, probe=probe.reshape(shape))
-        return (Network(*above[1:]).apply(params[layer + 1 :], out) if above[1:] else out).reshape(len(x), n_out)
-
-    def gram(u: Array) -> Array:
-        """Jᵀ, then J, for every example: (m, n_L) -> (m, n_L)."""
-        d = back(u)
-        return jax.jvp(forward, (jnp.zeros_like(d),), (d,))[1]
 
     from jax.experimental.sparse.linalg import lobpcg_standard  # slow to import, and only needed here
 
-    def of_example(i: Array) -> Array:
-        """The example alone: others get 0."""
-        one = jax.nn.one_hot(i, len(x), dtype=a.dtype)[:, None]
-        product = jax.vmap(lambda u: gram(one * u)[i], 1, 1)
-        begin = jax.random.normal(jax.random.key(0), (n_out, k), a.dtype)
-        return jnp.sqrt(jnp.maximum(lobpcg_standard(product, begin)[0], 0))
+    def of_example(x: Array) -> Array:
+        x = x[None]
+        back, a = back_from(x)
+        below, above = net.layers[:layer], net.layers[layer:]
+        start = Network(*below).apply(params[:layer], x) if below else x
+        delta = jax.eval_shape(lambda: net.error(params, run_forward(net, params, x)[1], a)[layer])
 
-    return jax.lax.map(of_example, jnp.arange(len(x)))
+        def forward(probe: Array) -> Array:
+            """a^L with something added to z^l."""
+            out, _ = run_forward(above[0], params[layer], start, probe=probe.reshape(delta.shape))
+            return (Network(*above[1:]).apply(params[layer + 1 :], out) if above[1:] else out).ravel()
+
+        begin = jax.random.normal(jax.random.key(0), (a.size, k), a.dtype)
+        scale = _norm(back(begin[:, 0])) / a.size**0.5
+        scale = jnp.where(scale > 0, scale, 1)
+
+        def gram(u: Array) -> Array:
+            """Jᵀ, then J, each divided by the scale, so that a deep network's products do not vanish."""
+            d = back(u)[0] / scale
+            return jax.jvp(forward, (jnp.zeros_like(d),), (d,))[1] / scale
+
+        squares, *_ = lobpcg_standard(jax.vmap(gram, 1, 1), begin)
+        return scale * jnp.sqrt(jnp.maximum(squares, 0))
+
+    return jax.lax.map(of_example, x)
+
+
+def _check(function: str, net: Any, params: Any, x: Any) -> Array:
+    """x as an array, or a ValueError."""
+    if not isinstance(net, Network):
+        raise ValueError(f"{function}: expected a network, got {net!r}; wrap a layer as fn.Network(layer)")
+    if not isinstance(params, tuple) or len(params) != len(net):
+        got = f"{len(params)} entries" if isinstance(params, tuple) else type(params).__name__
+        raise ValueError(f"{function}: expected parameters with an entry for each of {len(net)} layers, got {got}")
+    x = jnp.asarray(x)
+    if not x.size:
+        raise ValueError(f"{function}: expected at least one example, got x of shape {x.shape}")
+    return x
+
+
+def _norm(values: Array, axis: int | None = None) -> Array:
+    """‖values‖, of entries divided by the largest: the squares of a deep network's errors do not vanish."""
+    largest = jnp.max(jnp.abs(values), axis=axis, keepdims=True, initial=0)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return jnp.linalg.norm((values / scale).ravel() if axis is None else values / scale, axis=axis) * scale.squeeze(
+        axis
+    )
 
 
 def _flat(delta: Any) -> Array:

@@ -422,6 +422,12 @@ def check_feedback(params: Params, feedback: Params | None) -> None:
             )
 
 
+def check_net(net: Any) -> None:
+    """Raise a ValueError unless it is a layer."""
+    if not isinstance(net, Layer):
+        raise ValueError(f"net: expected an fn.Network or another layer, got {type(net).__name__}; see fn.layer")
+
+
 def check_batch(
     net: Any,
     cost: Any,
@@ -434,8 +440,7 @@ def check_batch(
     state: Any = None,
 ) -> tuple[Array, Array, Any, Any, Any]:
     """x, y, key, mask and weights, the data as arrays, or a ValueError that says what is wrong with them."""
-    if not isinstance(net, Layer):
-        raise ValueError(f"net: expected an fn.Network or another layer, got {type(net).__name__}; see fn.layer")
+    check_net(net)
     if not isinstance(cost, Cost):
         raise ValueError(f"cost: expected an fn.Cost such as fn.cross_entropy, got {type(cost).__name__}")
     x, y, mask, weights = jnp.asarray(x), jnp.asarray(y), as_array(mask), as_array(weights)

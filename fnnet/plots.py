@@ -86,7 +86,7 @@ def learning_curves(
     history: History | Sweep, *, of: str = "cost", label: str | None = None, ax: Axes | None = None
 ) -> Axes:
     """Cost or accuracy by epoch, on training (dotted) and, where monitored, validation data, with the epoch marked at which
-    validation turns. Of many networks the mean, in a band of one standard deviation.
+    validation turns. Of many networks the mean, in a band of one standard deviation, without those that diverged.
 
     Args:
         history: from ``fit``; or from ``sweep``, all its networks together.
@@ -107,12 +107,17 @@ def learning_curves(
     scale, colour = (100 if of == "accuracy" else 1), None
     for name, values in reversed(curves.items()):
         runs = scale * values.reshape(-1, values.shape[-1])
-        epochs, mean, spread = np.arange(1, runs.shape[1] + 1), runs.mean(axis=0), runs.std(axis=0)
+        finished = np.isfinite(runs).all(axis=1)
+        some, total = 0 < finished.sum() < len(runs), len(runs)
+        runs = runs[finished] if some else runs
+        epochs, mean = np.arange(1, runs.shape[1] + 1), runs.mean(axis=0)
         style = "-" if name == "validation" or len(curves) == 1 else ":"
         shown = name if label is None else label if len(curves) == 1 else f"{label}, {name}"
+        shown += f", {len(runs)} of {total} networks" if some else ""
         (line,) = ax.plot(epochs, mean, style, marker="." if len(mean) < 40 else "", label=shown, color=colour)
         colour = line.get_color()
         if len(runs) > 1:
+            spread = runs.std(axis=0, ddof=1)
             ax.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
         if name == "validation" and np.isfinite(mean).any():
             turn = (np.nanargmax if of == "accuracy" else np.nanargmin)(mean)
@@ -120,7 +125,7 @@ def learning_curves(
             best = f"{mean[turn]:.4g}{' %' * (of == 'accuracy')}, epoch {turn + 1}"
             line.set_label(f"{shown} (best {best})")
     ax.set(xlabel="epoch", ylabel="accuracy (%)" if of == "accuracy" else "cost C", title=f"{of.capitalize()} by epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     return ax
@@ -138,17 +143,17 @@ def learning_speed(
         ax: where to draw; a new figure by default.
 
     Raises:
-        ValueError: for sizes of another rank.
+        ValueError: for sizes of another rank, or another number of labels.
     """
     sizes = np.asarray(sizes, float)
     if sizes.ndim != 2:
         raise ValueError(f"learning_speed: expected sizes (times, layers), got {sizes.shape}; stack them over time")
     ax = plt.figure(figsize=(5, 3.5), layout="constrained").add_subplot() if ax is None else ax
     when = np.arange(len(sizes)) if epochs is None else np.asarray(epochs)
-    for l, size in enumerate(sizes.T):
-        name = f"layer {l}" if labels is None else labels[l]
+    for name, size in zip(_names("learning_speed", labels, sizes.shape[1]), sizes.T, strict=True):
         ax.semilogy(when, np.where(size > 0, size, np.nan), marker="." if len(when) < 40 else "", label=name)
     ax.set(xlabel="epoch", ylabel="size of δ (cost per unit of z)", title="Learning speed by layer")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     return ax
@@ -163,7 +168,7 @@ def histograms(histograms: Histograms, *, labels: Sequence[str] | None = None, a
         ax: where to draw; a new figure by default.
 
     Raises:
-        ValueError: where no layer has values.
+        ValueError: where no layer has values, or for another number of labels.
     """
     counts, edges = np.asarray(histograms.counts, float), np.asarray(histograms.edges)
     filled = np.flatnonzero(counts.sum(axis=1) > 0).tolist()
@@ -176,15 +181,16 @@ def histograms(histograms: Histograms, *, labels: Sequence[str] | None = None, a
             row + 0.9 * counts[l] / counts[l].max(), edges[l], baseline=row, fill=True, color=f"C{row}", alpha=0.7
         )
         ax.axhline(row, color=f"C{row}", lw=0.8)
-    names = [f"layer {l}" if labels is None else labels[l] for l in filled]
-    ax.set_yticks(np.arange(len(filled)), names)
-    ax.set(xlabel="value", ylabel="share of the layer's values", title="Values by layer", ylim=(-0.05, len(filled)))
+    names = _names("histograms", labels, len(counts))
+    ax.set_yticks(np.arange(len(filled)), [names[l] for l in filled])
+    ax.set(xlabel="value", ylabel="count (over the highest bin's)", title="Values by layer", ylim=(-0.05, len(filled)))
     ax.grid(axis="x", alpha=0.3)
     return ax
 
 
 def spectra(values: Any, *, label: str | None = None, ax: Axes | None = None) -> Axes:
     """Singular values by rank on a log scale: the median over examples, in a band from the lowest tenth to the highest.
+    Examples whose values are not finite are left out.
 
     Args:
         values: (m, k), from `fnnet.diagnostics.singular_values`.
@@ -192,13 +198,14 @@ def spectra(values: Any, *, label: str | None = None, ax: Axes | None = None) ->
         ax: where to draw; a new figure by default.
 
     Raises:
-        ValueError: for values of another rank.
+        ValueError: for values of another rank, or that are not finite for any example.
     """
     values = np.asarray(values, float)
-    if values.ndim != 2 or not values.size:
-        raise ValueError(f"spectra: expected singular values (m, k), got shape {values.shape}")
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all(axis=1).any():
+        raise ValueError(f"spectra: expected finite singular values (m, k), got\n{values} of shape {values.shape}")
     ax = plt.figure(figsize=(5, 3.5), layout="constrained").add_subplot() if ax is None else ax
-    low, middle, high = np.quantile(values, [0.1, 0.5, 0.9], axis=0)
+    low, middle, high = np.quantile(values[np.isfinite(values).all(axis=1)], [0.1, 0.5, 0.9], axis=0)
+    middle = np.where(middle > 0, middle, np.nan)
     rank = np.arange(1, values.shape[1] + 1)
     (line,) = ax.semilogy(rank, middle, marker=".", label=label)
     ax.fill_between(rank, low, high, color=line.get_color(), alpha=0.2, lw=0)
@@ -226,7 +233,7 @@ def digits(
         ValueError: for images of another rank.
     """
     images = np.asarray(images)
-    if images.ndim not in (3, 4):
+    if images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,)):
         raise ValueError(f"digits: expected images (m, H, W, 1) or (m, H, W), got {images.shape}")
     m, height, width = images.shape[:3]
     rows, gap = -(-m // columns), height // 3
@@ -263,8 +270,15 @@ def misclassified(
         most: how many to show at most.
         columns: images in a row.
         ax: where to draw; a new figure by default.
+
+    Raises:
+        ValueError: for labels that are no integers (m,), or no images.
     """
-    images, labels = (np.asarray(part) for part in data)
+    images, labels = (np.asarray(part) for part in data[:2])
+    if not len(images) or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"misclassified: expected images and a label for each, got shapes {images.shape} and {labels.shape}"
+        )
     scores = np.concatenate([np.asarray(net.apply(params, images[i : i + 1000])) for i in range(0, len(images), 1000)])
     predictions = scores.argmax(axis=1)
     wrong = np.flatnonzero(predictions != labels)
@@ -276,6 +290,13 @@ def misclassified(
     ax.set_axis_off()
     ax.set_title(f"{len(wrong)} of {len(images)} images taken for something else")
     return ax
+
+
+def _names(function: str, labels: Sequence[str] | None, n: int) -> Sequence[str]:
+    """The layers' names."""
+    if labels is not None and len(labels) != n:
+        raise ValueError(f"{function}: expected labels for {n} layers, got {len(labels)}")
+    return [f"layer {l}" for l in range(n)] if labels is None else labels
 
 
 def maps(values: Any, *, columns: int = 10, ax: Axes | None = None) -> Axes:

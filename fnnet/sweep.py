@@ -12,9 +12,10 @@ from jax import Array
 
 from .costs import Cost
 from .layers._layer import Layer, Params
+from .network import check_net
 from .optimizers import Optimizer, is_transformation, traceable
 from .penalties import Penalty, check_penalty
-from .training import _epoch, _examples, _monitor, _names_classes, reporter
+from .training import _epoch, _examples, _monitor, _names_classes, check_data, reporter
 
 __all__ = ["Sweep", "sweep"]
 
@@ -63,21 +64,24 @@ def sweep(
         keys: PRNG keys (k,): the seeds.
         epochs: passes over the data.
         batch_size: examples in a mini-batch.
-        optimizers: of one kind, with other numbers: ``[fn.sgd(0.025), fn.sgd(0.25)]``.
+        optimizers: of one kind, with other numbers: ``[fn.sgd(0.025), fn.sgd(0.25)]``. optax keeps its numbers in functions:
+            of its transformations only one at a time.
         penalties: of one kind, with other numbers: ``[fn.L2(0.0), fn.L2(5.0)]``; without any by default.
         validation: like ``data``; monitored after each epoch.
         monitor_training: as in `fnnet.fit`.
         at_once: how many networks are trained beside each other, which bounds the memory.
-        progress: as in `fnnet.fit`.
+        progress: as in `fnnet.fit`; epochs are counted over all groups of ``at_once``.
 
     Raises:
         ValueError: for bad input, naming what was expected, what came and the remedy.
     """
+    check_net(net)
+    check_data(data, "data")
     _check_keys(keys)
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1), ("at_once", at_once, 1)):
         if not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"sweep: expected {name} to be an integer of at least {least}, got {value!r}")
-    penalties = penalties or [None]
+    penalties = [None] if penalties is None else penalties
     for name, parts in (("optimizers", optimizers), ("penalties", penalties)):
         if not isinstance(parts, list | tuple) or not parts:
             raise ValueError(f"sweep: expected {name} in a list of at least one, got {parts!r}")
@@ -87,7 +91,12 @@ def sweep(
             raise ValueError(f"sweep: expected optimizers with init and update, such as fn.sgd(0.5), got {got}")
     for penalty in penalties:
         check_penalty(penalty)
-    grid = _stacked("optimizers", [traceable(o) for o in optimizers]), _stacked("penalties", penalties)
+    grid = (
+        _stacked(
+            "optimizers", [traceable(o) for o in optimizers], "an optax transformation keeps its numbers in functions"
+        ),
+        _stacked("penalties", penalties, "for no penalty beside others give fn.L2(0.0)"),
+    )
     counts = len(optimizers), len(penalties), len(keys)
     runs = np.array(list(itertools.product(*map(range, counts))))
 
@@ -118,7 +127,8 @@ def sweep(
                 alive &= np.asarray(finite)
                 for name, value in measured.items():
                     records[name][:, epoch] = np.where(alive, value, np.nan)
-                report(c * epochs + epoch + 1, {"networks": (c + 1) * at_once, "diverged": int((~alive).sum())})
+                real = min(at_once, len(runs) - c * at_once)
+                report(c * epochs + epoch + 1, {"networks": real, "diverged": int((~alive[:real]).sum())})
             all_params.append(params)
             all_records.append(records)
 
@@ -169,13 +179,13 @@ def _of_run(grid: tuple[Any, Any], keys: Array, run: Array) -> tuple[Any, Any, A
     return optimizer, penalty, jax.random.split(keys[run[2]])
 
 
-def _stacked(name: str, parts: Sequence[Any]) -> Any:
+def _stacked(name: str, parts: Sequence[Any], hint: str) -> Any:
     """Pytrees of one structure as one, with their numbers stacked."""
     structures = {jax.tree.structure(part) for part in parts}
     if len(structures) > 1:
         raise ValueError(
             f"sweep: expected {name} of one kind that differ in their numbers only, got {list(parts)}; sweep each kind by "
-            f"itself, and use fn.L2(0.0) for no penalty"
+            f"itself ({hint})"
         )
     # JAX's asarray and stack keep the weak types of Python's numbers.
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *parts)

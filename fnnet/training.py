@@ -349,10 +349,15 @@ def evaluate(
     return float(value), float(share)
 
 
-def _examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> Examples:
+def check_data(data: Any, name: str) -> None:
+    """Raise a ValueError unless it has two or three entries."""
     if not isinstance(data, tuple | list) or len(data) not in (2, 3):
         got = f"{len(data)} entries" if isinstance(data, tuple | list) else type(data).__name__
         raise ValueError(f"{name}: expected (x, y) or (x, y, {{'mask': ..., 'weights': ...}}), got {got}")
+
+
+def _examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> Examples:
+    check_data(data, name)
     x, y, *rest = data
     given = rest[0] if rest else {}
     if not isinstance(given, dict):

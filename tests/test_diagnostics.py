@@ -127,6 +127,12 @@ def test_histograms_leave_out_what_is_not_finite():
     found = diagnostics.histograms(values, bins=4)
     assert found.counts.tolist() == [[1, 1, 0, 1], [0, 0, 0, 0], [0, 0, 2, 0]]
     np.testing.assert_allclose(found.edges[0], [0, 1, 2, 3, 4])
+    assert jnp.isnan(found.edges[1]).all()
+
+
+def test_histograms_count_beyond_the_integers_of_float32():
+    found = diagnostics.histograms((jnp.zeros(2**24 + 5, jnp.bfloat16),), bins=1)
+    assert found.counts.tolist() == [[2**24 + 5]]
 
 
 def history(**monitors):
@@ -159,6 +165,8 @@ def test_overfitting_of_many_networks_and_of_none():
     assert found.cost_gap is None
     with pytest.raises(ValueError, match="overfitting: expected a history with validation data, got none"):
         diagnostics.overfitting(history(cost=[1.0]))
+    with pytest.raises(ValueError, match="overfitting: expected a history of at least one epoch, got none"):
+        diagnostics.overfitting(history(validation_cost=[], validation_accuracy=[]))
 
 
 def test_overfitting_is_that_of_a_sweep():
@@ -219,11 +227,60 @@ def test_singular_values_are_those_of_the_jacobian(layer):
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_the_largest_without_the_matrix(layer):
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float64, 1e-5), (jnp.float32, 1e-4), (jnp.bfloat16, 1e-4)])
+def test_the_largest_without_the_matrix(layer, dtype, rtol):
     net = fn.Network(fn.Dense(30, fn.tanh), fn.Dense(25, fn.sigmoid), fn.Dense(20, fn.linear))
-    params, x = net.init(KEY, (8,)), jax.random.normal(KEY, (3, 8))
+    params, x = jax.tree.map(lambda a: a.astype(dtype), (net.init(KEY, (8,)), jax.random.normal(KEY, (3, 8))))
     dense = diagnostics.singular_values(net, params, x, layer=layer)
-    np.testing.assert_allclose(diagnostics.singular_values(net, params, x, layer=layer, k=3), dense[:, :3], rtol=1e-5)
+    np.testing.assert_allclose(diagnostics.singular_values(net, params, x, layer=layer, k=3), dense[:, :3], rtol=rtol)
+
+
+DEEP = fn.Network(*[fn.Dense(16, fn.sigmoid) for _ in range(40)])
+
+
+def test_deep_networks_do_not_vanish_in_float32():
+    """Errors of 1e-26 have squares below float32's range: their sizes must not be 0."""
+    params, x, y = DEEP.init(KEY, (16,)), jax.random.normal(KEY, (4, 16)), jnp.full((4, 16), 0.9)
+    narrow = jax.tree.map(lambda a: a.astype(jnp.float32), (params, x, y))
+    for of in (
+        lambda p, x, y: diagnostics.learning_speed(DEEP, fn.quadratic, p, x, y),
+        lambda p, x, y: diagnostics.error_growth(DEEP, fn.quadratic, p, x, y),
+        lambda p, x, y: diagnostics.singular_values(DEEP, p, x)[:, 0],
+        lambda p, x, y: diagnostics.singular_values(DEEP, p, x, k=1)[:, 0],
+    ):
+        wide, own = of(params, x, y), of(*narrow)
+        assert {leaf.dtype for leaf in jax.tree.leaves(own)} == {jnp.dtype("float32")}
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-30), own, wide)
+        assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wide)) > 0
+
+
+COMPOSED = {
+    "learning_speed": lambda net, cost, p, x, y: diagnostics.learning_speed(net, cost, p, x, y),
+    "update_ratios": lambda net, cost, p, x, y: diagnostics.update_ratios(p, p),
+    "saturation": lambda net, cost, p, x, y: diagnostics.saturation(net, p, x),
+    "activations": lambda net, cost, p, x, y: diagnostics.activations(net, p, x),
+    "histograms": lambda net, cost, p, x, y: diagnostics.histograms(p, bins=5),
+    "error_growth": lambda net, cost, p, x, y: diagnostics.error_growth(net, cost, p, x, y),
+    "singular_values": lambda net, cost, p, x, y: diagnostics.singular_values(net, p, x),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", COMPOSED)
+def test_jit_vmap_and_scan(name, dtype):
+    net, cost, _, x, y = case("sigmoid")
+    many = jax.vmap(lambda key: net.init(key, (8,)))(jax.random.split(KEY, 3))
+    many, x, y = jax.tree.map(lambda a: a.astype(dtype), (many, x, y))
+
+    def of(params):
+        return COMPOSED[name](net, cost, params, x, y)
+
+    one_by_one = [of(jax.tree.map(lambda leaf, i=i: leaf[i], many)) for i in range(3)]
+    expected = jax.tree.map(lambda *leaves: np.stack(leaves), *one_by_one)
+    scanned = jax.lax.scan(lambda carry, params: (carry, of(params)), None, many)[1]
+    rtol = {8: 1e-9, 4: 1e-4, 2: 0.03}[jnp.dtype(dtype).itemsize]
+    for own in (jax.vmap(of)(many), jax.jit(jax.vmap(of))(many), scanned):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), own, expected)
 
 
 def test_convolutions_have_them_too():
@@ -250,10 +307,34 @@ def test_over_many_networks_at_once():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda net, c, p, x, y: diagnostics.singular_values(net, p, x, layer=3), r"one of 3 layers, got 3"),
+        (
+            lambda net, c, p, x, y: diagnostics.singular_values(net, p, x, layer=3),
+            r"one of 3 layers, not a network, got 3",
+        ),
         (
             lambda net, c, p, x, y: diagnostics.singular_values(net, p, x, k=2),
-            r"expected k from 1 to 0 for 4 outputs, got 2",
+            r"expected no k for 4 outputs, got 2; leave k out",
+        ),
+        (
+            lambda net, c, p, x, y: diagnostics.saturation(net[0], p[0], x),
+            r"saturation: expected a network, got Dense\(7",
+        ),
+        (
+            lambda net, c, p, x, y: diagnostics.activations(net, p[:1], x),
+            r"an entry for each of 3 layers, got 1 entries",
+        ),
+        (
+            lambda net, c, p, x, y: diagnostics.saturation(net, p, x[:0]),
+            r"at least one example, got x of shape \(0, 8\)",
+        ),
+        (
+            lambda net, c, p, x, y: diagnostics.update_ratios(p[0], p[0]),
+            r"update_ratios: expected .* tuple .* got dict",
+        ),
+        (lambda net, c, p, x, y: diagnostics.histograms(()), r"histograms: expected an entry for each layer, got none"),
+        (
+            lambda net, c, p, x, y: diagnostics.singular_values(fn.Network(net), (p,), x),
+            r"one of 1 layers, not a network, got 0, which is Network",
         ),
         (lambda net, c, p, x, y: diagnostics.error_growth(net[:1], c, p[:1], x, y), r"at least two layers"),
         (lambda net, c, p, x, y: diagnostics.learning_speed(net, c, p, x, y[:2]), r"y: expected"),

@@ -50,6 +50,14 @@ def test_learning_curves_of_many_networks(data):
     assert (turning.get_xdata()[0], turning.get_ydata()[0]) == (best + 1, own[best])
 
 
+def test_networks_that_diverged_are_left_out(data):
+    runs = swept(data)
+    runs.validation_cost[0, 0, 1, 2:] = np.nan
+    ax = plots.learning_curves(runs._replace(cost=runs.validation_cost))
+    validation = next(line for name, line in curves(ax).items() if name.startswith("validation, 2 of 3 networks (best"))
+    np.testing.assert_allclose(validation.get_ydata(), runs.validation_cost[0, 0, [0, 2]].mean(axis=0))
+
+
 def test_a_label_stands_before_the_lines_names(data):
     ax = plots.learning_curves(swept(data), label="η 1")
     plots.learning_curves(swept(data, monitor_training=False), of="accuracy", label="alone", ax=ax)
@@ -68,6 +76,8 @@ def test_learning_speed():
     assert "layer 1" in curves(plots.learning_speed(sizes))
     with pytest.raises(ValueError, match=r"learning_speed: expected sizes \(times, layers\), got \(2,\)"):
         plots.learning_speed(sizes[0])
+    with pytest.raises(ValueError, match="learning_speed: expected labels for 2 layers, got 1"):
+        plots.learning_speed(sizes, labels=["first"])
 
 
 def test_histograms(data):
@@ -88,8 +98,10 @@ def test_spectra():
     assert curves(ax)["layer 0"].get_ydata().tolist() == [4, 1]
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_yscale()) == ("rank", "singular value", "log")
     assert plots.spectra(values).get_legend() is None
-    for wrong in (values[0], np.zeros((0, 2))):
-        with pytest.raises(ValueError, match=r"spectra: expected singular values \(m, k\), got shape"):
+    with_nan = np.concatenate([values, [[np.nan, 1.0]]])
+    assert curves(plots.spectra(with_nan, label="left out"))["left out"].get_ydata().tolist() == [4, 1]
+    for wrong in (values[0], np.zeros((0, 2)), with_nan[3:]):
+        with pytest.raises(ValueError, match=r"spectra: expected finite singular values \(m, k\), got"):
             plots.spectra(wrong)
 
 
@@ -102,6 +114,12 @@ def test_misclassified(data):
     surest = np.flatnonzero(wrong)[scores[wrong].max(axis=1).argmax()]
     assert ax.texts[0].get_text() == f"{scores[surest].argmax()}, is {y[surest]}"
     assert len(ax.texts) == 5
+    with pytest.raises(ValueError, match=r"misclassified: expected images and a label for each, got .* \(100, 10\)"):
+        plots.misclassified(NET, PARAMS, (x, np.eye(10)[y]))
+    with pytest.raises(
+        ValueError, match=r"digits: expected images \(m, H, W, 1\) or \(m, H, W\), got \(100, 28, 28, 3\)"
+    ):
+        plots.digits(np.repeat(x, 3, axis=3))
     ax = plots.misclassified(NET, PARAMS, (x, scores.argmax(axis=1)))
     assert ax.get_title() == "0 of 100 images taken for something else"
 

@@ -90,8 +90,13 @@ def test_other_numbers_compile_nothing(data):
             {"optimizers": [fn.sgd(0.1), fn.adam(0.1)]},
             r"sweep: expected optimizers of one kind that differ in their numbers",
         ),
-        ({"penalties": [fn.L2(1.0), fn.L1(1.0)]}, r"sweep: expected penalties of one kind"),
-        ({"penalties": [None, fn.L2(1.0)]}, r"fn.L2\(0.0\) for no penalty"),
+        ({"penalties": [fn.L2(1.0), fn.L1(1.0)]}, r"sweep: expected penalties of one kind .* give fn.L2\(0.0\)"),
+        ({"penalties": []}, r"sweep: expected penalties in a list of at least one, got \[\]"),
+        (
+            {"optimizers": [optax.sgd(0.1), optax.sgd(0.2)]},
+            r"sweep: expected optimizers of one kind .* \(an optax transformation keeps its numbers in functions",
+        ),
+        ({"penalties": [None, fn.L2(1.0)]}, r"for no penalty beside others give fn.L2\(0.0\)"),
         ({"penalties": [0.1]}, r"penalty: expected an object with value and gradient"),
         ({"epochs": -1}, r"sweep: expected epochs to be an integer of at least 0, got -1"),
         ({"batch_size": 0}, r"sweep: expected batch_size to be an integer of at least 1"),
@@ -107,3 +112,5 @@ def test_bad_input(change, message, data):
 def test_bad_data_is_named_as_in_fit():
     with pytest.raises(ValueError, match=r"data: expected \(x, y\)"):
         fn.sweep(NET, fn.log_likelihood, jnp.ones(3), keys=KEYS, optimizers=[fn.sgd(0.1)], **SETTINGS)
+    with pytest.raises(ValueError, match=r"net: expected an fn.Network or another layer, got NoneType"):
+        fn.sweep(None, fn.log_likelihood, (jnp.ones(3), jnp.ones(3)), keys=KEYS, optimizers=[fn.sgd(0.1)], **SETTINGS)
