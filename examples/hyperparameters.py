@@ -65,7 +65,7 @@ def main(
             monitor_training=what == "training cost",
             progress=False,
         )
-        curves[f"η = {rate}"] = swept
+        curves[rate] = swept
         accuracy = 100 * swept.validation_accuracy[0, 0]
         if what == "training cost":
             told = spread(swept.cost[0, 0, :, -1], 3)
@@ -106,7 +106,7 @@ def main(
     return found
 
 
-def picture(curves: dict[str, fn.Sweep], mean: np.ndarray, path: Path) -> None:
+def picture(curves: dict[float, fn.Sweep], mean: np.ndarray, path: Path) -> None:
     """Training cost by learning rate, and the grid of the search."""
     import matplotlib
 
@@ -115,9 +115,9 @@ def picture(curves: dict[str, fn.Sweep], mean: np.ndarray, path: Path) -> None:
 
     figure = plt.figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name in [f"η = {row[4]}" for row in ROWS if row[6] == "training cost"]:
-        costs = curves[name].cost[0, 0]
-        (line,) = left.plot(np.arange(1, costs.shape[1] + 1), costs.mean(axis=0), marker=".", label=name)
+    for rate in [row[4] for row in ROWS if row[6] == "training cost"]:
+        costs = curves[rate].cost[0, 0]
+        (line,) = left.plot(np.arange(1, costs.shape[1] + 1), costs.mean(axis=0), marker=".", label=f"η = {rate}")
         left.fill_between(
             np.arange(1, costs.shape[1] + 1), costs.min(axis=0), costs.max(axis=0), color=line.get_color(), alpha=0.2
         )

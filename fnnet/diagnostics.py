@@ -328,14 +328,14 @@ def _singular_values(net, params, x, *, layer, k) -> Array:
     )
 
     def back_from(x: Array) -> tuple[Any, Array]:
-        """u -> Jᵀ u for every example, (m, n_L) -> (m, n_l); and a^L."""
+        """u -> Jᵀ u for every example, (m, n_L) -> the shape of δ^l; and a^L."""
         a, caches = run_forward(net, params, x)
-        return lambda u: _flat(net.error(params, caches, u.reshape(a.shape))[layer]), a
+        return lambda u: net.error(params, caches, u.reshape(a.shape))[layer], a
 
     if k is None:
         back, a = back_from(x)
         unit = jnp.eye(math.prod(a.shape[1:]), dtype=a.dtype)
-        rows = jax.vmap(lambda one: back(jnp.broadcast_to(one, (len(x), len(unit)))))(unit)
+        rows = jax.vmap(lambda one: _flat(back(jnp.broadcast_to(one, (len(x), len(unit))))))(unit)
         return jnp.linalg.svd(jnp.moveaxis(rows, 0, 1), compute_uv=False)
 
     from jax.experimental.sparse.linalg import lobpcg_standard  # slow to import, and only needed here
@@ -345,11 +345,10 @@ def _singular_values(net, params, x, *, layer, k) -> Array:
         back, a = back_from(x)
         below, above = net.layers[:layer], net.layers[layer:]
         start = Network(*below).apply(params[:layer], x) if below else x
-        delta = jax.eval_shape(lambda: net.error(params, run_forward(net, params, x)[1], a)[layer])
 
         def forward(probe: Array) -> Array:
             """a^L with something added to z^l."""
-            out, _ = run_forward(above[0], params[layer], start, probe=probe.reshape(delta.shape))
+            out, _ = run_forward(above[0], params[layer], start, probe=probe)
             return (Network(*above[1:]).apply(params[layer + 1 :], out) if above[1:] else out).ravel()
 
         begin = jax.random.normal(jax.random.key(0), (a.size, k), a.dtype)
@@ -358,7 +357,7 @@ def _singular_values(net, params, x, *, layer, k) -> Array:
 
         def gram(u: Array) -> Array:
             """Jᵀ, then J, each divided by the scale, so that a deep network's products do not vanish."""
-            d = back(u)[0] / scale
+            d = back(u) / scale
             return jax.jvp(forward, (jnp.zeros_like(d),), (d,))[1] / scale
 
         squares, *_ = lobpcg_standard(jax.vmap(gram, 1, 1), begin)
@@ -384,9 +383,8 @@ def _norm(values: Array, axis: int | None = None) -> Array:
     """‖values‖, of entries divided by the largest: the squares of a deep network's errors do not vanish."""
     largest = jnp.max(jnp.abs(values), axis=axis, keepdims=True, initial=0)
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return jnp.linalg.norm((values / scale).ravel() if axis is None else values / scale, axis=axis) * scale.squeeze(
-        axis
-    )
+    scaled = values / scale
+    return jnp.linalg.norm(scaled.ravel() if axis is None else scaled, axis=axis) * scale.squeeze(axis)
 
 
 def _flat(delta: Any) -> Array:

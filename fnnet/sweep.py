@@ -15,7 +15,7 @@ from .layers._layer import Layer, Params
 from .network import check_net
 from .optimizers import Optimizer, is_transformation, traceable
 from .penalties import Penalty, check_penalty
-from .training import _epoch, _examples, _monitor, _names_classes, check_data, reporter
+from .training import _epoch, _examples, _monitor, _names_classes, check_data, check_integer, reporter
 
 __all__ = ["Sweep", "sweep"]
 
@@ -79,8 +79,7 @@ def sweep(
     check_data(data, "data")
     _check_keys(keys)
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1), ("at_once", at_once, 1)):
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"sweep: expected {name} to be an integer of at least {least}, got {value!r}")
+        check_integer("sweep", name, value, least)
     penalties = [None] if penalties is None else penalties
     for name, parts in (("optimizers", optimizers), ("penalties", penalties)):
         if not isinstance(parts, list | tuple) or not parts:
@@ -118,6 +117,7 @@ def sweep(
     with reporter(progress, chunks * epochs, 0) as report:
         for c in range(chunks):
             # The last chunk is filled up with its last run, so that it needs no program of its own.
+            real = min(at_once, len(runs) - c * at_once)
             own = jnp.asarray(runs[np.minimum(np.arange(c * at_once, (c + 1) * at_once), len(runs) - 1)])
             params, opt_state = _starts(net, grid, keys, own, shape=shape)
             alive, dtype = np.ones(len(own), bool), jnp.result_type(float)
@@ -127,7 +127,6 @@ def sweep(
                 alive &= np.asarray(finite)
                 for name, value in measured.items():
                     records[name][:, epoch] = np.where(alive, value, np.nan)
-                real = min(at_once, len(runs) - c * at_once)
                 report(c * epochs + epoch + 1, {"networks": real, "diverged": int((~alive[:real]).sum())})
             all_params.append(params)
             all_records.append(records)

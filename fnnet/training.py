@@ -404,8 +404,7 @@ def _check_run(
     if check_key(key) is None and resume is None:
         raise ValueError("fit: expected a key for shuffling and dropout, got None; make one with jax.random.key(seed)")
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"fit: expected {name} to be an integer of at least {least}, got {value!r}")
+        check_integer("fit", name, value, least)
     if not is_transformation(optimizer):
         got = type(optimizer).__name__
         raise ValueError(f"fit: expected an optimizer with init and update, such as fn.sgd(0.5), got {got}")
@@ -413,6 +412,12 @@ def _check_run(
         raise ValueError("fit: expected validation=(x, y) with early_stopping, got none; hold some examples back")
     if resume is not None and not isinstance(resume, TrainingState):
         raise ValueError(f"fit: expected resume=history.state, got {type(resume).__name__}")
+
+
+def check_integer(function: str, name: str, value: Any, least: int) -> None:
+    """Raise a ValueError unless it is an integer of at least so much."""
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{function}: expected {name} to be an integer of at least {least}, got {value!r}")
 
 
 def _start(params, optimizer, key, monitor_training, validated, early_stopping) -> TrainingState:
