@@ -17,6 +17,7 @@ from .layers._layer import Layer, Params, run_forward
 from .layers._recurrent import Recurrent, state_errors
 from .network import Network, backprop, check_batch, chunk_size, errors_of, mean_over_chunks
 from .penalties import weights_in
+from .programs import program
 from .sweep import Sweep
 from .training import History
 
@@ -123,10 +124,10 @@ def saturation(net: Network, params: Params, x: Any, *, bound: float = 0.01) -> 
     Source: the notes, section 4.1.
     """
     x = _check("saturation", net, params, x)
-    return _saturation(net, params, x, bound, size=chunk_size(net, params, x, jax.random.key(0), None, "auto"))
+    size = chunk_size(net, params, x, jax.random.key(0), None, "auto")
+    return program(_saturation, net, size=size)(params, x, bound)
 
 
-@functools.partial(jax.jit, static_argnames="size")
 def _saturation(net, params, x, bound, *, size) -> Saturation:
     def units(x: Array, key: None) -> list[tuple[Array, Array] | None]:
         """For each unit, the shares of the examples for which it is flat and for which it is steep."""
@@ -270,10 +271,9 @@ def error_growth(
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
     if not isinstance(net, Network) or len(net) < 2:
         raise ValueError(f"error_growth: expected a network of at least two layers, got {net!r}")
-    return _growth(net, cost, params, x, y, key, mask, weights)
+    return program(_growth, net, cost)(params, x, y, key, mask, weights)
 
 
-@jax.jit
 def _growth(net, cost, params, x, y, key, mask, weights) -> Growth:
     a, caches = run_forward(net, params, x, key=key, train=True, mask=mask)
     errors = errors_of(net, cost, params, a, caches, y, weights, params)
@@ -318,10 +318,9 @@ def singular_values(net: Network, params: Params, x: Any, *, layer: int = 0, k: 
     if k is not None and not 1 <= operator.index(k) <= most:
         allowed = f"k from 1 to {most}" if most else "no k"
         raise ValueError(f"singular_values: expected {allowed} for {n_out} outputs, got {k}; leave k out")
-    return _singular_values(net, params, x, layer=layer % len(net), k=k)
+    return program(_singular_values, net, layer=layer % len(net), k=k)(params, x)
 
 
-@functools.partial(jax.jit, static_argnames=("layer", "k"))
 def _singular_values(net, params, x, *, layer, k) -> Array:
     params, x = jax.tree.map(
         lambda leaf: at_least_float32(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, (params, x)
@@ -465,11 +464,10 @@ def _of(net, cost, params, x, y, layer, key, mask, weights, norms) -> Array:
         got = repr(net[layer]) if -size <= layer < size else f"a network of {size} layers" if size else repr(net)
         raise ValueError(f"credit: expected layer={layer} to be an RNN, LSTM or GRU of a network, got {got}")
     layer %= size
-    return _credit(net, cost, params, x, y, layer, key, mask, weights, norms)
+    return program(_credit, net, cost, layer=layer, norms=norms)(params, x, y, key, mask, weights)
 
 
-@functools.partial(jax.jit, static_argnames=("layer", "norms"))
-def _credit(net, cost, params, x, y, layer, key, mask, weights, norms) -> Array:
+def _credit(net, cost, params, x, y, key, mask, weights, *, layer, norms) -> Array:
     cell, above = net[layer], Network(*net.layers[layer + 1 :]) if layer + 1 < len(net) else None
     a, caches = run_forward(net, params, x, key=key, train=True, mask=mask)
     output, upper = net.output(params, caches), (params[layer + 1 :], caches[layer + 1 :])

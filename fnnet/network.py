@@ -4,7 +4,7 @@ Source: the notes, section 3.
 """
 
 import copy
-import functools
+import weakref
 from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, overload
@@ -25,12 +25,14 @@ from .layers._layer import (
     Params,
     Shape,
     as_array,
+    as_data,
     layer,
     located,
     run_forward,
     split_key,
 )
 from .penalties import Penalty, check_penalty
+from .programs import KEPT, program
 
 __all__ = ["Backprop", "Network", "backprop", "objective", "value_and_grad"]
 
@@ -224,10 +226,10 @@ def backprop(
     check_penalty(penalty)
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
     check_feedback(params, feedback)
-    return _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback, state)
+    run = program(_backprop, net, cost)
+    return run(params, x, y, key, mask, weights, penalty, n_examples, feedback, state)
 
 
-@jax.jit
 def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback, state) -> Backprop:
     a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
     errors = errors_of(net, cost, params, a, cache, y, weights, params if feedback is None else feedback)
@@ -272,18 +274,19 @@ def value_and_grad(
     Raises:
         ValueError: as `backprop` does; also for a ``micro_batch`` that is not positive.
     """
+    check_net(net)
+    check_cost(cost)
     check_micro_batch(micro_batch)
     check_penalty(penalty)
+    run = program(_value_and_grad, net, cost, micro_batch=micro_batch, carry=carry)
 
     def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
-        given = (params, x, y, key, mask, weights, state, penalty, n_examples)
-        return _value_and_grad(net, cost, *given, micro_batch=micro_batch, carry=carry)
+        return run(params, x, y, key, mask, weights, state, penalty, n_examples)
 
     return manual_value_and_grad
 
 
-@functools.partial(jax.jit, static_argnames=("micro_batch", "carry"))
 def _value_and_grad(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, *, micro_batch, carry):
     def chunk(x, y, mask, weights, state, key):
         a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
@@ -310,23 +313,24 @@ def objective(
     No hand-written rule takes part in its derivative. Arguments and errors are those of `value_and_grad`; with ``carry`` it
     returns (C, state), for ``jax.value_and_grad(..., has_aux=True)``.
     """
+    check_net(net)
+    check_cost(cost)
     check_penalty(penalty)
+    run = program(_objective, net, cost, carry=carry)
 
     def cost_of_params(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
-        value, last = _objective(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, carry=carry)
-        return (value, last) if carry else value
+        return run(params, x, y, key, mask, weights, state, penalty, n_examples)
 
     return cost_of_params
 
 
-@functools.partial(jax.jit, static_argnames="carry")
 def _objective(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, *, carry):
     a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
     value = cost(a, y, weights=weights, output=net.output(params, cache))
     if penalty is not None:
         value = value + penalty.value(params, x.shape[0] if n_examples is None else n_examples).astype(value.dtype)
-    return value, net.final_state(cache) if carry else None
+    return (value, net.final_state(cache)) if carry else value
 
 
 def _completed(value, gradients, params, x, penalty, n_examples):
@@ -428,6 +432,12 @@ def check_net(net: Any) -> None:
         raise ValueError(f"net: expected an fn.Network or another layer, got {type(net).__name__}; see fn.layer")
 
 
+def check_cost(cost: Any) -> None:
+    """Raise a ValueError unless it is a cost."""
+    if not isinstance(cost, Cost):
+        raise ValueError(f"cost: expected an fn.Cost such as fn.cross_entropy, got {type(cost).__name__}")
+
+
 def check_batch(
     net: Any,
     cost: Any,
@@ -439,44 +449,54 @@ def check_batch(
     weights: Any = None,
     state: Any = None,
 ) -> tuple[Array, Array, Any, Any, Any]:
-    """x, y, key, mask and weights, the data as arrays, or a ValueError that says what is wrong with them."""
+    """x, y, key, mask and weights, the data as arrays, or a ValueError that says what is wrong with them.
+
+    It stands in front of every call from a Python loop, so it reads types and shapes only; the labels of an array, which
+    have to be fetched from the device for it, are read once.
+    """
     check_net(net)
-    if not isinstance(cost, Cost):
-        raise ValueError(f"cost: expected an fn.Cost such as fn.cross_entropy, got {type(cost).__name__}")
-    x, y, mask, weights = jnp.asarray(x), jnp.asarray(y), as_array(mask), as_array(weights)
-    if x.ndim == 0 or x.shape[0] == 0:
+    check_cost(cost)
+    x, y, mask, weights = as_data("x", x), as_data("y", y), as_array(mask), as_array(weights)
+    m = x.shape[:1]
+    if m in ((), (0,)):
         raise ValueError(f"x: expected a batch (m, ...) of at least one example, got shape {x.shape}")
-    if y.shape[:1] != x.shape[:1]:
+    if y.shape[:1] != m:
         raise ValueError(
             f"y: expected as many targets as there are examples in x, got {y.shape} beside {x.shape}; axis 0 of both is "
             f"the example"
         )
     for name, extra in (("mask", mask), ("weights", weights)):
-        if extra is not None and jnp.shape(extra)[:1] != x.shape[:1]:
-            raise ValueError(f"{name}: expected {x.shape[0]} examples on axis 0, as in x, got shape {jnp.shape(extra)}")
+        if extra is not None and extra.shape[:1] != m:
+            raise ValueError(f"{name}: expected {m[0]} examples on axis 0, as in x, got shape {extra.shape}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if jnp.shape(leaf)[:1] != x.shape[:1]:
+        if jnp.shape(leaf)[:1] != m:
             raise ValueError(
-                f"state: expected arrays with {x.shape[0]} examples on axis 0, as in x, got shape {jnp.shape(leaf)} at "
+                f"state: expected arrays with {m[0]} examples on axis 0, as in x, got shape {jnp.shape(leaf)} at "
                 f"{jax.tree_util.keystr(path) or 'its top'}; give what apply_from returned for this batch"
             )
-    if jnp.issubdtype(y.dtype, jnp.integer) and not isinstance(y, Tracer):
-        leaves, treedef = jax.tree.flatten(params)
-        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-        about_mask = None if mask is None else (jnp.shape(mask), jnp.result_type(mask))
-        a_shape = _inference_shape(net, treedef, shapes, (x.shape, x.dtype), about_mask)
+    if y.dtype.kind in "iu" and not isinstance(y, Tracer) and CHECKED.get((id(y), net, x.shape)) is not y:
+        a_shape = _inference_shape(net, params, x, mask)
         if y.shape == a_shape[:-1] and a_shape[-1] > 1:
             check_labels(cost.name, y, a_shape[-1])
+        CHECKED[id(y), net, x.shape] = y
     return x, y, check_key(key), mask, weights
 
 
-@functools.lru_cache(maxsize=256)
-def _inference_shape(
-    net: Layer, treedef: Any, leaves: tuple, x: tuple[Any, Any], mask: tuple[Any, Any] | None
-) -> Shape:
-    params = treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in leaves)
-    about = jax.ShapeDtypeStruct(*x), None if mask is None else jax.ShapeDtypeStruct(*mask)
-    return jax.eval_shape(lambda p, x, mask: run_forward(net, p, x, mask=mask)[0], params, *about).shape
+CHECKED: weakref.WeakValueDictionary[Any, Array] = weakref.WeakValueDictionary()
+"""The arrays of labels that were found to be classes of a network: they cannot change, so they are not fetched again."""
+
+
+SHAPES: dict[Any, Shape] = {}
+
+
+def _inference_shape(net: Layer, params: Params, x: Array, mask: Array | None) -> Shape:
+    """The shape of the outputs, which a network and its inputs decide: traced once for them."""
+    key = net, x.shape, x.dtype, None if mask is None else mask.shape
+    if key not in SHAPES:
+        if len(SHAPES) == KEPT:
+            SHAPES.clear()
+        SHAPES[key] = jax.eval_shape(lambda: run_forward(net, params, x, mask=mask)[0]).shape
+    return SHAPES[key]
 
 
 def _check_shape(owner: Layer, shape: Any) -> Shape:

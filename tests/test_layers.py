@@ -115,12 +115,13 @@ def test_an_empty_batch_and_one_of_another_dtype(case):
 @pytest.mark.parametrize("case", LAYERS, ids=repr)
 def test_apply_compiles_once_for_equal_layers(case):
     from fnnet.layers._layer import _apply
+    from fnnet.programs import program
 
     params, x = case.layer.init(jax.random.key(0), case.shape), case.inputs(2, float)
     case.layer.apply(params, x)
-    before = _apply._cache_size()
+    before = program(_apply, case.layer)._cache_size()
     equal_layer(case).apply(params, x[::-1])
-    assert _apply._cache_size() == before
+    assert program(_apply, case.layer)._cache_size() == before
 
 
 def test_every_public_name_has_a_row():

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import fnnet as fn
 from fnnet import network
+from fnnet.programs import program
 
 from .cases import ACTIVATIONS, TOLERANCE, assert_agree, cast, largest
 
@@ -380,10 +381,14 @@ class TestCompilation:
             net.apply(params, x)
 
         run(1.0)
+        net, built = small(dropout=True)[0], program.cache_info().misses
+        options = ({}, {"micro_batch": "auto", "carry": False}, {"carry": False})
         functions = (network._backprop, network._value_and_grad, network._objective)
-        before = [f._cache_size() for f in functions]
+        programs = [program(f, net, fn.log_likelihood, **o) for f, o in zip(functions, options, strict=True)]
+        before = [run._cache_size() for run in programs]
         run(2.0)
-        assert [f._cache_size() for f in functions] == before
+        assert [run._cache_size() for run in programs] == before
+        assert program.cache_info().misses == built
 
     @pytest.mark.parametrize("m", [10, 128, 1024])
     @pytest.mark.parametrize("cost", [fn.cross_entropy, fn.quadratic], ids=repr)

@@ -18,6 +18,7 @@ from ..activations import at_least_float32
 from ..costs import Cost
 from ..layers._layer import Layer, Params, keywords, run_forward, split_key
 from ..network import Network, backprop, value_and_grad
+from ..programs import program
 
 
 class Two(NamedTuple):
@@ -47,18 +48,15 @@ class Placed(NamedTuple):
     key: Any
 
 
-def compiled_once(*, static_argnums: tuple[int, ...]) -> Callable[[Callable], Callable]:
-    """``jax.jit`` for a program that runs once or twice: on CPU it is compiled without optimisation, in half the time."""
+def compiled_once(*, fixed: int) -> Callable[[Callable], Callable]:
+    """`program` with the first ``fixed`` arguments held, for one that runs once or twice: on CPU it is compiled without
+    optimisation, in half the time."""
 
     def decorate(f: Callable) -> Callable:
-        @functools.cache
-        def jitted(backend: str) -> Callable:
-            options = {"xla_backend_optimization_level": 0} if backend == "cpu" else None
-            return jax.jit(f, static_argnums=static_argnums, compiler_options=options)
-
         @functools.wraps(f)
         def run(*args: Any) -> Any:
-            return jitted(jax.default_backend())(*args)
+            options = (("xla_backend_optimization_level", 0),) if jax.default_backend() == "cpu" else ()
+            return program(f, *args[:fixed], compiler_options=options)(*args[fixed:])
 
         return run
 
@@ -116,7 +114,7 @@ def directions(net: Layer, given: Given) -> tuple[Any, Any]:
     return normals(a, 0), normals((given.params, given.x), 1)
 
 
-@compiled_once(static_argnums=(0, 1, 2))
+@compiled_once(fixed=3)
 def whole_network(net: Layer, cost: Cost | None, linear: bool, given: Given, u: Array, v: Any) -> dict[str, Any]:
     """Of a network: every layer's input; the product of `products` where it has forward mode (``linear``). With a cost also
     every layer's ∂C/∂a_out by autodiff, and both sides of the errors, of the gradients as ``backprop`` and as
@@ -208,7 +206,7 @@ def probe_for(layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(like, params, a_in))
 
 
-@compiled_once(static_argnums=(0,))
+@compiled_once(fixed=1)
 def isolated(
     layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array, probe: Any
 ) -> dict[str, Two]:
@@ -272,13 +270,13 @@ def penalty_gradient(params: Params, penalty: Any, n_examples: Any) -> dict[str,
     return {"gradient": Two(penalty.gradient(params, n_examples), autodiff)}
 
 
-@compiled_once(static_argnums=(0, 1))
+@compiled_once(fixed=2)
 def function_gradient(value: Callable, gradient: Callable, params: Any, args: tuple) -> dict[str, Two]:
     """A hand-written gradient of a scalar function."""
     return {"gradient": Two(gradient(params, *args), jax.grad(value)(params, *args))}
 
 
-@compiled_once(static_argnums=(0, 1, 2))
+@compiled_once(fixed=3)
 def function_vjp(
     forward: Callable, backward: Callable, linear: bool, args: tuple, cotangent: Any, tangents: tuple
 ) -> dict[str, Two]:

@@ -14,9 +14,11 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ..activations import Activation
+from ..programs import program
 
 __all__ = ["ExampleKeys", "Layer", "LayerError", "example_keys", "layer"]
 
@@ -85,7 +87,7 @@ class Layer:
             x: inputs (m, ...).
             mask: (m, T), True for the valid steps of sequences; for layers that use one.
         """
-        return _apply(self, params, jnp.asarray(x), as_array(mask))
+        return program(_apply, self)(params, as_data("x", x), as_array(mask))
 
     def apply_from(self, params: Params, x: Any, state: Any = None, *, mask: Any = None) -> tuple[Array, Any]:
         """(a_out, state after the last step) in inference mode, compiled: a long sequence can be run in pieces.
@@ -96,7 +98,7 @@ class Layer:
             state: what the piece before returned; None starts anew.
             mask: (m, T), True for the valid steps.
         """
-        return _apply_from(self, params, jnp.asarray(x), state, as_array(mask))
+        return program(_apply_from, self)(params, as_data("x", x), state, as_array(mask))
 
     def final_state(self, cache: Cache) -> Any:
         """The state after the last step, for ``forward(..., state=)`` of the steps that follow; None for a layer without."""
@@ -154,6 +156,10 @@ class Layer:
     looks cheap (a chain of comparisons does); above a layer that says False, `Network.in_loop` changes nothing, since a
     sum that is written out there would repeat it for every weight."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the remembered hash: that of a string differs in another process, that of a changed copy with it."""
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
+
     def __repr__(self) -> str:
         shown = []
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
@@ -165,12 +171,10 @@ class Layer:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _apply(layer: Layer, params: Params, x: Array, mask: Array | None) -> Array:
     return run_forward(layer, params, x, mask=mask)[0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _apply_from(layer: Layer, params: Params, x: Array, state: Any, mask: Array | None) -> tuple[Array, Any]:
     a, cache = run_forward(layer, params, x, mask=mask, state=state)
     return a, layer.final_state(cache)
@@ -214,13 +218,22 @@ def layer(cls: type[T]) -> type[T]:
             written(self)
 
     cls.__post_init__, cls._written_init = __post_init__, written_init  # pyright: ignore[reportAttributeAccessIssue]
-    return jax.tree_util.register_static(dataclass(frozen=True, init=not written_init, repr=False)(cls))
+    cls = dataclass(frozen=True, init=not written_init, repr=False)(cls)
+    by_fields = cls.__hash__
+
+    def __hash__(self: Any) -> int:
+        if "_hash" not in self.__dict__:
+            object.__setattr__(self, "_hash", by_fields(self))
+        return self.__dict__["_hash"]
+
+    cls.__hash__ = __hash__  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.tree_util.register_static(cls)
 
 
 KEYWORDS = {"key": None, "train": False, "mask": None, "probe": None, "state": None}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def keywords(cls: type) -> frozenset[str]:
     """Those of the keywords key, train, mask, probe and state that ``cls.forward`` declares."""
     declared = inspect.signature(cls.forward).parameters.values()  # pyright: ignore[reportAttributeAccessIssue]
@@ -271,7 +284,28 @@ def batch_key(key: Array | ExampleKeys) -> Array:
 
 def as_array(a: Any) -> Array | None:
     """The argument as an array; None stays None."""
-    return None if a is None else jnp.asarray(a)
+    return a if a is None or isinstance(a, Array) else jnp.asarray(a)
+
+
+def as_data(name: str, value: Any) -> Array:
+    """The argument as an array of real numbers, or a ValueError that names it."""
+    if not isinstance(value, Array):
+        try:
+            if isinstance(value, np.ndarray) and not value.dtype.isnative:
+                value = value.astype(value.dtype.newbyteorder("="))
+            value = jnp.asarray(value)
+        except (TypeError, ValueError, OverflowError):
+            got = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+            raise ValueError(
+                f"{name}: expected an array of numbers (m, ...), got {got}; give rows of one length, as in "
+                f"np.asarray({name}, float)"
+            ) from None
+    if value.dtype.kind == "c":
+        raise ValueError(
+            f"{name}: expected real numbers, got {value.dtype}; give real and imaginary part as two inputs, "
+            f"jnp.stack([x.real, x.imag], -1)"
+        )
+    return value
 
 
 def whole_number(layer: Layer, name: str, expected: str) -> None:

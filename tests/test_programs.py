@@ -1,0 +1,131 @@
+"""Calls from a Python loop: which programs are kept, what is checked at each call, what bad data is told."""
+
+import copy
+import gc
+import pickle
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnnet as fn
+from fnnet import network
+from fnnet.programs import KEPT, program
+
+NET = fn.Network(fn.Dense(4, fn.sigmoid), fn.Dense(3, fn.softmax))
+
+
+@pytest.fixture(scope="module")
+def given():
+    """Parameters, inputs and labels."""
+    return NET.init(jax.random.key(0), (5,)), jnp.ones((6, 5)), jnp.arange(6) % 3
+
+
+class TestPrograms:
+    def test_equal_arguments_give_one_program(self):
+        equal = fn.Network(fn.Dense(4, fn.sigmoid), fn.Dense(3, fn.softmax))
+        assert program(network._backprop, NET, fn.quadratic) is program(network._backprop, equal, fn.quadratic)
+        assert program(network._backprop, NET, fn.quadratic) is not program(network._backprop, NET, fn.cross_entropy)
+
+    def test_what_nobody_uses_is_freed(self):
+        def function(scale, x):
+            return scale * x
+
+        held = program(function, 2.0)
+        freed = weakref.ref(program(function, 3.0))
+        assert (held(jnp.ones(2)) == 2).all()
+        assert (freed()(jnp.ones(2)) == 3).all()
+        for i in range(KEPT):
+            program(function, i, fresh=True)
+        gc.collect()
+        assert freed() is None
+        assert (held(jnp.ones(2)) == 2).all()
+
+    def test_a_function_holds_its_program(self, given):
+        f = fn.value_and_grad(NET, fn.log_likelihood)
+        f(*given)
+        own = program(network._value_and_grad, NET, fn.log_likelihood, micro_batch="auto", carry=False)
+        for i in range(KEPT):
+            program(network._value_and_grad, fn.Dense(1 + i, fn.linear), fn.quadratic)
+        f(*given)
+        assert own._cache_size() == 1
+
+
+class TestLabelsAreFetchedOnce:
+    @pytest.fixture
+    def fetched(self, monkeypatch):
+        seen, check = [], network.check_labels
+        monkeypatch.setattr(network, "check_labels", lambda name, y, n: (seen.append(n), check(name, y, n)))
+        return seen
+
+    def test_for_each_array_and_network(self, given, fetched):
+        params, x, y = given[0], given[1], jnp.array([2, 1, 0, 0, 1, 2])
+        f, g = fn.value_and_grad(NET, fn.log_likelihood), fn.objective(NET, fn.log_likelihood)
+        for _ in range(3):
+            f(params, x, y)
+            g(params, x, y)
+        assert fetched == [3]
+        f(params, x, y + 0)
+        assert fetched == [3, 3]
+        narrow = fn.Network(fn.Dense(4, fn.sigmoid), fn.Dense(2, fn.softmax))
+        with pytest.raises(ValueError, match="expected labels from 0 to 1, got 2 at example 0"):
+            fn.value_and_grad(narrow, fn.log_likelihood)(narrow.init(jax.random.key(0), (5,)), x, y)
+
+    def test_numpy_labels_may_change_and_are_read_each_time(self, given):
+        params, x = given[:2]
+        y, f = np.arange(6) % 3, fn.value_and_grad(NET, fn.log_likelihood)
+        f(params, x, y)
+        y[4] = 3
+        with pytest.raises(ValueError, match="expected labels from 0 to 2, got 3 at example 4"):
+            f(params, x, y)
+
+
+class TestHash:
+    def test_is_remembered_but_not_copied_or_pickled(self):
+        assert hash(NET) == hash(fn.Network(*NET.layers))
+        for twin in (pickle.loads(pickle.dumps(NET)), copy.copy(NET), copy.deepcopy(NET)):
+            assert "_hash" not in twin.__dict__
+            assert (twin, hash(twin)) == (NET, hash(NET))
+
+    def test_of_a_twin_for_the_loop_is_its_own(self):
+        hash(NET)
+        assert hash(NET.in_loop()) == hash(fn.Network(*(layer.in_loop() for layer in NET)))
+
+
+@pytest.mark.parametrize(
+    ("x", "got"),
+    [
+        (np.array([["a"] * 5] * 6), "an array of <U1"),
+        (np.array([[None] * 5] * 6), "an array of object"),
+        ([[1.0] * 5, [1.0] * 4], "list"),
+        ("image.png", "str"),
+        ({"image": 1}, "dict"),
+        ([[2**70] * 5] * 6, "list"),
+    ],
+)
+def test_data_that_are_no_numbers(given, x, got):
+    params, _, y = given
+    for call in (
+        lambda: NET.apply(params, x),
+        lambda: fn.value_and_grad(NET, fn.log_likelihood)(params, x, y),
+        lambda: fn.backprop(NET, fn.log_likelihood, params, x, y),
+    ):
+        with pytest.raises(ValueError, match=f"x: expected an array of numbers .*, got {got}; give rows of one length"):
+            call()
+
+
+def test_complex_data(given):
+    params, x, y = given
+    for a, b, name in ((jax.lax.complex(x, x), y, "x"), (x, jnp.ones((6, 3), complex), "y")):
+        with pytest.raises(ValueError, match=f"{name}: expected real numbers, got complex128; give real and imaginary"):
+            fn.backprop(NET, fn.quadratic, params, a, b)
+
+
+def test_big_endian_data_are_what_they_were(given):
+    params, _, y = given
+    x = np.random.default_rng(0).standard_normal((6, 5))
+    np.testing.assert_array_equal(NET.apply(params, x.astype(">f8")), NET.apply(params, x))
+    cost = fn.objective(NET, fn.log_likelihood)
+    assert cost(params, x, np.asarray(y, ">i4")) == cost(params, x, y)
