@@ -324,24 +324,41 @@ def chain(*parts: Optimizer) -> Chain:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepDecay:
-    """η(step) = initial · factor^⌊step / every⌋."""
+    """η(step) = initial · factor^⌊step / every⌋.
+
+    Raises:
+        ValueError: for an ``every`` that is not positive.
+    """
 
     initial: Any
     factor: Any
     every: Any
 
+    def __post_init__(self) -> None:
+        _check_steps("StepDecay", every=self.every)
+
     def __call__(self, step: Any) -> Any:
-        return self.initial * self.factor ** jnp.floor(_real(step) / self.every)
+        # Not the floor of a quotient: XLA multiplies by 1/every instead, and 41 · (1/41) is below 1.
+        whole = all(jnp.issubdtype(jnp.result_type(n), jnp.integer) for n in (step, self.every))
+        step, every = (jnp.asarray(n).astype(jnp.result_type(int if whole else float)) for n in (step, self.every))
+        return self.initial * self.factor ** _real(step // every)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ExponentialDecay:
-    """η(step) = initial · factor^(step / every)."""
+    """η(step) = initial · factor^(step / every).
+
+    Raises:
+        ValueError: for an ``every`` that is not positive.
+    """
 
     initial: Any
     factor: Any
     every: Any
+
+    def __post_init__(self) -> None:
+        _check_steps("ExponentialDecay", every=self.every)
 
     def __call__(self, step: Any) -> Any:
         return self.initial * self.factor ** (_real(step) / self.every)
@@ -351,12 +368,21 @@ class ExponentialDecay:
 @dataclass(frozen=True)
 class CosineDecay:
     """η(step) = final + ½ (initial − final) (1 + cos(π step / steps)), and final from ``steps`` on; before that a linear
-    rise from 0 over the first ``warmup`` steps. Source: Loshchilov and Hutter (2017)."""
+    rise from 0 over the first ``warmup`` steps.
+
+    Raises:
+        ValueError: for ``steps`` that are not positive.
+
+    Source: Loshchilov and Hutter (2017).
+    """
 
     initial: Any
     steps: Any
     final: Any = 0.0
     warmup: Any = 0
+
+    def __post_init__(self) -> None:
+        _check_steps("CosineDecay", steps=self.steps)
 
     def __call__(self, step: Any) -> Any:
         step = _real(step)
@@ -367,3 +393,9 @@ class CosineDecay:
 
 def _real(step: Any) -> Array:
     return jnp.asarray(step).astype(jnp.result_type(float))
+
+
+def _check_steps(owner: str, **numbers: Any) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, int | float) and not value > 0:
+            raise ValueError(f"{owner}: expected {name} > 0, got {value}; it is a number of steps")

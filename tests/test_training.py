@@ -352,6 +352,30 @@ class TestOptimizers:
         for i, eta in enumerate(rates):
             assert_agree(jax.tree.map(lambda leaf, i=i: leaf[i], together), self.steps(fn.sgd(eta)), 1e-12)
 
+    def test_a_step_is_never_late(self):
+        """Compiled, XLA multiplies by 1/every where one divides by it, and 41 · (1/41) is below 1 in float32."""
+        steps = np.unique([*range(200), *range(2**24 - 60, 2**24 + 60), 2**31 - 1])
+        sizes = [*range(1, 100), 1000, 2**24 - 1, np.int8(100), np.float32(41), 2.5]
+        schedules = [fn.StepDecay(1.0, 0.5, every) for every in sizes]
+        expected = np.array([0.5 ** (steps // float(every)) for every in sizes])
+        with jax.enable_x64(False):
+            closed = jax.jit(lambda k: jnp.stack([schedule(k) for schedule in schedules]))
+            given = jax.jit(lambda k, schedules: jnp.stack([schedule(k) for schedule in schedules]))
+            for values in (closed(jnp.asarray(steps)), given(jnp.asarray(steps), schedules)):
+                np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-37)
+            for every in (41, 61):
+                late = [float(fn.StepDecay(1.0, 0.5, every)(step)) for step in (every - 1, every, every + 1)]
+                assert late == [1, 0.5, 0.5]
+
+    def test_a_schedule_of_no_steps_is_an_error(self):
+        for build, name in (
+            (lambda: fn.StepDecay(1.0, 0.5, 0), "StepDecay: expected every"),
+            (lambda: fn.ExponentialDecay(1.0, 0.5, -1), "ExponentialDecay: expected every"),
+            (lambda: fn.CosineDecay(1.0, 0), "CosineDecay: expected steps"),
+        ):
+            with pytest.raises(ValueError, match=f"{name} > 0, got .*; it is a number of steps"):
+                build()
+
     def test_warmup(self):
         schedule = fn.CosineDecay(1.0, 100, warmup=4)
         np.testing.assert_allclose([schedule(i) for i in range(4)], [0.2, 0.4, 0.6, 0.8], rtol=0.01)
