@@ -39,9 +39,26 @@ def wide_dtype(dtype: Any) -> Any:
 
 
 def at_least_float32(x: Any) -> Array:
-    """x in float32 where it is an integer, a bool, float16 or bfloat16; unchanged in float32 and float64."""
+    """x in float32 where it is an integer, a bool, float16 or bfloat16; unchanged in float32 and float64.
+
+    Raises:
+        ValueError: for complex numbers, which would lose their imaginary part.
+    """
     x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise ValueError(f"expected real numbers, got {x.dtype}; give real and imaginary parts as units of their own")
     return x.astype(wide_dtype(x.dtype))
+
+
+def on_last_axis(b: Array, rank: int) -> Array:
+    """b (n,) as (1, ..., 1, n), of the rank of what it is added to: ``jax_numpy_rank_promotion="raise"`` refuses another."""
+    return jnp.expand_dims(b, range(rank - 1))
+
+
+def integers_as_floats(x: Any) -> Array:
+    """x, integers and bools in the default float dtype."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.result_type(float))
 
 
 def differentiate(derivative: Callable) -> Callable:
@@ -74,9 +91,8 @@ class Activation:
 
     def __call__(self, z: Any) -> Array:
         """a = σ(z), in z's dtype (integers: the default float dtype)."""
-        z = jnp.asarray(z)
-        dtype = z.dtype if jnp.issubdtype(z.dtype, jnp.floating) else jnp.result_type(float)
-        return self.function(at_least_float32(z), **dict(self.parameters)).astype(dtype)
+        z = integers_as_floats(z)
+        return self.function(at_least_float32(z), **dict(self.parameters)).astype(z.dtype)
 
     def error(self, da: Array, z: Array, a: Array | None = None) -> Array:
         """δ = ∇_a C ⊙ σ'(z) (BP1); for softmax the product with its whole Jacobian. All shapes alike.
@@ -84,7 +100,7 @@ class Activation:
         ``a = σ(z)`` may be given where it is at hand, which saves computing it again. In half precision it is computed from z
         all the same: a is rounded there, and 1 − a would keep little of it.
         """
-        z, wide = jnp.asarray(z), at_least_float32
+        z, wide = integers_as_floats(z), at_least_float32
         a = self.function(wide(z), **dict(self.parameters)) if a is None or z.dtype.itemsize < 4 else wide(a)
         return self.pullback(wide(da), wide(z), a, **dict(self.parameters)).astype(z.dtype)
 

@@ -18,7 +18,16 @@ from jax import Array
 from jax.core import Tracer
 from jax.scipy.special import xlog1py, xlogy
 
-from .activations import Activation, at_least_float32, linear, shifted_exp, sigmoid, softmax, wide_dtype
+from .activations import (
+    Activation,
+    at_least_float32,
+    integers_as_floats,
+    linear,
+    shifted_exp,
+    sigmoid,
+    softmax,
+    wide_dtype,
+)
 
 __all__ = ["Cost", "accuracy", "cross_entropy", "log_likelihood", "quadratic"]
 
@@ -61,7 +70,7 @@ class Cost:
             ValueError: for targets or weights of the wrong shape or kind, a concrete label outside the classes, or an
                 activation that the cost cannot follow. Under ``jit`` a label outside the classes makes C NaN.
         """
-        a = jnp.asarray(a)
+        a = integers_as_floats(a)
         y = self.targets(a, y)
         if self.matches(output):
             terms = self.matched_terms(at_least_float32(output[1]), y)  # pyright: ignore
@@ -71,7 +80,7 @@ class Cost:
 
     def output_gradient(self, a: Any, y: Any, *, weights: Any = None) -> Array:
         """∇_a C_x for each example, shaped like a: the da_out of a last layer that the cost is not matched to."""
-        a = jnp.asarray(a)
+        a = integers_as_floats(a)
         gradient = self.gradient(at_least_float32(a), self.targets(a, y))
         return _weighted(gradient, weights).astype(a.dtype)
 
@@ -83,7 +92,7 @@ class Cost:
         """
         if self.matched_error is None:
             raise ValueError(f"{self.name}: expected a cost with a matched activation, got none; use output_gradient")
-        z = jnp.asarray(z)
+        z = integers_as_floats(z)
         error = self.matched_error(at_least_float32(z), self.targets(z, y))
         return _weighted(error, weights).astype(z.dtype)
 
@@ -109,7 +118,7 @@ class Cost:
         Raises:
             ValueError: for a wrong shape or kind, or a concrete label outside the classes.
         """
-        y = jnp.asarray(y)
+        y = _real(self.name, "targets", y)
         dtype = wide_dtype(a.dtype)
         if y.shape == a.shape:
             return y.astype(dtype)
@@ -159,6 +168,14 @@ def check_labels(name: str, y: Any, n: int) -> None:
         )
 
 
+def _real(owner: str, name: str, values: Any) -> Array:
+    """The values as an array, or a ValueError where they are complex."""
+    values = jnp.asarray(values)
+    if jnp.issubdtype(values.dtype, jnp.complexfloating):
+        raise ValueError(f"{owner}: expected real {name}, got {values.dtype}; their imaginary part would be lost")
+    return values
+
+
 def _hint(a: Array, y: Array) -> str:
     if y.ndim and a.ndim and y.shape[0] != a.shape[0]:
         return f" and that both have as many examples ({a.shape[0]} and {y.shape[0]})"
@@ -170,7 +187,7 @@ def _hint(a: Array, y: Array) -> str:
 def _weighted(terms: Array, weights: Any) -> Array:
     if weights is None:
         return terms
-    weights = jnp.asarray(weights)
+    weights = _real("weights", "numbers", weights)
     if weights.shape != terms.shape[: weights.ndim] or weights.ndim == 0:
         raise ValueError(
             f"weights: expected shape ({terms.shape[0]},) or one that begins the shape of the terms {terms.shape}, "

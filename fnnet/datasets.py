@@ -183,13 +183,16 @@ def _jitter(key: Array, images: Array, degrees: Any, pixels: Any) -> Array:
     dtype = images.dtype if jnp.issubdtype(images.dtype, jnp.floating) else jnp.dtype(jnp.float32)
     m, height, width, _ = images.shape
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2], dtype)
-    places = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1).astype(dtype) - centre
+    places = (
+        jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1).astype(dtype)
+        - centre[None, None, :]
+    )
     draws = jax.random.uniform(key, (m, 3), jnp.float32, -1, 1).astype(dtype)
     angles, moves = draws[:, 0] * jnp.asarray(np.pi / 180, dtype) * degrees, draws[:, 1:] * pixels
 
     def one(image: Array, angle: Array, move: Array) -> Array:
         """Each pixel's value is read where the inverse movement puts it."""
-        y, x = jnp.moveaxis(places - move, -1, 0)
+        y, x = jnp.moveaxis(places - move[None, None, :], -1, 0)
         back = jnp.stack([jnp.cos(angle) * y + jnp.sin(angle) * x, jnp.cos(angle) * x - jnp.sin(angle) * y])
         at = back + centre[:, None, None]
         read = lambda channel: jax.scipy.ndimage.map_coordinates(channel, list(at), order=1)  # noqa: E731

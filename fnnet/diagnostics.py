@@ -189,7 +189,11 @@ def histograms(values: Any, *, bins: int = 50) -> Histograms:
         raise ValueError("histograms: expected an entry for each layer, got none")
 
     def of_layer(tree: Any) -> tuple[Array, Array]:
-        leaves = [jnp.asarray(leaf, jnp.result_type(float)).ravel() for leaf in jax.tree.leaves(tree) if jnp.size(leaf)]
+        leaves = [
+            at_least_float32(leaf).astype(jnp.result_type(float)).ravel()
+            for leaf in jax.tree.leaves(tree)
+            if jnp.size(leaf)
+        ]
         if not leaves:
             return jnp.zeros(bins, int), jnp.full(bins + 1, jnp.nan)
         flat = jnp.concatenate(leaves)
@@ -479,7 +483,7 @@ def _credit(net, cost, params, x, y, key, mask, weights, *, layer, norms) -> Arr
     def of_step(tau: Array) -> Array:
         own = given
         if a.ndim > 2:
-            own = given.reshape(len(a), -1) * (jnp.arange(steps) == tau).astype(a.dtype)
+            own = given.reshape(len(a), -1) * (jnp.arange(steps) == tau).astype(a.dtype)[None, :]
         if above is None:
             da: Any = cost.output_gradient(a, y, weights=own)
         elif cost.matches(output):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .activations import integers_as_floats
 from .layers._layer import Cache, Layer, Params, as_array, check_leaf, run_forward
 from .layers._recurrent import GRU, Recurrent
 from .network import check_key
@@ -78,11 +79,11 @@ def from_torch(cell: Recurrent, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: An
     """
     rows, n = _rows(cell)
     given = {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh}
-    arrays = {name: jnp.asarray(a) for name, a in given.items() if a is not None}
+    arrays = {name: integers_as_floats(a) for name, a in given.items() if a is not None}
     wanted = {"w_ih": (rows, None), "w_hh": (rows, n), "b_ih": (rows,), "b_hh": (rows,)}
     for name in ("w_ih", "w_hh", *arrays):
         check_leaf(cell, arrays, name, wanted[name])
-    dtype = jnp.result_type(float) if jnp.issubdtype(arrays["w_hh"].dtype, jnp.integer) else arrays["w_hh"].dtype
+    dtype = arrays["w_hh"].dtype
     arrays = {name: array.astype(dtype) for name, array in arrays.items()}
     b_in, b_state = (arrays.get(name, jnp.zeros(rows, dtype)) for name in ("b_ih", "b_hh"))
     params = {"w_x": arrays["w_ih"], "w_h": arrays["w_hh"]}

@@ -26,6 +26,7 @@ from .layers._layer import (
     Shape,
     as_array,
     as_data,
+    check_key,
     layer,
     located,
     run_forward,
@@ -389,18 +390,6 @@ def mean_over_chunks(f: Callable, batch: tuple[Any, ...], key: Any, size: int) -
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: part(0, size)))
     total, _ = jax.lax.scan(body, zeros, size * jnp.arange(full))
     return jax.tree.map(jnp.add, total, part(full * size, m - full * size)) if m % size else total
-
-
-def check_key(key: Any) -> Any:
-    """The key, or a ValueError where it is no PRNG key."""
-    if key is None or isinstance(key, ExampleKeys):
-        return key
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
-    if not typed and not (dtype == jnp.uint32 and len(shape or ()) == 1):
-        got = f"{type(key).__name__} {key!r}" if dtype is None else f"an array of {dtype} and shape {shape}"
-        raise ValueError(f"key: expected one PRNG key, got {got}; make one with jax.random.key(seed)")
-    return key
 
 
 def check_micro_batch(micro_batch: Any) -> None:

@@ -38,13 +38,27 @@ def is_weight(path: tuple[Any, ...]) -> bool:
 
 
 def weights_in(params: Any) -> list[Array]:
-    """The leaves that are weights, at least in float32."""
-    return [at_least_float32(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if is_weight(path)]
+    """The leaves that are weights, at least in float32.
+
+    Raises:
+        ValueError: for weights that are no floats.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [at_least_float32(_checked(path, leaf)) for path, leaf in leaves if is_weight(path)]
+
+
+def _checked(path: tuple[Any, ...], w: Any) -> Any:
+    if not jnp.issubdtype(dtype := jnp.result_type(w), jnp.floating):
+        name = jax.tree_util.keystr(path)
+        raise ValueError(
+            f"expected weights of a float dtype, got {dtype} at {name}; convert them, jnp.asarray(w, float)"
+        )
+    return w
 
 
 def _on_weights(gradient: Any, params: Any) -> Any:
     def leaf(path: tuple[Any, ...], w: Any) -> Array:
-        return gradient(w) if is_weight(path) else jnp.zeros_like(w)
+        return gradient(_checked(path, w)) if is_weight(path) else jnp.zeros_like(w)
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 

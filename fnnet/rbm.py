@@ -26,7 +26,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from .activations import at_least_float32, sigmoid_function, wide_dtype
+from .activations import at_least_float32, on_last_axis, sigmoid_function, wide_dtype
 from .network import check_key
 from .optimizers import Optimizer, apply_updates, is_transformation, traceable
 from .penalties import Penalty, check_penalty
@@ -107,14 +107,14 @@ def data_biases(data: Any) -> Array:
 def hidden_inputs(params: Params, v: Array) -> Array:
     """c_j + Σ_i w_ji v_i, at least in float32. Shapes (m, n_v) -> (m, n_h)."""
     _check_units(params, "v", v, 1)
-    return _product("...i,ji->...j", v, params["w"]) + at_least_float32(params["c"])
+    return _product("...i,ji->...j", v, params["w"]) + on_last_axis(at_least_float32(params["c"]), v.ndim)
 
 
 @jax.jit
 def visible_inputs(params: Params, h: Array) -> Array:
     """b_i + Σ_j h_j w_ji, at least in float32. Shapes (m, n_h) -> (m, n_v)."""
     _check_units(params, "h", h, 0)
-    return _product("...j,ji->...i", h, params["w"]) + at_least_float32(params["b"])
+    return _product("...j,ji->...i", h, params["w"]) + on_last_axis(at_least_float32(params["b"]), h.ndim)
 
 
 def _product(equation: str, units: Array, w: Array) -> Array:
@@ -141,7 +141,7 @@ def free_energy(params: Params, v: Array, *, visible: Visible = "bernoulli") -> 
 def _visible_energy(b: Array, v: Array, visible: Visible) -> Array:
     """The part of E that is the visible units' own."""
     check_kind(visible)
-    b = at_least_float32(b)
+    b = on_last_axis(at_least_float32(b), v.ndim)
     if visible == "gaussian":
         return jnp.sum((v.astype(b.dtype) - b) ** 2, axis=-1) / 2
     return -jnp.sum(b * v.astype(b.dtype), axis=-1)
@@ -335,7 +335,7 @@ class Sparsity:
         _check_batch(v)
         p = hidden_probabilities(params, v)
         scale = jnp.asarray(self.cost, p.dtype) * (2 / v.shape[0])
-        delta = scale * (jnp.mean(p, axis=0) - jnp.asarray(self.target, p.dtype)) * p * (1 - p)
+        delta = scale * (jnp.mean(p, axis=0, keepdims=True) - jnp.asarray(self.target, p.dtype)) * p * (1 - p)
         w = jnp.einsum("xj,xi->ji", delta, v.astype(p.dtype))
         return _like(params, {"w": w, "b": jnp.zeros(params["b"].shape, p.dtype), "c": jnp.sum(delta, axis=0)})
 
@@ -422,17 +422,18 @@ def _states(machine: Params, block: Array) -> Array:
     """The states of the hidden units whose numbers, read in binary, are block·BLOCK and those that follow."""
     n = machine["c"].shape[0]
     number = block * BLOCK + jnp.arange(min(BLOCK, 2**n))
-    return ((number[:, None] >> jnp.arange(n)) & 1).astype(wide_dtype(machine["w"].dtype))
+    return ((number[:, None] >> jnp.arange(n)[None, :]) & 1).astype(wide_dtype(machine["w"].dtype))
 
 
 def _log_sum_over_visible(params: Params, h: Array, visible: Visible) -> Array:
     """ln Σ_v e^{−E(v, h)} = c·h + Σ_i ln(1 + e^{b_i + (h w)_i}), or c·h + ½‖b + h w‖² − ½‖b‖² + (n_v/2) ln 2π."""
     z = visible_inputs(params, h)
+    b, c = (on_last_axis(at_least_float32(params[name]), h.ndim) for name in ("b", "c"))
     if visible == "gaussian":
-        own = jnp.sum(z**2 - at_least_float32(params["b"]) ** 2 + math.log(2 * math.pi), axis=-1) / 2
+        own = jnp.sum(z**2 - b**2 + math.log(2 * math.pi), axis=-1) / 2
     else:
         own = jnp.sum(jax.nn.softplus(z), axis=-1)
-    return own + jnp.sum(h * at_least_float32(params["c"]), axis=-1)
+    return own + jnp.sum(h * c, axis=-1)
 
 
 class Estimate(NamedTuple):
@@ -525,7 +526,7 @@ def _annealed(params: Params, key: Array, betas: Array, base: Array, *, chains: 
         own = _visible_energy(base, v, visible) - _visible_energy(wide["b"], v, visible)
         hidden_key, visible_key = jax.random.split(jax.random.fold_in(key, i))
         h = draw(hidden_key, sigmoid_function(beta * z))
-        v = sample(visible_key, base + beta * (visible_inputs(wide, h) - base))
+        v = sample(visible_key, base[None, :] + beta * (visible_inputs(wide, h) - base[None, :]))
         return (v, log_w + gain + (beta - before) * own), None
 
     v = sample(start, jnp.broadcast_to(base, (chains, n_v)))
@@ -821,6 +822,9 @@ def check_machine(params: Any, owner: str = "rbm") -> None:
         raise ValueError(
             f"{owner}: expected parameters {{w (n_h, n_v), b (n_v), c (n_h)}}, got {got}; make them with rbm.init"
         )
+    for name, leaf in params.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"{owner}: expected parameters of a float dtype, got {leaf.dtype} for {name}; convert it")
 
 
 def _check_units(params: Any, name: str, units: Array, axis: int) -> None:
@@ -831,6 +835,10 @@ def _check_units(params: Any, name: str, units: Array, axis: int) -> None:
         raise ValueError(
             f"rbm: expected {name} with the machine's {params['w'].shape[axis]} {which} units on the last axis, got "
             f"{_shape(units)}; flatten images to (m, n_v) with x.reshape(len(x), -1)"
+        )
+    if jnp.issubdtype(units.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"rbm: expected real {name}, got {units.dtype}; real and imaginary parts are units of their own"
         )
 
 
@@ -847,11 +855,13 @@ def _check_values(function: str, name: str, data: Any, visible: Visible) -> Arra
     _check_batch(data)
     if isinstance(data, Tracer):
         return data
+    with jax.ensure_compile_time_eval():  # data that a function under jit closes over is concrete
+        finite, low, high = jnp.all(jnp.isfinite(data)), jnp.min(data), jnp.max(data)
     if visible == "gaussian":
-        if not bool(jnp.all(jnp.isfinite(data))):
+        if not bool(finite):
             raise ValueError(f"{function}: expected finite {name}, got NaN or infinity")
         return data
-    low, high = float(jnp.min(data)), float(jnp.max(data))
+    low, high = float(low), float(high)
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"{function}: expected {name} from 0 to 1 for Bernoulli visible units, got values from {low:.4g} to {high:.4g}; "

@@ -61,7 +61,7 @@ def sweep(
         net: a network or a single layer.
         cost: one of fnnet's costs.
         data: (x, y), or (x, y, {"mask": ..., "weights": ...}).
-        keys: PRNG keys (k,): the seeds.
+        keys: PRNG keys (k,): the seeds; threefry keys, which are JAX's default.
         epochs: passes over the data.
         batch_size: examples in a mini-batch.
         optimizers: of one kind, with other numbers: ``[fn.sgd(0.025), fn.sgd(0.25)]``. optax keeps its numbers in functions:
@@ -196,4 +196,9 @@ def _check_keys(keys: Any) -> None:
         got = f"an array of {keys.dtype} and shape {keys.shape}" if hasattr(keys, "dtype") else f"{keys!r}"
         raise ValueError(
             f"sweep: expected keys of shape (k,), got {got}; make them with jax.random.split(jax.random.key(seed), k)"
+        )
+    if (impl := jax.random.key_impl(keys)) != "threefry2x32":
+        raise ValueError(
+            f"sweep: expected threefry keys, got keys of {impl}, which draw other numbers for many networks at once than for "
+            f"one; make them with jax.random.split(jax.random.key(seed, impl='threefry2x32'), k)"
         )

@@ -354,6 +354,29 @@ def test_bad_input_is_a_clear_error(build, message):
         build()
 
 
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: fn.Dense(3), r"Dense: missing a required argument: 'activation'.*\(n_out, activation, .*fn\.Dense\(10"),
+        (lambda: fn.Conv(8, 3), r"Conv: missing a required argument: 'activation'.*as in fn\.Conv\(20, 5, fn\.relu\)"),
+        (lambda: fn.MaxPool(), r"MaxPool: missing a required argument: 'size'; it takes \(size, .*fn\.MaxPool\(2\)"),
+        (lambda: fn.Dropout(), r"Dropout: missing a required argument: 'rate'.*fn\.Dropout\(0\.5\)"),
+        (lambda: fn.LSTM(), r"LSTM: missing a required argument: 'n'.*fn\.LSTM\(64\)"),
+        (lambda: fn.Bidirectional(), r"Bidirectional: missing a required argument: 'cell'.*\(fn\.LSTM\(64\)\)"),
+        (lambda: fn.Dense(3, fn.relu, size=2), "Dense: got an unexpected keyword argument 'size'; it takes"),
+        (lambda: fn.Flatten(2), r"Flatten: too many positional arguments; it takes \(\)"),
+        (lambda: fn.Dense(2, fn.relu)({}, 1), r"Dense\(2, relu\): expected apply\(params, x\), got a call; .*net\.apply"),
+        (lambda: fn.Network(fn.Flatten())({}, 1), r"Network\(Flatten\(\)\): expected apply\(params, x\), got a call"),
+        (lambda: fn.Dense(2, "relu"), r"Dense\(2, 'relu'\): expected an fn\.Activation, got 'relu'; .*such as fn\.relu, or"),
+        (lambda: fn.Dense(2, jnp.tanh), r"expected an fn\.Activation, got .*such as fn\.tanh, or"),
+        (lambda: fn.RNN(2, jax.nn.swish), r"expected an fn\.Activation, got .*such as fn\.silu, or"),
+    ],
+)  # fmt: skip
+def test_a_wrong_call_is_told_the_right_one(build, message):
+    with pytest.raises((TypeError, fn.LayerError), match=message):
+        build()
+
+
 def test_initialisers():
     key, shape = jax.random.key(0), (400, 300)
     draw = lambda init: init(key, shape, jnp.float64)  # noqa: E731

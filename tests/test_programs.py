@@ -116,13 +116,6 @@ def test_data_that_are_no_numbers(given, x, got):
             call()
 
 
-def test_complex_data(given):
-    params, x, y = given
-    for a, b, name in ((jax.lax.complex(x, x), y, "x"), (x, jnp.ones((6, 3), complex), "y")):
-        with pytest.raises(ValueError, match=f"{name}: expected real numbers, got complex128; give real and imaginary"):
-            fn.backprop(NET, fn.quadratic, params, a, b)
-
-
 def test_big_endian_data_are_what_they_were(given):
     params, _, y = given
     x = np.random.default_rng(0).standard_normal((6, 5))

@@ -539,6 +539,13 @@ def test_bad_input(call, message):
         call(machine())
 
 
+def test_data_that_a_compiled_function_closes_over_is_checked():
+    params, good, bad = rbm.init(KEY, 4, 2), jnp.full((3, 4), 0.5), jnp.full((3, 4), 2.0)
+    jax.eval_shape(lambda key: rbm.contrastive_divergence(params, key, good), KEY)
+    with pytest.raises(ValueError, match="expected v from 0 to 1"):
+        jax.eval_shape(lambda key: rbm.contrastive_divergence(params, key, bad), KEY)
+
+
 def test_a_state_of_another_run_is_refused():
     _, history = rbm.fit(machine(), X, epochs=1, **TRAINING)
     with pytest.raises(

@@ -24,19 +24,19 @@ def plain_step(kind, activation, params, x, states):
     """A step as textbooks write it, gate by gate."""
     h = states[0]
     if kind == "RNN":
-        return (activation(x @ params["w_x"].T + h @ params["w_h"].T + params["b"]),)
+        return (activation(x @ params["w_x"].T + h @ params["w_h"].T + params["b"][None]),)
     split = functools.partial(jnp.split, indices_or_sections=params["w_h"].shape[0] // h.shape[1])
     if kind == "LSTM":
         pairs = zip(split(params["w_x"]), split(params["w_h"]), split(params["b"]), strict=True)
-        i, f, g, o = (x @ w.T + h @ u.T + b for w, u, b in pairs)
+        i, f, g, o = (x @ w.T + h @ u.T + b[None] for w, u, b in pairs)
         c = jax.nn.sigmoid(f) * states[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
         return jax.nn.sigmoid(o) * jnp.tanh(c), c
     (x_r, x_z, x_n), (h_r, h_z, h_n) = (
-        (x @ w.T + b for w, b in zip(split(params["w_x"]), split(params["b"]), strict=True)),
+        (x @ w.T + b[None] for w, b in zip(split(params["w_x"]), split(params["b"]), strict=True)),
         (h @ u.T for u in split(params["w_h"])),
     )
     r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
-    n = jnp.tanh(x_n + r * (h_n + params["b_h"]))
+    n = jnp.tanh(x_n + r * (h_n + params["b_h"][None]))
     return ((1 - z) * n + z * h,)
 
 
@@ -148,7 +148,8 @@ class TestMasks:
             np.testing.assert_allclose([padded.cost, cost], float(sum(bp.cost for bp in alone)) / 3, rtol=1e-12)
 
     def test_length_mask(self):
-        np.testing.assert_array_equal(fn.length_mask([0, 2, 3], 3), [[False] * 3, [True, True, False], [True] * 3])
+        for lengths in ([0, 2, 3], np.array([0, 2, 3], np.uint8)):
+            np.testing.assert_array_equal(fn.length_mask(lengths, 3), [[False] * 3, [True, True, False], [True] * 3])
         with pytest.raises(ValueError, match=r"length_mask: expected integer lengths of shape \(m,\), got float64"):
             fn.length_mask(jnp.ones(3), 3)
 
@@ -318,7 +319,7 @@ class TestTruncation:
                     states = plain_step(kind, fn.tanh, params[0], x[:, i], states)
                     states = (states[0] + shift[:, i], *states[1:])
                     outputs.append(states[0])
-                z = jnp.stack(outputs, 1) @ params[1]["w"].T + params[1]["b"]
+                z = jnp.stack(outputs, 1) @ params[1]["w"].T + params[1]["b"][None, None]
                 return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(z), y[..., None], -1))
 
             return jax.grad(cost)(jnp.zeros((3, steps, 4)))
@@ -603,7 +604,7 @@ def gradient_of(cell, steps, m, n_in):
 
 def hoisted(kind, n, params, x):
     """What a careful user writes: the product with all inputs outside of the scan."""
-    z = jnp.einsum("mtk,jk->tmj", x, params["w_x"]) + params["b"]
+    z = jnp.einsum("mtk,jk->tmj", x, params["w_x"]) + params["b"][None, None]
     zeros = jnp.zeros((x.shape[0], n), x.dtype)
 
     def step(states, z):
@@ -618,7 +619,7 @@ def hoisted(kind, n, params, x):
         else:
             (z_r, z_u, z_n), (q_r, q_u, q_n) = jnp.split(z, 3, -1), jnp.split(q, 3, -1)
             r, u = jax.nn.sigmoid(z_r + q_r), jax.nn.sigmoid(z_u + q_u)
-            candidate = jnp.tanh(z_n + r * (q_n + params["b_h"]))
+            candidate = jnp.tanh(z_n + r * (q_n + params["b_h"][None]))
             new = ((1 - u) * candidate + u * h,)
         return new, new[0]
 

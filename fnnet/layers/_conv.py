@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..activations import Activation, at_least_float32, wide_dtype
+from ..activations import Activation, at_least_float32, on_last_axis, wide_dtype
 from ..initializers import Initializer, scaled_normal, zeros
 from ._dense import bias_gradient
-from ._layer import Layer, LayerError, Shape, check_activation, check_leaf, layer
+from ._layer import Layer, LayerError, Shape, as_floats, check_activation, check_leaf, check_real, drawing_key, layer
 from ._window import (
     MANY,
     Padding,
@@ -232,7 +232,7 @@ def cross_correlate(a: Array, w: Array) -> Array:
     Raises:
         LayerError: for a and w of different or higher rank, or w larger than a.
     """
-    a, w = jnp.asarray(a), jnp.asarray(w)
+    a, w = (check_real("cross_correlate", "matrices", jnp.asarray(part)) for part in (a, w))
     dtype = jnp.result_type(a, w)
     dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
     if a.ndim != w.ndim:
@@ -294,7 +294,7 @@ class Convolution(Layer):
             )
         size = check_sizes(self, "size", self.size, len(n_in))
         shape, dtype = (*size, c_in // self.groups, self.features), jnp.result_type(float)
-        w_key, b_key = jax.random.split(key)
+        w_key, b_key = jax.random.split(drawing_key(self, key))
         return {
             "w": self.weight_init(w_key, shape, dtype, in_axis=-2, out_axis=-1),
             "b": self.bias_init(b_key, (self.features,), dtype),
@@ -306,9 +306,10 @@ class Convolution(Layer):
         w = check_leaf(self, params, "w", (*size, None, self.features))
         b = check_leaf(self, params, "b", (self.features,))
         check_images(self, a_in.shape, rank, w.shape[-2] * self.groups)
-        dtype = jnp.result_type(a_in, w, b) if jnp.issubdtype(a_in.dtype, jnp.floating) else w.dtype
+        a_in = as_floats(self, a_in, w.dtype)
+        dtype = jnp.result_type(a_in, w, b)
         a_in = a_in.astype(dtype)
-        z = self.product(w.astype(dtype), a_in) + b
+        z = self.product(w.astype(dtype), a_in) + on_last_axis(b, a_in.ndim)
         if probe is not None:
             z = z + probe
         a = self.activation(z)
@@ -356,6 +357,8 @@ class Conv(Convolution):
     Source: the notes, section 7.1.
     """
 
+    _example = "fn.Conv(20, 5, fn.relu)"
+
     def window(self, n_in: tuple[int, ...]) -> Window:
         return window(self, n_in, self.size, self.stride, self.padding, self.dilation)
 
@@ -392,6 +395,8 @@ class ConvTranspose(Convolution):
 
     Source: the notes, section 7.2.3, read forwards; Zeiler et al. (2010).
     """
+
+    _example = "fn.ConvTranspose(20, 5, fn.relu)"
 
     def window(self, n_in: tuple[int, ...]) -> Window:
         """The window of the convolution whose transpose this is: it reads the output."""

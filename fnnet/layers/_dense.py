@@ -12,9 +12,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..activations import Activation, at_least_float32
+from ..activations import Activation, at_least_float32, on_last_axis
 from ..initializers import Initializer, scaled_normal, zeros
-from ._layer import Layer, LayerError, Shape, check_activation, check_input, check_leaf, layer, whole_number
+from ._layer import (
+    Layer,
+    LayerError,
+    Shape,
+    as_floats,
+    check_activation,
+    check_input,
+    check_leaf,
+    drawing_key,
+    layer,
+    whole_number,
+)
 
 __all__ = ["Dense", "bias_gradient", "input_error", "weight_gradient", "weight_gradient_in_loop", "weighted_input"]
 
@@ -31,7 +42,7 @@ def weighted_input(w: Array, b: Array, a_in: Array) -> Array:
     Returns:
         z (m, ..., n_out). Source: the notes, section 2.
     """
-    return jnp.einsum("...k,jk->...j", a_in, w) + b
+    return jnp.einsum("...k,jk->...j", a_in, w) + on_last_axis(b, a_in.ndim)
 
 
 @jax.jit
@@ -108,7 +119,7 @@ def sum_of_outer_products(delta: Array, a_in: Array) -> Array:
     """Σ_x δ_x a_xᵀ written out and added by halves: shorter chains of additions, so faster and more exact."""
     half = len(delta) // 2
     if half == 0:
-        return delta[0][:, None] * a_in[0]
+        return delta[0][:, None] * a_in[0][None, :]
     return sum_of_outer_products(delta[:half], a_in[:half]) + sum_of_outer_products(delta[half:], a_in[half:])
 
 
@@ -138,6 +149,7 @@ class Dense(Layer):
     loop: bool = False
 
     independent = True
+    _example = "fn.Dense(10, fn.softmax)"
 
     def __post_init__(self) -> None:
         whole_number(self, "n_out", "a positive number of neurons")
@@ -147,7 +159,7 @@ class Dense(Layer):
         if not isinstance(input_shape, tuple) or not input_shape or input_shape[-1] < 1:
             remedy = "give the shape of one example, as in net.init(key, (784,))"
             raise LayerError(self, "an input shape (..., n_in) with n_in ≥ 1", str(input_shape), remedy)
-        w_key, b_key = jax.random.split(key)
+        w_key, b_key = jax.random.split(drawing_key(self, key))
         dtype = jnp.result_type(float)
         return {
             "w": self.weight_init(w_key, (self.n_out, input_shape[-1]), dtype),
@@ -158,8 +170,7 @@ class Dense(Layer):
         w = check_leaf(self, params, "w", (self.n_out, None))
         b = check_leaf(self, params, "b", (self.n_out,))
         check_input(self, a_in, w.shape[1])
-        if not jnp.issubdtype(a_in.dtype, jnp.floating):
-            a_in = a_in.astype(w.dtype)
+        a_in = as_floats(self, a_in, w.dtype)
         z = weighted_input(w, b, a_in)
         if probe is not None:
             z = z + probe

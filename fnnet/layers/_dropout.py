@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ._layer import Layer, LayerError, batch_key, example_keys, layer
+from ..activations import at_least_float32
+from ._layer import Layer, LayerError, as_floats, batch_key, example_keys, layer
 
 __all__ = ["Dropout"]
 
@@ -19,7 +20,7 @@ __all__ = ["Dropout"]
 @jax.jit
 def thin(values: Array, keep: Array | None, scale: float) -> Array:
     """r ⊙ values: values · scale where keep holds (everywhere if it is None), else 0. Any shape."""
-    scaled = values * jnp.asarray(scale, values.dtype)
+    scaled = (at_least_float32(values) * scale).astype(values.dtype)
     return scaled if keep is None else jnp.where(keep, scaled, 0)
 
 
@@ -33,16 +34,18 @@ class Dropout(Layer):
             the notes' form: one thinned network for the whole mini-batch, unscaled, and activations times 1 − rate at
             inference (the halved outgoing weights, for rate ½).
 
-    Masks come from float32 uniforms, so they are the same with and without x64.
+    Integers and bools become the default float dtype. Masks come from float32 uniforms, so they are the same with and
+    without x64.
 
     Raises:
-        LayerError: for a rate outside [0, 1), another ``per``, or training without a key.
+        LayerError: for a rate outside [0, 1), another ``per``, complex inputs, or training without a key.
     """
 
     rate: float
     per: Literal["example", "batch"] = "example"
 
     independent = True
+    _example = "fn.Dropout(0.5)"
 
     def __post_init__(self) -> None:
         if not isinstance(self.rate, Real) or not 0 <= self.rate < 1:
@@ -53,6 +56,7 @@ class Dropout(Layer):
             raise LayerError(self, "per to be 'example' or 'batch'", repr(self.per), "choose one of the two")
 
     def forward(self, params, a_in, *, key=None, train=False, probe=None):
+        a_in = as_floats(self, a_in, jnp.result_type(float))
         keep, scale = None, 1.0
         if not train:
             scale = 1 - self.rate if self.per == "batch" else 1.0

@@ -9,7 +9,7 @@ from jax import Array
 
 from ..activations import at_least_float32
 from ..initializers import Initializer, normal
-from ._layer import Layer, LayerError, check_leaf, layer, whole_number
+from ._layer import Layer, LayerError, check_leaf, drawing_key, layer, whole_number
 
 __all__ = ["Embedding", "rows", "rows_gradient"]
 
@@ -70,13 +70,14 @@ class Embedding(Layer):
     weight_init: Initializer = normal(1.0)
 
     independent = True
+    _example = "fn.Embedding(10000, 64)"
 
     def __post_init__(self) -> None:
         for name in ("tokens", "n"):
             whole_number(self, name, f"a positive number {name}")
 
     def init(self, key, input_shape):
-        return {"w": self.weight_init(key, (self.tokens, self.n), jnp.result_type(float))}
+        return {"w": self.weight_init(drawing_key(self, key), (self.tokens, self.n), jnp.result_type(float))}
 
     def output_shape(self, input_shape):
         return (*input_shape, self.n)

@@ -6,17 +6,18 @@ A layer is a frozen, hashable dataclass that holds no arrays. `layer` makes a pl
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NoReturn, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .. import activations
 from ..activations import Activation
 from ..programs import program
 
@@ -160,6 +161,13 @@ class Layer:
         """Without the remembered hash: that of a string differs in another process, that of a changed copy with it."""
         return {name: value for name, value in self.__dict__.items() if name != "_hash"}
 
+    _example: ClassVar[str] = ""
+    """How the layer is built, for errors, such as "fn.Dense(10, fn.softmax)"."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        remedy = "a layer holds no parameters: net.apply(params, x) with params = net.init(key, input_shape)"
+        raise TypeError(f"{self!r}: expected apply(params, x), got a call; {remedy}")
+
     def __repr__(self) -> str:
         shown = []
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
@@ -227,7 +235,29 @@ def layer(cls: type[T]) -> type[T]:
         return self.__dict__["_hash"]
 
     cls.__hash__ = __hash__  # pyright: ignore[reportAttributeAccessIssue]
+    if not written_init:
+        cls.__init__ = _helpful(cls, cls.__init__)
     return jax.tree_util.register_static(cls)
+
+
+def _helpful(cls: type, init: Callable[..., None]) -> Callable[..., None]:
+    """The generated ``__init__``, with an error that tells what the layer takes."""
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            inspect.signature(init).bind(self, *args, **kwargs)
+        except TypeError as error:
+            fields = [
+                f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default!r}"
+                for f in dataclasses.fields(cls)
+                if f.init
+            ]
+            example = f", as in {cls._example}" if cls._example else ""  # pyright: ignore[reportAttributeAccessIssue]
+            raise TypeError(f"{cls.__name__}: {error}; it takes ({', '.join(fields)}){example}") from None
+        init(self, *args, **kwargs)
+
+    return __init__
 
 
 KEYWORDS = {"key": None, "train": False, "mask": None, "probe": None, "state": None}
@@ -262,6 +292,53 @@ class ExampleKeys:
     index: Array
 
 
+MAKE_A_KEY = "make one with jax.random.key(seed)"
+
+
+@functools.cache
+def _raw_shape(impl: str) -> Shape:
+    """The shape of the keys that ``jax.random.PRNGKey`` makes where ``impl`` is the default."""
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=impl))).shape
+
+
+def is_key(key: Any) -> bool:
+    """Whether it is one PRNG key, of ``jax.random.key`` or ``jax.random.PRNGKey``."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return shape == ()
+    return dtype == jnp.uint32 and shape == _raw_shape(jax.config.jax_default_prng_impl)  # pyright: ignore
+
+
+def check_key(key: Any) -> Any:
+    """The key, or a ValueError where it is no PRNG key."""
+    if key is None or isinstance(key, ExampleKeys) or is_key(key):
+        return key
+    raise ValueError(f"key: expected one PRNG key, got {_about(key)}; {MAKE_A_KEY}")
+
+
+def drawing_key(layer: Layer, key: Any) -> Array:
+    """The key, or a LayerError unless it is one PRNG key."""
+    if not is_key(key):
+        raise LayerError(layer, "one PRNG key to draw parameters with", _about(key), MAKE_A_KEY)
+    return key
+
+
+def _about(key: Any) -> str:
+    dtype = getattr(key, "dtype", None)
+    return f"{type(key).__name__} {key!r}" if dtype is None else f"an array of {dtype} and shape {jnp.shape(key)}"
+
+
+def threefry(key: Array) -> Array:
+    """The key itself, or a threefry key made from the words of a key of another kind.
+
+    Under ``vmap`` only threefry draws what it draws alone; "rbg" draws for all keys from the first.
+    """
+    if jax.random.key_impl(key) == "threefry2x32":
+        return key
+    words = jax.random.key_data(key).ravel()
+    return functools.reduce(jax.random.fold_in, words, jax.random.key(0, impl="threefry2x32"))
+
+
 def split_key(key: Any, n: int) -> list[Any]:
     """n keys, one for each layer, from a key, from `ExampleKeys` or from None."""
     if key is None:
@@ -272,13 +349,18 @@ def split_key(key: Any, n: int) -> list[Any]:
 
 
 def example_keys(key: Array | ExampleKeys, m: int) -> Array:
-    """m keys, one for each example: fold_in(key, i) for example i of the whole batch."""
+    """m keys, one for each example: fold_in(key, i) for example i of the whole batch.
+
+    They are threefry keys whatever the key is, since draws of other kinds differ under ``vmap``.
+    """
+    check_key(key)
     base, index = (key.key, key.index) if isinstance(key, ExampleKeys) else (key, jnp.arange(m))
-    return jax.vmap(jax.random.fold_in, (None, 0))(base, index)
+    return jax.vmap(jax.random.fold_in, (None, 0))(threefry(base), index)
 
 
 def batch_key(key: Array | ExampleKeys) -> Array:
     """The one key of the whole batch."""
+    check_key(key)
     return key.key if isinstance(key, ExampleKeys) else key
 
 
@@ -288,7 +370,7 @@ def as_array(a: Any) -> Array | None:
 
 
 def as_data(name: str, value: Any) -> Array:
-    """The argument as an array of real numbers, or a ValueError that names it."""
+    """The argument as an array of numbers, or a ValueError that names it."""
     if not isinstance(value, Array):
         try:
             if isinstance(value, np.ndarray) and not value.dtype.isnative:
@@ -300,11 +382,6 @@ def as_data(name: str, value: Any) -> Array:
                 f"{name}: expected an array of numbers (m, ...), got {got}; give rows of one length, as in "
                 f"np.asarray({name}, float)"
             ) from None
-    if value.dtype.kind == "c":
-        raise ValueError(
-            f"{name}: expected real numbers, got {value.dtype}; give real and imaginary part as two inputs, "
-            f"jnp.stack([x.real, x.imag], -1)"
-        )
     return value
 
 
@@ -319,7 +396,9 @@ def whole_number(layer: Layer, name: str, expected: str) -> None:
 def check_activation(layer: Layer, activation: Any) -> None:
     """Raise a LayerError unless it is an Activation."""
     if not isinstance(activation, Activation):
-        remedy = "give one of fnnet's activations, such as fn.sigmoid or fn.linear, or an fn.Activation of your own"
+        name = activation if isinstance(activation, str) else getattr(activation, "__name__", "")
+        ours = name if name in activations.__all__ else "sigmoid or fn.linear"
+        remedy = f"give one of fnnet's activations, such as fn.{ours}, or an fn.Activation of your own"
         raise LayerError(layer, "an fn.Activation", repr(activation), remedy)
 
 
@@ -344,4 +423,23 @@ def check_leaf(layer: Layer, params: Params, name: str, shape: tuple[int | None,
         n not in (None, k) for n, k in zip(shape, jnp.shape(leaf), strict=True)
     ):
         raise LayerError(layer, wanted, str(jnp.shape(leaf)), remedy)
+    if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
+        remedy = "integers cannot be trained: convert them with jnp.asarray(leaf, float)"
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            remedy = "this layer computes with real numbers; give real and imaginary parts as units of their own"
+        raise LayerError(layer, f"a leaf {name!r} of a float dtype", str(dtype), remedy)
     return leaf
+
+
+def check_real(layer: Any, name: str, a: Array) -> Array:
+    """The argument, or a LayerError where it is complex: it would lose its imaginary part."""
+    if jnp.issubdtype(a.dtype, jnp.complexfloating):
+        remedy = "give real and imaginary parts as features of their own, or their absolute value"
+        raise LayerError(layer, f"real {name}", str(a.dtype), remedy)
+    return a
+
+
+def as_floats(layer: Any, a_in: Array, dtype: Any) -> Array:
+    """Inputs as floats: integers and bools, whose arithmetic wraps and rounds, in ``dtype``; complex ones are refused."""
+    check_real(layer, "inputs", a_in)
+    return a_in if jnp.issubdtype(a_in.dtype, jnp.floating) else a_in.astype(dtype)

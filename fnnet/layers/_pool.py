@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from ..activations import wide_dtype
-from ._layer import Layer, LayerError, layer
+from ._layer import Layer, LayerError, as_floats, check_real, layer
 from ._window import MANY, Padding, Sizes, Window, check_images, check_padding, check_sizes, overlap_add, taps, window
 
 __all__ = ["GlobalMeanPool", "MaxPool", "MeanPool", "Upsample", "unsample_max", "unsample_mean"]
@@ -39,7 +39,7 @@ def max_pool(a_in: Array, size: Sizes, stride: Sizes | None = None, padding: Pad
     Returns:
         (m, *n_out, c). Source: the notes, section 7.1.
     """
-    win = pool_window("max_pool", a_in, size, stride, padding)
+    win = pool_window("max_pool", check_real("max_pool", "inputs", a_in), size, stride, padding)
     if math.prod(win.size) > MANY:
         return reduced(a_in, lowest(a_in), jax.lax.max, win)
     largest, *others = taps(a_in, win, lowest(a_in))
@@ -97,7 +97,7 @@ def mean_pool(a_in: Array, size: Sizes, stride: Sizes | None = None, padding: Pa
         (m, *n_out, c), in the default float dtype for integers. Source: the notes, section 7.2.2.
     """
     win = pool_window("mean_pool", a_in, size, stride, padding)
-    a_in = a_in if jnp.issubdtype(a_in.dtype, jnp.floating) else a_in.astype(jnp.result_type(float))
+    a_in = as_floats("mean_pool", a_in, jnp.result_type(float))
     return (window_sum(a_in, win) / math.prod(win.size)).astype(a_in.dtype)
 
 
@@ -185,7 +185,7 @@ def first_maximum(a_in: Array, win: Window) -> Array:
 def scattered(delta: Array, places: Array, win: Window) -> Array:
     """δ added at these places of the input."""
     m, c = delta.shape[0], delta.shape[-1]
-    rows, channels = jnp.arange(m)[:, None, None], jnp.arange(c)
+    rows, channels = jnp.arange(m)[:, None, None], jnp.arange(c)[None, None, :]
     at = places.reshape(m, math.prod(win.n_out), c)
     zero = jnp.zeros((m, math.prod(win.n_in), c), delta.dtype)
     return zero.at[rows, at, channels].add(delta.reshape(at.shape), mode="drop").reshape(m, *win.n_in, c)
@@ -240,6 +240,7 @@ class MaxPool(Pool):
     algorithm: Algorithm = "auto"
 
     kept = False
+    _example = "fn.MaxPool(2)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -268,6 +269,8 @@ class MeanPool(Pool):
 
     Source: the notes, section 7.2.2.
     """
+
+    _example = "fn.MeanPool(2)"
 
     def forward(self, params, a_in, *, probe=None):
         a = mean_pool(a_in, *self.geometry(a_in.shape))
@@ -316,6 +319,7 @@ class Upsample(Layer):
     size: Sizes
 
     independent = True
+    _example = "fn.Upsample(2)"
 
     def __post_init__(self) -> None:
         check_sizes(self, "size", self.size)

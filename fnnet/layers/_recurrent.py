@@ -26,7 +26,19 @@ from jax import Array
 from ..activations import Activation, at_least_float32, tanh
 from ..initializers import Initializer, scaled_normal, zeros
 from ._dense import input_error
-from ._layer import Layer, LayerError, Params, Shape, check_activation, check_leaf, layer, whole_number
+from ._layer import (
+    Layer,
+    LayerError,
+    Params,
+    Shape,
+    as_floats,
+    check_activation,
+    check_leaf,
+    check_real,
+    drawing_key,
+    layer,
+    whole_number,
+)
 
 __all__ = [
     "GRU",
@@ -468,7 +480,7 @@ class Recurrent(Layer):
         if not isinstance(input_shape, tuple) or len(input_shape) != 2 or input_shape[-1] < 1:
             remedy = "give the shape of one sequence, as in net.init(key, (28, 28)); Flatten is for dense layers"
             raise LayerError(self, "an input shape (T, n_in)", str(input_shape), remedy)
-        x_key, h_key, b_key = jax.random.split(key, 3)
+        x_key, h_key, b_key = jax.random.split(drawing_key(self, key), 3)
         dtype, rows = jnp.result_type(float), self.n_gates * self.n
         return {
             "w_x": self.weight_init(x_key, (rows, input_shape[-1]), dtype),
@@ -493,8 +505,10 @@ class Recurrent(Layer):
         if mask is not None and jnp.shape(mask) != a_in.shape[:2]:
             remedy = "it says which steps of which sequence are valid; fn.length_mask(lengths, T) makes one"
             raise LayerError(self, f"a mask of shape {a_in.shape[:2]}", str(jnp.shape(mask)), remedy)
-        floats = jnp.issubdtype(a_in.dtype, jnp.floating)
-        dtype = jnp.result_type(a_in, *params.values()) if floats else params["b"].dtype
+        if mask is not None:
+            check_real(self, "masks", jnp.asarray(mask))
+        a_in = as_floats(self, a_in, params["b"].dtype)
+        dtype = jnp.result_type(a_in, *params.values())
         x = at_least_float32(a_in.astype(dtype))
         run = forward_by_segments if self.recompute else forward_in_time
         h, kept = run(self, _wide(params), x, mask, _wide(probe), self._given(state, x))
@@ -510,7 +524,7 @@ class Recurrent(Layer):
             wanted = f"a state of {self.n_states} array{'s' * (self.n_states > 1)} of shape {shape}, in a tuple"
             got = f"{shapes}{'' if parts is state else ', in none'}"
             raise LayerError(self, wanted, got, "give what final_state or apply_from returned, or None for zero")
-        return tuple(jnp.asarray(part).astype(x.dtype) for part in state)
+        return tuple(check_real(self, "states", jnp.asarray(part)).astype(x.dtype) for part in state)
 
     def final_state(self, cache):
         return cache.last
@@ -590,13 +604,14 @@ class RNN(Recurrent):
     recompute: bool = False
 
     n_gates: ClassVar[int] = 1
+    _example = "fn.RNN(64)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_activation(self, self.activation)
 
     def step(self, params, z, q, states):
-        z = z + q + params["b"]
+        z = z + q + params["b"][None, :]
         return z, (), (self.activation(z),)
 
     def step_error(self, gates, extra, before, after, d_states):
@@ -633,13 +648,14 @@ class LSTM(Recurrent):
 
     n_gates: ClassVar[int] = 4
     n_states: ClassVar[int] = 2
+    _example = "fn.LSTM(64)"
 
     def init(self, key, input_shape):
         params = super().init(key, input_shape)
         return {**params, "b": params["b"].at[self.n : 2 * self.n].add(self.forget_bias)}
 
     def step(self, params, z, q, states):
-        gates, h, c = lstm_step(z + q + params["b"], states[1])
+        gates, h, c = lstm_step(z + q + params["b"][None, :], states[1])
         return gates, (), (h, c)
 
     def step_error(self, gates, extra, before, after, d_states):
@@ -673,9 +689,10 @@ class GRU(Recurrent):
     recompute: bool = False
 
     n_gates: ClassVar[int] = 3
+    _example = "fn.GRU(64)"
 
     def init(self, key, input_shape):
-        key, own = jax.random.split(key)
+        key, own = jax.random.split(drawing_key(self, key))
         params = super().init(key, input_shape)
         return {**params, "b_h": self.bias_init(own, (self.n,), params["b"].dtype)}
 
@@ -684,8 +701,8 @@ class GRU(Recurrent):
         check_leaf(self, params, "b_h", (self.n,))
 
     def step(self, params, z, q, states):
-        q = q.at[:, 2 * self.n :].add(params["b_h"])
-        gates, h = gru_step(z + params["b"], q, states[0])
+        q = q.at[:, 2 * self.n :].add(params["b_h"][None, :])
+        gates, h = gru_step(z + params["b"][None, :], q, states[0])
         return gates, (q[:, 2 * self.n :],), (h,)
 
     def step_error(self, gates, extra, before, after, d_states):
@@ -751,6 +768,7 @@ class Bidirectional(Layer):
     last: bool = False
 
     independent = True
+    _example = "fn.Bidirectional(fn.LSTM(64))"
 
     def __post_init__(self) -> None:
         if not isinstance(self.cell, Recurrent):
@@ -758,7 +776,7 @@ class Bidirectional(Layer):
             raise LayerError(self, "a recurrent cell", repr(self.cell), remedy)
 
     def init(self, key, input_shape):
-        ahead, back = jax.random.split(key)
+        ahead, back = jax.random.split(drawing_key(self, key))
         return {"ahead": self.cell.init(ahead, input_shape), "back": self.cell.init(back, input_shape)}
 
     def forward(self, params, a_in, *, mask=None, probe=None):
@@ -822,4 +840,4 @@ def length_mask(lengths: Any, steps: int) -> Array:
         raise ValueError(
             f"length_mask: expected integer lengths of shape (m,), got {lengths.dtype} of shape {lengths.shape}"
         )
-    return jnp.arange(steps) < lengths[:, None]
+    return jnp.arange(steps)[None, :] < lengths.astype(jnp.result_type(int))[:, None]
