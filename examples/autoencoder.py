@@ -89,7 +89,7 @@ def squared_error(images, originals) -> float:
 
 def principal_axes(x, n: int):
     """The n directions of largest variance as rows, and the mean."""
-    mean = jnp.mean(x, axis=0)
+    mean = jnp.mean(x, axis=0, keepdims=True)
     _, vectors = jnp.linalg.eigh(jnp.cov(x.T))
     return vectors[:, ::-1][:, :n].T, mean
 

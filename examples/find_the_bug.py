@@ -33,12 +33,12 @@ class FirstDraft:
     def forward(self, params, a_in, *, probe=None):
         centred = a_in - jnp.mean(a_in, -1, keepdims=True)
         scale = jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-5)
-        a = params["g"] * centred * scale + params["b"]
+        a = params["g"][None] * centred * scale + params["b"][None]
         return a if probe is None else a + probe, (centred * scale, scale)
 
     def propagate(self, params, cache, delta):
         _, scale = cache
-        return delta * params["g"] * scale  # the mean and the sd taken for constants
+        return delta * params["g"][None] * scale  # the mean and the sd taken for constants
 
     def gradients(self, params, cache, delta):
         n, _ = cache
@@ -59,7 +59,7 @@ class SecondDraft(FirstDraft):
 class LayerNorm(SecondDraft):
     def propagate(self, params, cache, delta):
         n, scale = cache
-        e = delta * params["g"]
+        e = delta * params["g"][None]
         return scale * (e - jnp.mean(e, -1, keepdims=True) - n * jnp.mean(e * n, -1, keepdims=True))
 
 

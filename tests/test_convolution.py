@@ -67,7 +67,7 @@ def convolution_and_autodiff(layer, geometry, params, a_in):
             a_in, params["w"], stride, sides_of(*geometry), rhs_dilation=dilation, dimension_numbers=axes_of(len(n_in)),
             feature_group_count=layer.groups,
         )  # fmt: skip
-        return jnp.tanh(z + params["b"])
+        return jnp.tanh(z + jnp.expand_dims(params["b"], range(z.ndim - 1)))
 
     a_out, pull_back = jax.vjp(plain, params, a_in)
     da_out = jnp.cos(jnp.arange(a_out.size, dtype=jnp.float32)).reshape(a_out.shape).astype(a_out.dtype)
@@ -347,12 +347,12 @@ def plain_book(params, x, y):
 
     def block(p, a):
         z = lax.conv_general_dilated(a, p["w"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        a = jax.nn.sigmoid(z + p["b"])
+        a = jax.nn.sigmoid(z + p["b"][None, None, None])
         return lax.reduce_window(a, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
     a = block(params[2], block(params[0], x)).reshape(len(x), -1)
-    a = jax.nn.sigmoid(a @ params[5]["w"].T + params[5]["b"])
-    z = a @ params[6]["w"].T + params[6]["b"]
+    a = jax.nn.sigmoid(a @ params[5]["w"].T + params[5]["b"][None])
+    z = a @ params[6]["w"].T + params[6]["b"][None]
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], axis=1))
 
 

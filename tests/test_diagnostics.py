@@ -65,7 +65,7 @@ def test_update_ratios():
 def test_saturation():
     net, _, params, x, _ = case("softmax and dropout")
     params = ({"w": params[0]["w"], "b": params[0]["b"].at[2].set(-100.0)}, *params[1:])
-    z = np.asarray(x @ params[0]["w"].T + params[0]["b"])
+    z = np.asarray(x @ params[0]["w"].T + params[0]["b"][None])
     share, dead = diagnostics.saturation(net, params, x, bound=0.0)
     np.testing.assert_allclose(share[0], np.mean(z <= 0), rtol=1e-12)
     np.testing.assert_allclose(dead[0], np.mean((z <= 0).all(axis=0)), rtol=1e-12)
@@ -87,7 +87,7 @@ def test_saturation_over_a_large_data_set_is_run_in_chunks():
     params = ({"w": params[0]["w"], "b": params[0]["b"].at[:7].set(-1000.0)}, params[1])
     x = jax.random.normal(KEY, (30_001, 4))
     share, dead = diagnostics.saturation(net, params, x)
-    z = np.asarray(x @ params[0]["w"].T + params[0]["b"])
+    z = np.asarray(x @ params[0]["w"].T + params[0]["b"][None])
     np.testing.assert_allclose(share[0], np.mean(z <= 0), rtol=1e-10)
     np.testing.assert_allclose(dead[0], 7 / 400, rtol=1e-12)
     lowered = jax.jit(lambda x: diagnostics.saturation(net, params, x)).lower(x).compile()

@@ -52,9 +52,8 @@ def book(activation=fn.sigmoid):
 
 
 def plain_conv(p, a, stride=1, padding="VALID"):
-    return (
-        lax.conv_general_dilated(a, p["w"], (stride,) * 2, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")) + p["b"]
-    )
+    z = lax.conv_general_dilated(a, p["w"], (stride,) * 2, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return z + p["b"][None, None, None]
 
 
 def plain_pool(a):
@@ -68,8 +67,8 @@ def plain_cost(z, y):
 def plain_book(params, x, y):
     a = plain_pool(jax.nn.sigmoid(plain_conv(params[0], x)))
     a = plain_pool(jax.nn.sigmoid(plain_conv(params[2], a)))
-    a = jax.nn.sigmoid(a.reshape(len(a), -1) @ params[5]["w"].T + params[5]["b"])
-    return plain_cost(a @ params[6]["w"].T + params[6]["b"], y)
+    a = jax.nn.sigmoid(a.reshape(len(a), -1) @ params[5]["w"].T + params[5]["b"][None])
+    return plain_cost(a @ params[6]["w"].T + params[6]["b"][None], y)
 
 
 def torch_book(x, y):
@@ -195,7 +194,7 @@ def modern(rounds, sizes):
         for kind, p in zip(kinds, [p for p in params if p], strict=False):
             x = jax.nn.relu(plain_conv(p, x, 2 if kind is strided else 1, "SAME"))
             x = plain_pool(x) if kind is pooled else x
-        return plain_cost(jnp.mean(x, axis=(1, 2)) @ params[-1]["w"].T + params[-1]["b"], y)
+        return plain_cost(jnp.mean(x, axis=(1, 2)) @ params[-1]["w"].T + params[-1]["b"][None], y)
 
     for name, kinds in (("pooling", [pooled, pooled, pooled]), ("stride 2", [strided, strided, strided])):
         blocks = [layer for kind, c in zip(kinds, (64, 64, 128), strict=True) for layer in kind(c)]

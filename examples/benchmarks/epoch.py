@@ -32,8 +32,8 @@ def fit_contender(x, y, params, net):
 
 
 def plain_objective(params, x, y, n):
-    a = jax.nn.sigmoid(x @ params[0]["w"].T + params[0]["b"])
-    z = a @ params[1]["w"].T + params[1]["b"]
+    a = jax.nn.sigmoid(x @ params[0]["w"].T + params[0]["b"][None])
+    z = a @ params[1]["w"].T + params[1]["b"][None]
     value = jnp.mean(jnp.sum(jax.nn.softplus(z) - y * z, axis=1))
     return value + LAMBDA / (2 * n) * sum(jnp.sum(p["w"] ** 2) for p in params)
 

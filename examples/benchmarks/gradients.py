@@ -27,8 +27,8 @@ def seconds(f, args, calls):
 
 
 def plain_objective(params, x, y):
-    a = jax.nn.sigmoid(x @ params[0]["w"].T + params[0]["b"])
-    z = a @ params[1]["w"].T + params[1]["b"]
+    a = jax.nn.sigmoid(x @ params[0]["w"].T + params[0]["b"][None])
+    z = a @ params[1]["w"].T + params[1]["b"][None]
     return jnp.mean(jnp.sum(jax.nn.softplus(z) - y * z, axis=1))
 
 

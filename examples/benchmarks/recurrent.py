@@ -24,7 +24,7 @@ CELLS = {"LSTM": fn.LSTM, "GRU": fn.GRU, "RNN": fn.RNN}
 
 def plain(kind, n, params, x):
     """h of every step, as a careful user writes it: one product with all inputs, then the scan."""
-    z = jnp.einsum("mtk,jk->tmj", x, params["w_x"]) + params["b"]
+    z = jnp.einsum("mtk,jk->tmj", x, params["w_x"]) + params["b"][None, None]
     zeros = jnp.zeros((x.shape[0], n), x.dtype)
 
     def step(states, z):
@@ -39,7 +39,7 @@ def plain(kind, n, params, x):
         else:
             (z_r, z_u, z_n), (q_r, q_u, q_n) = jnp.split(z, 3, -1), jnp.split(q, 3, -1)
             r, u = jax.nn.sigmoid(z_r + q_r), jax.nn.sigmoid(z_u + q_u)
-            candidate = jnp.tanh(z_n + r * (q_n + params["b_h"]))
+            candidate = jnp.tanh(z_n + r * (q_n + params["b_h"][None]))
             new = ((1 - u) * candidate + u * h,)
         return new, new[0]
 
