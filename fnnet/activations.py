@@ -1,7 +1,8 @@
 """Activation functions a = σ(z), each beside its hand-written derivative σ'(z).
 
 An `Activation` is a value: hashable, equal by value and static under ``jax.jit``. Calling one applies it.
-Every formula is evaluated in at least float32 and rounded once, so half precision and |z| up to 1e4 are safe.
+Every formula is evaluated in at least float32 and rounded once. Values and derivatives keep their relative accuracy in the
+tails, where one that is written as a difference (1 − a, a + α) would cancel; at ±∞ they are the limits, and NaN stays NaN.
 
 Source: the notes, sections 1 (step, sigmoid), 4.2 (linear) and 4.3 (softmax).
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 __all__ = [
@@ -61,13 +63,29 @@ def integers_as_floats(x: Any) -> Array:
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.result_type(float))
 
 
-def differentiate(derivative: Callable) -> Callable:
-    """The pullback of a function that acts on each entry alone: da ⊙ σ'(z)."""
+def unwrapped(x: Any) -> Array:
+    """x as an array; NumPy integers of 64 bits that JAX would wrap (2³² to 0) as floats."""
+    if isinstance(x, np.ndarray) and np.issubdtype(x.dtype, np.integer) and x.size:
+        kept = np.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
+        if x.min() < kept.min or x.max() > kept.max:
+            x = x.astype(np.float64)
+    return jnp.asarray(x)
 
-    def pullback(da: Array, z: Array, a: Array, **parameters: float) -> Array:
-        return da * derivative(z, a, **parameters)
 
-    return pullback
+@dataclass(frozen=True)
+class Elementwise:
+    """The pullback of a function that acts on each entry alone: da ⊙ σ'(z).
+
+    Args:
+        derivative: (z, a) -> σ'(z).
+        of_output: a -> σ'(z) where it follows from a, up to the rounding of a.
+    """
+
+    derivative: Callable[..., Array]
+    of_output: Callable[[Array], Array] | None = None
+
+    def __call__(self, da: Array, z: Array, a: Array, **parameters: float) -> Array:
+        return da * self.derivative(z, a, **parameters)
 
 
 @jax.tree_util.register_static
@@ -104,6 +122,18 @@ class Activation:
         a = self.function(wide(z), **dict(self.parameters)) if a is None or z.dtype.itemsize < 4 else wide(a)
         return self.pullback(wide(da), wide(z), a, **dict(self.parameters)).astype(z.dtype)
 
+    def error_in_layer(self, da: Array, z: Array, a: Array) -> Array:
+        """`error` as a layer computes it: from a alone where σ' follows from a.
+
+        The layer above keeps a, its input, for BP4; where z is not needed as well, the compiler keeps one array and not two.
+        As a is rounded, σ' is then right up to eps absolutely, not relatively: at z = 20 it is 0 for the sigmoid in float32.
+        In half precision it comes from z.
+        """
+        of_output = getattr(self.pullback, "of_output", None)
+        if of_output is None or z.dtype.itemsize < 4:
+            return self.error(da, z, a)
+        return (at_least_float32(da) * of_output(a)).astype(z.dtype)
+
     def with_(self, **parameters: float) -> "Activation":
         """This activation with other constants, as in ``leaky_relu.with_(slope=0.1)``.
 
@@ -132,15 +162,29 @@ class Activation:
         return f"{self.name}({', '.join(f'{name}={value:g}' for name, value in self.parameters)})"
 
 
-def shifted_exp(z: Array) -> tuple[Array, Array, Array]:
-    """(e^{z − max z}, its sum, max z) over the last axis, shared by softmax and the log-likelihood."""
-    top = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
-    e = jnp.exp(z - top)
-    return e, jnp.sum(e, axis=-1, keepdims=True), top
-
-
 def _variant(name: str, parameters: tuple[tuple[str, float], ...]) -> Activation:
     return globals()[name].with_(**dict(parameters))
+
+
+def both_sides(z: Array) -> tuple[Array, Array]:
+    """σ(z) and σ(−z) = 1 − σ(z) of the sigmoid, by one e^−|z| and without a difference: both keep their relative accuracy."""
+    e = exp_minus_abs(z)
+    return jnp.where(z >= 0, 1, e) / (1 + e), jnp.where(z >= 0, e, 1) / (1 + e)
+
+
+def exp_minus_abs(z: Array) -> Array:
+    """e^−|z|. At 0 autodiff takes the mean of both sides of a minimum or maximum, so that max(z, 0) + ln(1 + e^−|z|)
+    differentiates to ½; for the absolute value it takes 1 there, which would be wrong."""
+    return jnp.exp(jnp.minimum(z, -z))
+
+
+_FAR = 1e3
+"""Beyond ±_FAR e^−|z| is 0 in every dtype."""
+
+
+def within(z: Array) -> Array:
+    """z between ±_FAR, for a product with e^−|z|: 0 at ±∞, not 0 · ∞."""
+    return jnp.clip(z, -_FAR, _FAR)
 
 
 @jax.jit
@@ -151,6 +195,13 @@ def sigmoid_function(z: Array) -> Array:
 
 @jax.jit
 def sigmoid_derivative(z: Array, a: Array) -> Array:
+    """σ'(z) = σ(z) σ(−z), which is a (1 − a)."""
+    a, rest = both_sides(z)
+    return a * rest
+
+
+@jax.jit
+def sigmoid_derivative_of_output(a: Array) -> Array:
     """σ'(z) = a (1 − a)."""
     return a * (1 - a)
 
@@ -163,20 +214,27 @@ def tanh_function(z: Array) -> Array:
 
 @jax.jit
 def tanh_derivative(z: Array, a: Array) -> Array:
+    """σ'(z) = 1 / cosh² z = 4 s(2z) s(−2z) with s the sigmoid, which is 1 − a²."""
+    s, rest = both_sides(2 * z)
+    return 4 * s * rest
+
+
+@jax.jit
+def tanh_derivative_of_output(a: Array) -> Array:
     """σ'(z) = 1 − a²."""
     return 1 - a * a
 
 
 @jax.jit
 def relu_function(z: Array) -> Array:
-    """σ(z) = max(z, 0), written so that autodiff's σ'(0) is 0 too."""
-    return jnp.where(z > 0, z, 0)
+    """σ(z) = max(z, 0), written so that autodiff's σ'(0) is 0 too, and that NaN stays NaN."""
+    return jnp.where(z <= 0, 0, z)
 
 
 @jax.jit
 def relu_derivative(z: Array, a: Array) -> Array:
     """σ'(z) = 1 for z > 0, else 0. relu'(0) = 0; ``jax.grad`` of ``jnp.maximum(z, 0)`` takes ½ there."""
-    return jnp.where(z > 0, jnp.ones_like(z), 0)
+    return jnp.where(z <= 0, 0, jnp.ones_like(z))
 
 
 @jax.jit
@@ -199,14 +257,14 @@ def elu_function(z: Array, alpha: float) -> Array:
 
 @jax.jit
 def elu_derivative(z: Array, a: Array, alpha: float) -> Array:
-    """σ'(z) = 1 for z > 0, else α e^z = a + α."""
-    return jnp.where(z > 0, jnp.ones_like(z), a + alpha)
+    """σ'(z) = 1 for z > 0, else α e^z."""
+    return jnp.where(z > 0, jnp.ones_like(z), alpha * jnp.exp(jnp.minimum(z, 0)))
 
 
 @jax.jit
 def softplus_function(z: Array) -> Array:
     """σ(z) = ln(1 + e^z) = max(z, 0) + ln(1 + e^−|z|)."""
-    return jnp.logaddexp(z, 0)
+    return jnp.maximum(z, 0) + jnp.log1p(exp_minus_abs(z))
 
 
 @jax.jit
@@ -218,42 +276,46 @@ def softplus_derivative(z: Array, a: Array) -> Array:
 @jax.jit
 def silu_function(z: Array) -> Array:
     """σ(z) = z s with s = 1 / (1 + e^−z)."""
-    return z * jax.lax.logistic(z)
+    return jnp.maximum(z, -_FAR) * jax.lax.logistic(z)
 
 
 @jax.jit
 def silu_derivative(z: Array, a: Array) -> Array:
-    """σ'(z) = s + a (1 − s) with s = 1 / (1 + e^−z)."""
-    s = jax.lax.logistic(z)
-    return s + a * (1 - s)
+    """σ'(z) = s (1 + z (1 − s)) with s = 1 / (1 + e^−z)."""
+    s, rest = both_sides(z)
+    return s * (1 + within(z) * rest)
 
 
 @jax.jit
 def gelu_function(z: Array) -> Array:
     """σ(z) = z Φ(z), Φ the standard normal distribution function (the exact form)."""
-    return z * 0.5 * jax.lax.erfc(-z * math.sqrt(0.5))
+    return jnp.maximum(z, -_FAR) * 0.5 * jax.lax.erfc(-z * math.sqrt(0.5))
 
 
 @jax.jit
 def gelu_derivative(z: Array, a: Array) -> Array:
     """σ'(z) = Φ(z) + z φ(z), φ the standard normal density."""
+    z = within(z)
     return 0.5 * jax.lax.erfc(-z * math.sqrt(0.5)) + z * jnp.exp(-0.5 * z * z) * math.sqrt(0.5 / math.pi)
 
 
-_GELU_SCALE, _GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715
+_GELU_SCALE, _GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
 
 
 @jax.jit
 def gelu_tanh_function(z: Array) -> Array:
-    """σ(z) = ½ z (1 + t) with t = tanh(√(2/π) (z + 0.044715 z³)): the approximation, ``jax.nn.gelu``'s default."""
-    return 0.5 * z * (1 + jnp.tanh(_GELU_SCALE * (z + _GELU_CUBIC * z**3)))
+    """σ(z) = ½ z (1 + tanh u) = z s(2u), s the sigmoid, 2u = 2 √(2/π) (z + 0.044715 z³): the approximation, ``jax.nn.gelu``'s
+    default. 1 + tanh u would cancel."""
+    near = within(z)
+    return jnp.maximum(z, -_FAR) * jax.lax.logistic(_GELU_SCALE * (near + _GELU_CUBIC * near**3))
 
 
 @jax.jit
 def gelu_tanh_derivative(z: Array, a: Array) -> Array:
-    """σ'(z) = ½ (1 + t) + ½ z (1 − t²) √(2/π) (1 + 3 · 0.044715 z²)."""
-    t = jnp.tanh(_GELU_SCALE * (z + _GELU_CUBIC * z**3))
-    return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * _GELU_SCALE * (1 + 3 * _GELU_CUBIC * z * z)
+    """σ'(z) = s + z s (1 − s) 2u' with s = s(2u) and 2u' = 2 √(2/π) (1 + 3 · 0.044715 z²)."""
+    z = within(z)
+    s, rest = both_sides(_GELU_SCALE * (z + _GELU_CUBIC * z**3))
+    return s * (1 + z * rest * _GELU_SCALE * (1 + 3 * _GELU_CUBIC * z * z))
 
 
 @jax.jit
@@ -271,8 +333,9 @@ def linear_derivative(z: Array, a: Array) -> Array:
 @jax.jit
 def softmax_function(z: Array) -> Array:
     """a_j = e^{z_j} / Σ_k e^{z_k} over the last axis (the notes' section 4.3)."""
-    e, total, _ = shifted_exp(z)
-    return e / total
+    z = jnp.minimum(z, jnp.finfo(z.dtype).max)  # ∞ − ∞ is NaN
+    e = jnp.exp(z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True)))
+    return e / jnp.sum(e, axis=-1, keepdims=True)
 
 
 @jax.jit
@@ -296,21 +359,23 @@ def _refuse(*_: Any) -> Any:
 @jax.jit
 def step_function(z: Array) -> Array:
     """σ(z) = 1 for z ≥ 0, else 0: the notes' threshold unit, forward only."""
-    return jnp.where(z >= 0, jnp.ones_like(z), 0)
+    return jnp.where(z < 0, 0, jnp.where(z >= 0, 1, z))
 
 
 step_function.defjvp(_refuse)
 
 
-sigmoid = Activation("sigmoid", sigmoid_function, differentiate(sigmoid_derivative), probabilities=True)
-tanh = Activation("tanh", tanh_function, differentiate(tanh_derivative))
-relu = Activation("relu", relu_function, differentiate(relu_derivative))
-leaky_relu = Activation("leaky_relu", leaky_relu_function, differentiate(leaky_relu_derivative), (("slope", 0.01),))
-elu = Activation("elu", elu_function, differentiate(elu_derivative), (("alpha", 1.0),))
-softplus = Activation("softplus", softplus_function, differentiate(softplus_derivative))
-silu = Activation("silu", silu_function, differentiate(silu_derivative))
-gelu = Activation("gelu", gelu_function, differentiate(gelu_derivative))
-gelu_tanh = Activation("gelu_tanh", gelu_tanh_function, differentiate(gelu_tanh_derivative))
-linear = Activation("linear", linear_function, differentiate(linear_derivative))
+sigmoid = Activation(
+    "sigmoid", sigmoid_function, Elementwise(sigmoid_derivative, sigmoid_derivative_of_output), probabilities=True
+)
+tanh = Activation("tanh", tanh_function, Elementwise(tanh_derivative, tanh_derivative_of_output))
+relu = Activation("relu", relu_function, Elementwise(relu_derivative))
+leaky_relu = Activation("leaky_relu", leaky_relu_function, Elementwise(leaky_relu_derivative), (("slope", 0.01),))
+elu = Activation("elu", elu_function, Elementwise(elu_derivative), (("alpha", 1.0),))
+softplus = Activation("softplus", softplus_function, Elementwise(softplus_derivative))
+silu = Activation("silu", silu_function, Elementwise(silu_derivative))
+gelu = Activation("gelu", gelu_function, Elementwise(gelu_derivative))
+gelu_tanh = Activation("gelu_tanh", gelu_tanh_function, Elementwise(gelu_tanh_derivative))
+linear = Activation("linear", linear_function, Elementwise(linear_derivative))
 softmax = Activation("softmax", softmax_function, softmax_pullback, probabilities=True)
 step = Activation("step", step_function, _refuse, probabilities=True)

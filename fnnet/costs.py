@@ -1,15 +1,15 @@
 """Cost functions: value, gradient and the matched output error, side by side.
 
 The cost of a batch is C = (1/m) Σ_x C_x, and C_x sums over every axis but the first. A cost is a value: hashable, equal
-by value and static under ``jax.jit``. For its matched activation it is computed from z, in at least float32, and stays
-finite (value and gradient) for |z| up to 1e4.
+by value and static under ``jax.jit``. After sigmoid and softmax a logarithmic cost is computed from z, in at least float32:
+value and δ^L stay finite for |z| up to 1e4, and keep their relative accuracy where an example is nearly certain.
 
 Source: the notes, sections 3 (quadratic), 4.1 (cross-entropy), 4.2 and 4.3 (log-likelihood).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,36 @@ from jax.scipy.special import xlog1py, xlogy
 from .activations import (
     Activation,
     at_least_float32,
+    both_sides,
+    exp_minus_abs,
     integers_as_floats,
     linear,
-    shifted_exp,
     sigmoid,
     softmax,
+    unwrapped,
     wide_dtype,
 )
 
 __all__ = ["Cost", "accuracy", "cross_entropy", "log_likelihood", "quadratic"]
 
 Output = tuple[Activation, Array] | None
+
+
+class Composed(NamedTuple):
+    """A cost after an activation that it is not matched to, written out in z, as one of BP1's factors may be 0 where the
+    other is infinite.
+
+    Attributes:
+        activation: of the last layer.
+        of: the cost's ``terms`` and ``gradient`` that these forms stand for; a cost with others does not use them.
+        terms: (z, y) -> the terms that C_x adds up.
+        error: (z, y) -> δ^L.
+    """
+
+    activation: Activation
+    of: tuple[Callable, Callable]
+    terms: Callable[[Array, Array], Array]
+    error: Callable[[Array, Array], Array]
 
 
 @jax.tree_util.register_static
@@ -46,7 +65,8 @@ class Cost:
         matched: the activation for which δ^L needs no σ'(z), or None.
         matched_terms: (z, y) -> the same terms from the weighted input of a matched layer.
         matched_error: (z, y) -> δ^L of a matched layer.
-        probabilities: whether the outputs have to lie in [0, 1].
+        probabilities: whether outputs and targets have to lie in [0, 1].
+        composed: forms in z for other activations.
     """
 
     name: str
@@ -56,6 +76,7 @@ class Cost:
     matched_terms: Callable[[Array, Array], Array] | None = None
     matched_error: Callable[[Array, Array], Array] | None = None
     probabilities: bool = False
+    composed: tuple[Composed, ...] = ()
 
     def __call__(self, a: Any, y: Any, *, weights: Any = None, output: Output = None) -> Array:
         """C = (1/m) Σ_x C_x, a scalar in at least float32.
@@ -63,26 +84,28 @@ class Cost:
         Args:
             a: outputs (m, ..., n).
             y: targets shaped like a, or integer labels (m, ...) from 0 to n − 1.
-            weights: (m,), (m, T), ...: factors of the terms of C_x; the mean is still over m.
-            output: the last layer's (activation, z), which lets a matched cost be computed from z.
+            weights: (m,), (m, T), ...: factors of the terms of C_x; the mean is still over m. Where a weight is 0, output and
+                target count for nothing, whatever they are: NaN, or a label such as −100.
+            output: the last layer's (activation, z), which lets the cost be computed from z.
 
         Raises:
-            ValueError: for targets or weights of the wrong shape or kind, a concrete label outside the classes, or an
-                activation that the cost cannot follow. Under ``jit`` a label outside the classes makes C NaN.
+            ValueError: for targets or weights of the wrong shape or kind, a concrete target that `check_targets` refuses, or
+                an activation that the cost cannot follow. Under ``jit`` such a target makes C NaN.
         """
         a = integers_as_floats(a)
-        y = self.targets(a, y)
+        y = self.targets(a, y, weights)
         if self.matches(output):
-            terms = self.matched_terms(at_least_float32(output[1]), y)  # pyright: ignore
+            terms, given = self.matched_terms, output[1]  # pyright: ignore
+        elif composed := self._composed(output):
+            terms, given = composed.terms, output[1]  # pyright: ignore
         else:
-            terms = self.terms(at_least_float32(a), y)
-        return jnp.sum(_weighted(terms, weights)) / a.shape[0]
+            terms, given = self.terms, a
+        return jnp.sum(_weighted(terms, given, y, weights)) / a.shape[0]  # pyright: ignore
 
     def output_gradient(self, a: Any, y: Any, *, weights: Any = None) -> Array:
-        """∇_a C_x for each example, shaped like a: the da_out of a last layer that the cost is not matched to."""
+        """∇_a C_x for each example, shaped like a: the da_out of a last layer whose δ^L is not known from z."""
         a = integers_as_floats(a)
-        gradient = self.gradient(at_least_float32(a), self.targets(a, y))
-        return _weighted(gradient, weights).astype(a.dtype)
+        return _weighted(self.gradient, a, self.targets(a, y, weights), weights).astype(a.dtype)
 
     def output_error(self, z: Any, y: Any, *, weights: Any = None) -> Array:
         """δ^L of a matched last layer from its weighted input z, shaped like z: a − y, whatever σ'(z) is.
@@ -92,9 +115,30 @@ class Cost:
         """
         if self.matched_error is None:
             raise ValueError(f"{self.name}: expected a cost with a matched activation, got none; use output_gradient")
+        return self._error(self.matched_error, z, y, weights)
+
+    def delta(self, output: Output, y: Any, *, weights: Any = None) -> Array | None:
+        """δ^L from the last layer's (activation, z) where it is known from z: `output_error` of a matched layer, or a
+        composed form; else None, and BP1 takes `output_gradient` and σ'(z).
+
+        Raises:
+            ValueError: as `matches`.
+        """
+        if self.matches(output):
+            return self.output_error(output[1], y, weights=weights)  # pyright: ignore
+        if composed := self._composed(output):
+            return self._error(composed.error, output[1], y, weights)  # pyright: ignore
+        return None
+
+    def _error(self, error: Callable[[Array, Array], Array], z: Any, y: Any, weights: Any) -> Array:
         z = integers_as_floats(z)
-        error = self.matched_error(at_least_float32(z), self.targets(z, y))
-        return _weighted(error, weights).astype(z.dtype)
+        return _weighted(error, z, self.targets(z, y, weights), weights).astype(z.dtype)
+
+    def _composed(self, output: Output) -> Composed | None:
+        if output is None:
+            return None
+        wanted = output[0], (self.terms, self.gradient)
+        return next((form for form in self.composed if (form.activation, form.of) == wanted), None)
 
     def matches(self, output: Output) -> bool:
         """Whether the last layer's activation is the matched one.
@@ -112,35 +156,27 @@ class Cost:
             )
         return activation == self.matched
 
-    def targets(self, a: Array, y: Any) -> Array:
-        """y as floats shaped like a; integer labels become one-hot rows, NaN where a label is outside the classes.
+    def targets(self, a: Array, y: Any, weights: Any = None) -> Array:
+        """y as floats shaped like a; integer labels become one-hot rows. NaN where a label is outside the classes, or a
+        target outside [0, 1] where the cost takes logarithms.
 
         Raises:
-            ValueError: for a wrong shape or kind, or a concrete label outside the classes.
+            ValueError: for a wrong shape or kind, or a concrete target that `check_targets` refuses.
         """
-        y = _real(self.name, "targets", y)
-        dtype = wide_dtype(a.dtype)
-        if y.shape == a.shape:
-            return y.astype(dtype)
-        if y.shape != a.shape[:-1]:
+        shape = jnp.shape(y)
+        if shape not in (a.shape, a.shape[:-1]):
             raise ValueError(
                 f"{self.name}: expected targets of shape {a.shape} or labels of shape {a.shape[:-1]} for outputs of "
-                f"shape {a.shape}, got {y.shape}; check the last layer's size{_hint(a, y)}"
+                f"shape {a.shape}, got {shape}; check the last layer's size{_hint(a, shape)}"
             )
-        if not jnp.issubdtype(y.dtype, jnp.integer):
-            raise ValueError(
-                f"{self.name}: expected integer labels for targets of shape {y.shape} beside outputs of shape "
-                f"{a.shape}, got {y.dtype}; use y.astype(int) for labels or targets of shape {a.shape} for values"
-            )
-        n = a.shape[-1]
-        if n == 1:
-            raise ValueError(
-                f"{self.name}: expected targets of shape {a.shape} for a single output, got labels of shape {y.shape}; "
-                f"give y[:, None], 0 or 1 for each example"
-            )
+        check_targets(self, y, a.shape, weights)
+        y, dtype = unwrapped(y), wide_dtype(a.dtype)
+        if shape == a.shape:
+            y = y.astype(dtype)
+            return jnp.where((y >= -SLACK) & (y <= 1 + SLACK), y, jnp.nan) if self.probabilities else y
         if jnp.iinfo(y.dtype).bits <= 32:
             y = y.astype(jnp.int32)
-        check_labels(self.name, y, n)
+        n = a.shape[-1]
         inside = (y >= 0) & (y < n)
         return jnp.where(inside[..., None], jax.nn.one_hot(y, n, dtype=dtype), jnp.nan)
 
@@ -154,18 +190,49 @@ class Cost:
         return self.name
 
 
-def check_labels(name: str, y: Any, n: int) -> None:
-    """Raise a ValueError for a concrete integer label outside 0 .. n − 1; traced labels pass."""
-    if isinstance(y, Tracer) or not np.issubdtype(y.dtype, np.integer) or y.size == 0:
-        return
-    labels = np.asarray(y)
-    outside = (labels < 0) | (labels >= n)
-    if outside.any():
-        where = tuple(int(i) for i in np.argwhere(outside)[0])
+SLACK = 1e-6
+"""What a target may lie outside [0, 1], by rounding."""
+
+
+def check_targets(cost: Any, y: Any, shape: tuple[int, ...], weights: Any = None) -> None:
+    """Raise a ValueError for targets that are neither labels nor values for outputs of this shape, or that the cost cannot
+    follow: a label outside 0 .. n − 1 or, where the cost takes logarithms, a target outside [0, 1] or NaN.
+
+    Only concrete numbers are looked at, as they are given (JAX wraps integers of 64 bits), and none of weight 0.
+
+    Args:
+        cost: a cost, or a name for the message.
+        y: targets shaped like the outputs, or labels.
+        shape: of the outputs (m, ..., n).
+        weights: as of a cost.
+    """
+    name, labels = f"{cost}", jnp.shape(y) != shape
+    y = y if isinstance(y, np.ndarray) else jnp.asarray(y)
+    _real(name, "targets", y)
+    if labels and not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(
-            f"{name}: expected labels from 0 to {n - 1}, got {labels[where]} at example {where[0]} "
-            f"({int(outside.sum())} of {labels.size} are outside); check the labels or the last layer"
+            f"{name}: expected integer labels for targets of shape {y.shape} beside outputs of shape {shape}, got {y.dtype}; "
+            f"use y.astype(int) for labels or targets of shape {shape} for values"
         )
+    if labels and shape[-1] == 1:
+        raise ValueError(
+            f"{name}: expected targets of shape {shape} for a single output, got labels of shape {y.shape}; "
+            f"give y[:, None], 0 or 1 for each example"
+        )
+    if not (labels or getattr(cost, "probabilities", False)) or not (_is_here(y) and _is_here(weights)):
+        return
+    y, low, high = np.asarray(y), *((0, shape[-1] - 1) if labels else (-SLACK, 1 + SLACK))
+    outside = ~((y >= low) & (y <= high))
+    if not outside.any() or not (outside := outside & _counts(weights, y.shape)).any():
+        return
+    where = tuple(int(i) for i in np.argwhere(outside)[0])
+    wanted, remedy = f"labels from 0 to {high}", "check the labels or the last layer"
+    if not labels:
+        wanted, remedy = "targets in [0, 1]", "scale them to [0, 1], or give labels as integers or one-hot rows"
+    raise ValueError(
+        f"{name}: expected {wanted}, got {y[where]} at example {where[0]} ({int(outside.sum())} of {y.size} are "
+        f"outside); {remedy}"
+    )
 
 
 def _real(owner: str, name: str, values: Any) -> Array:
@@ -176,24 +243,47 @@ def _real(owner: str, name: str, values: Any) -> Array:
     return values
 
 
-def _hint(a: Array, y: Array) -> str:
-    if y.ndim and a.ndim and y.shape[0] != a.shape[0]:
-        return f" and that both have as many examples ({a.shape[0]} and {y.shape[0]})"
-    if a.ndim > 2 and y.ndim <= 2:
+def _is_here(array: Any) -> bool:
+    """Whether the numbers can be looked at: not traced, and all on this process's devices."""
+    return not isinstance(array, Array) or (not isinstance(array, Tracer) and array.is_fully_addressable)
+
+
+def _counts(weights: Any, shape: tuple[int, ...]) -> Any:
+    """Where a target counts: its weight, or one of its terms' weights, is not 0."""
+    counts = np.asarray(True if weights is None else weights) != 0
+    counts = counts.any(axis=tuple(range(len(shape), counts.ndim)))
+    if counts.shape != shape[: counts.ndim]:  # an error that names the weights follows
+        return True
+    return counts.reshape(counts.shape + (1,) * (len(shape) - counts.ndim))
+
+
+def _hint(a: Array, shape: tuple[int, ...]) -> str:
+    if shape and a.ndim and shape[0] != a.shape[0]:
+        return f" and that both have as many examples ({a.shape[0]} and {shape[0]})"
+    if a.ndim > 2 and len(shape) <= 2:
         return "; fn.Flatten() before a Dense layer makes one row of each example"
     return ""
 
 
-def _weighted(terms: Array, weights: Any) -> Array:
+def _weighted(f: Callable[[Array, Array], Array], a: Array, y: Array, weights: Any) -> Array:
+    """weights ⊙ f(a, y), in at least float32. Where a weight is 0 f is given ordinary numbers instead, as 0 · NaN is NaN, in
+    f and in its derivative."""
+    a = at_least_float32(a)
     if weights is None:
-        return terms
+        return f(a, y)
     weights = _real("weights", "numbers", weights)
+    terms = jax.eval_shape(f, a, y)
     if weights.shape != terms.shape[: weights.ndim] or weights.ndim == 0:
         raise ValueError(
             f"weights: expected shape ({terms.shape[0]},) or one that begins the shape of the terms {terms.shape}, "
             f"got {weights.shape}; weigh each example or each step"
         )
-    return terms * weights.astype(terms.dtype).reshape(weights.shape + (1,) * (terms.ndim - weights.ndim))
+
+    def beside(array: Any) -> Array:
+        return weights.reshape(weights.shape + (1,) * (len(array.shape) - weights.ndim))
+
+    a, y = (jnp.where(beside(array).astype(bool), array, number) for array, number in ((a, 0.5), (y, 0.25)))
+    return f(a, y) * beside(terms).astype(terms.dtype)
 
 
 @jax.jit
@@ -227,21 +317,22 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
 
 @jax.jit
 def cross_entropy_terms_of_sigmoid(z: Array, y: Array) -> Array:
-    """The terms from z for a = σ(z): max(z, 0) − y z + ln(1 + e^−|z|), without the logarithm of a rounded a."""
-    return jnp.maximum(z, 0) - y * z + jnp.log1p(_exp_minus_abs(z))
+    """The terms from z for a = σ(z): −y ln σ(z) − (1 − y) ln σ(−z) = y max(−z, 0) + (1 − y) max(z, 0) + ln(1 + e^−|z|).
 
-
-def _exp_minus_abs(z: Array) -> Array:
-    """e^−|z|. At 0 autodiff takes the mean of both sides of a minimum or maximum, so the terms differentiate to σ(0) − y;
-    for the absolute value it takes 1 there, which would be wrong."""
-    return jnp.exp(jnp.minimum(z, -z))
+    No logarithm of a rounded a, and no difference where the example is nearly certain.
+    """
+    return y * jnp.maximum(-z, 0) + (1 - y) * jnp.maximum(z, 0) + jnp.log1p(exp_minus_abs(z))
 
 
 @jax.jit
 def cross_entropy_error_of_sigmoid(z: Array, y: Array) -> Array:
-    """δ^L = a − y: the σ'(z) of BP1 cancels (section 4.1). a = σ(z) by the e^−|z| that the value needs too."""
-    e = _exp_minus_abs(z)
-    return jnp.where(z >= 0, 1, e) / (1 + e) - y
+    """δ^L = a − y: the σ'(z) of BP1 cancels (section 4.1).
+
+    Computed as (1 − y) a − y (1 − a), the same number: where a is nearly y = 1 the difference a − y would keep nothing of it,
+    while 1 − a = σ(−z) is known from z.
+    """
+    a, rest = both_sides(z)
+    return (1 - y) * a - y * rest
 
 
 @jax.jit
@@ -256,18 +347,85 @@ def log_likelihood_gradient(a: Array, y: Array) -> Array:
     return -_ratio(y, a)
 
 
+def shifted_exp(z: Array) -> tuple[Array, Array, Array, Array]:
+    """(d, e^d, Σ e^d, Σ e^d − 1) over the last axis, with d = z − max z.
+
+    The 1 is the largest entry's own e^0. While it outweighs the others (Σ e^d < 2) it is not subtracted from the sum but
+    left out of it, so that others of 1e-9 are not lost beside it: e − ⌊e⌋ is 0 for the largest and e for the others. (A
+    select there would be stored by the compiler; arithmetic is part of the sum.)
+    """
+    d = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+    e = jnp.exp(d)
+    total = jnp.sum(e, axis=-1, keepdims=True)
+    others = jnp.sum(e - jnp.floor(e), axis=-1, keepdims=True)
+    return d, e, total, jnp.where(total < 2, others, total - 1)
+
+
+def leading(e: Array, total: Array) -> Array:
+    """Where an entry outweighs all others, a > ½."""
+    return (e == 1) & (total < 2)
+
+
 @jax.jit
 def log_likelihood_terms_of_softmax(z: Array, y: Array) -> Array:
     """The terms from z for a = softmax(z): Σ_j y_j (ln Σ_k e^{z_k} − z_j), by log-sum-exp."""
-    _, total, top = shifted_exp(z)
-    return jnp.sum(y * (jnp.log(total) - (z - top)), axis=-1)
+    d, _, _, others = shifted_exp(z)
+    return jnp.sum(y * (jnp.log1p(others) - d), axis=-1)
 
 
 @jax.jit
 def log_likelihood_error_of_softmax(z: Array, y: Array) -> Array:
-    """δ^L = a Σ_j y_j − y, which is the notes' a − y where the targets of an example add up to 1 (section 4.3)."""
-    e, total, _ = shifted_exp(z)
-    return e / total * jnp.sum(y, axis=-1, keepdims=True) - y
+    """δ^L = a Σ_j y_j − y, which is the notes' a − y where the targets of an example add up to 1 (section 4.3).
+
+    For an output a_k > ½ computed as a_k (Σ_j y_j − y_k) − y_k (1 − a_k), the same number: where a_k is nearly y_k = 1 the
+    difference a_k − y_k would keep nothing of it, while 1 − a_k = others / total is known from z. There a_k = 1 / total.
+    """
+    _, e, total, others = shifted_exp(z)
+    targets = jnp.sum(y, axis=-1, keepdims=True)
+    return jnp.where(leading(e, total), (targets - y - y * others) / total, e * (targets / total) - y)
+
+
+@jax.jit
+def log_likelihood_terms_of_sigmoid(z: Array, y: Array) -> Array:
+    """The terms from z for a = σ(z): −Σ_j y_j ln σ(z_j) = Σ_j y_j (max(−z_j, 0) + ln(1 + e^−|z_j|))."""
+    return jnp.sum(y * (jnp.maximum(-z, 0) + jnp.log1p(exp_minus_abs(z))), axis=-1)
+
+
+@jax.jit
+def log_likelihood_error_of_sigmoid(z: Array, y: Array) -> Array:
+    """δ^L = −y (1 − a): the a of ∇_a C_x = −y / a and of σ'(z) = a (1 − a) cancels."""
+    return -y * both_sides(z)[1]
+
+
+def odds_of_softmax(z: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """(u, e, s, q, lead) with u_j = z_j − ln Σ_{k≠j} e^{z_k}, so that softmax is a sigmoid of each u_j: a_j = σ(u_j).
+
+    ∂u_j/∂z_i = 1 for i = j, else −e^{z_i} / Σ_{k≠j} e^{z_k}, which is −e_i / s_j where j does not outweigh the others, and
+    −q_i where it is the ``lead``: then the others are summed relative to their own largest.
+    """
+    d, e, total, _ = shifted_exp(z)
+    lead = leading(e, total)
+    beside = jnp.where(lead, -1e30, d)
+    second = jax.lax.stop_gradient(jnp.max(beside, axis=-1, keepdims=True))
+    q = jnp.exp(beside - second)
+    s, all_q = jnp.where(lead, 1, total - e), jnp.sum(q, axis=-1, keepdims=True)
+    return d - jnp.where(lead, second + jnp.log(all_q), jnp.log(s)), e, s, q / all_q, lead
+
+
+@jax.jit
+def cross_entropy_terms_of_softmax(z: Array, y: Array) -> Array:
+    """The terms from z for a = softmax(z), which is σ(u) by `odds_of_softmax`."""
+    return cross_entropy_terms_of_sigmoid(odds_of_softmax(z)[0], y)
+
+
+@jax.jit
+def cross_entropy_error_of_softmax(z: Array, y: Array) -> Array:
+    """δ_i = Σ_j (a_j − y_j) ∂u_j/∂z_i for a = softmax(z) = σ(u): (a − y) of the sigmoid, through `odds_of_softmax`."""
+    u, e, s, q, lead = odds_of_softmax(z)
+    error = cross_entropy_error_of_sigmoid(u, y)
+    share = jnp.where(lead, 0, error / s)
+    of_lead = jnp.sum(jnp.where(lead, error, 0), axis=-1, keepdims=True)
+    return error - e * (jnp.sum(share, axis=-1, keepdims=True) - share) - jnp.where(lead, 0, q * of_lead)
 
 
 quadratic = Cost(
@@ -286,6 +444,14 @@ cross_entropy = Cost(
     matched_terms=cross_entropy_terms_of_sigmoid,
     matched_error=cross_entropy_error_of_sigmoid,
     probabilities=True,
+    composed=(
+        Composed(
+            softmax,
+            (cross_entropy_terms, cross_entropy_gradient),
+            cross_entropy_terms_of_softmax,
+            cross_entropy_error_of_softmax,
+        ),
+    ),
 )
 log_likelihood = Cost(
     "log_likelihood",
@@ -295,31 +461,48 @@ log_likelihood = Cost(
     matched_terms=log_likelihood_terms_of_softmax,
     matched_error=log_likelihood_error_of_softmax,
     probabilities=True,
+    composed=(
+        Composed(
+            sigmoid,
+            (log_likelihood_terms, log_likelihood_gradient),
+            log_likelihood_terms_of_sigmoid,
+            log_likelihood_error_of_sigmoid,
+        ),
+    ),
 )
 
 
-@jax.jit
-def accuracy(a: Array, y: Array, weights: Array | None = None) -> Array:
-    """The share of outputs that name the right class.
+def accuracy(a: Any, y: Any, weights: Any = None) -> Array:
+    """The share of outputs that name the right class. An output with a NaN in it names none.
 
     Args:
         a: outputs (m, ..., n); the class is the largest of the n, or a ≥ ½ where n is 1.
         y: integer labels (m, ...), or targets shaped like a.
         weights: (m, ...): what each example (or step) counts.
+
+    Raises:
+        ValueError: for targets of another shape, labels that are no integers, or a concrete label outside the classes.
     """
-    a, y = jnp.asarray(a), jnp.asarray(y)
-    chosen = jnp.argmax(a, axis=-1)
-    if y.shape == a.shape:
-        hits = (
-            chosen == jnp.argmax(y, axis=-1) if a.shape[-1] > 1 else ((a >= 0.5) == (y.astype(a.dtype) >= 0.5))[..., 0]
-        )
-    elif y.shape == a.shape[:-1]:
-        hits = chosen == y.astype(chosen.dtype)
-    else:
-        raise ValueError(f"accuracy: expected targets of shape {a.shape} or {a.shape[:-1]}, got {y.shape}")
-    hits = hits.astype(jnp.result_type(float))
+    a, shape = jnp.asarray(a), jnp.shape(y)
+    if shape not in (a.shape, a.shape[:-1]):
+        raise ValueError(f"accuracy: expected targets of shape {a.shape} or {a.shape[:-1]}, got {shape}")
+    check_targets("accuracy", y, (*a.shape[:-1], max(2, a.shape[-1])) if shape != a.shape else shape, weights)
+    return _accuracy(a, unwrapped(y), None if weights is None else jnp.asarray(weights))
+
+
+@jax.jit
+def _accuracy(a: Array, y: Array, weights: Array | None) -> Array:
+    chosen, known = classes(a)
+    right, named = (y, True) if y.shape != a.shape else classes(at_least_float32(y))
+    hits = ((chosen == right.astype(chosen.dtype)) & known & named).astype(jnp.result_type(float))
     if weights is None:
         return jnp.mean(hits)
-    weights = jnp.asarray(weights).astype(hits.dtype)
     counts = jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (hits.ndim - weights.ndim)), hits.shape)
+    counts = counts.astype(hits.dtype)
     return jnp.sum(hits * counts) / jnp.sum(counts)
+
+
+def classes(scores: Array) -> tuple[Array, Array]:
+    """(class, whether there is one) of each row of scores: the largest, or whether a single one is ≥ ½; none for NaN."""
+    chosen = jnp.argmax(scores, axis=-1) if scores.shape[-1] > 1 else (scores[..., 0] >= 0.5).astype(int)
+    return chosen, ~jnp.any(scores != scores, axis=-1)

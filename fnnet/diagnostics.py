@@ -486,8 +486,7 @@ def _credit(net, cost, params, x, y, key, mask, weights, *, layer, norms) -> Arr
             own = given.reshape(len(a), -1) * (jnp.arange(steps) == tau).astype(a.dtype)[None, :]
         if above is None:
             da: Any = cost.output_gradient(a, y, weights=own)
-        elif cost.matches(output):
-            delta = cost.output_error(output[1], y, weights=own)
+        elif (delta := cost.delta(output, y, weights=own)) is not None:
             da = above.propagate(*upper, above.output_error(*upper, delta))
         else:
             da = above.propagate(*upper, above.error(*upper, cost.output_gradient(a, y, weights=own)))

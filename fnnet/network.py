@@ -15,7 +15,8 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from .costs import Cost, check_labels
+from .activations import unwrapped
+from .costs import Cost, check_targets
 from .layers._layer import (
     Cache,
     Delta,
@@ -232,6 +233,7 @@ def backprop(
 
 
 def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback, state) -> Backprop:
+    x = counted(x, weights)
     a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
     errors = errors_of(net, cost, params, a, cache, y, weights, params if feedback is None else feedback)
     gradients = net.gradients(params, cache, errors)
@@ -242,9 +244,9 @@ def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, 
 
 def errors_of(net, cost, params, a, cache, y, weights, back) -> Any:
     """Every layer's δ from what the forward pass gave; BP2's products use ``back``."""
-    output = net.output(params, cache)
-    if cost.matches(output):
-        return net.output_error(back, cache, cost.output_error(output[1], y, weights=weights))
+    delta = cost.delta(net.output(params, cache), y, weights=weights)
+    if delta is not None:
+        return net.output_error(back, cache, delta)
     return net.error(back, cache, cost.output_gradient(a, y, weights=weights))
 
 
@@ -290,10 +292,12 @@ def value_and_grad(
 
 def _value_and_grad(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, *, micro_batch, carry):
     def chunk(x, y, mask, weights, state, key):
+        x = counted(x, weights)
         a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
         output = net.output(params, cache)
-        if cost.matches(output):
-            _, gradients = net.output_backward(params, cache, cost.output_error(output[1], y, weights=weights))
+        delta = cost.delta(output, y, weights=weights)
+        if delta is not None:
+            _, gradients = net.output_backward(params, cache, delta)
         else:
             _, gradients = net.backward(params, cache, cost.output_gradient(a, y, weights=weights))
         value = cost(a, y, weights=weights, output=output)
@@ -327,11 +331,20 @@ def objective(
 
 
 def _objective(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, *, carry):
+    x = counted(x, weights)
     a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
     value = cost(a, y, weights=weights, output=net.output(params, cache))
     if penalty is not None:
         value = value + penalty.value(params, x.shape[0] if n_examples is None else n_examples).astype(value.dtype)
     return (value, net.final_state(cache)) if carry else value
+
+
+def counted(x: Array, weights: Any) -> Array:
+    """x with 0 for what is not finite in an example whose weights are all 0. Its δ is 0, and BP4's 0 · NaN would be NaN."""
+    if weights is None or not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    counts = jnp.any(weights.astype(bool), axis=tuple(range(1, weights.ndim)))
+    return jnp.where(counts.reshape(-1, *(1,) * (x.ndim - 1)) | jnp.isfinite(x), x, 0)
 
 
 def _completed(value, gradients, params, x, penalty, n_examples):
@@ -440,11 +453,12 @@ def check_batch(
 ) -> tuple[Array, Array, Any, Any, Any]:
     """x, y, key, mask and weights, the data as arrays, or a ValueError that says what is wrong with them.
 
-    It stands in front of every call from a Python loop, so it reads types and shapes only; the labels of an array, which
+    It stands in front of every call from a Python loop, so it reads types and shapes only; the targets of an array, which
     have to be fetched from the device for it, are read once.
     """
     check_net(net)
     check_cost(cost)
+    given = y
     x, y, mask, weights = as_data("x", x), as_data("y", y), as_array(mask), as_array(weights)
     m = x.shape[:1]
     if m in ((), (0,)):
@@ -463,16 +477,18 @@ def check_batch(
                 f"state: expected arrays with {m[0]} examples on axis 0, as in x, got shape {jnp.shape(leaf)} at "
                 f"{jax.tree_util.keystr(path) or 'its top'}; give what apply_from returned for this batch"
             )
-    if y.dtype.kind in "iu" and not isinstance(y, Tracer) and CHECKED.get((id(y), net, x.shape)) is not y:
+    checked = id(y), net, x.shape, cost.probabilities
+    if (cost.probabilities or y.dtype.kind in "iu") and not isinstance(y, Tracer) and CHECKED.get(checked) is not y:
         a_shape = _inference_shape(net, params, x, mask)
-        if y.shape == a_shape[:-1] and a_shape[-1] > 1:
-            check_labels(cost.name, y, a_shape[-1])
-        CHECKED[id(y), net, x.shape] = y
+        if y.shape in (a_shape, a_shape[:-1]):
+            check_targets(cost, given, a_shape, weights)
+        if weights is None:
+            CHECKED[checked] = y
     return x, y, check_key(key), mask, weights
 
 
 CHECKED: weakref.WeakValueDictionary[Any, Array] = weakref.WeakValueDictionary()
-"""The arrays of labels that were found to be classes of a network: they cannot change, so they are not fetched again."""
+"""The arrays of targets that were found right for a network: they cannot change, so they are not fetched again."""
 
 
 SHAPES: dict[Any, Shape] = {}

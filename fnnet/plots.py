@@ -280,7 +280,7 @@ def misclassified(
             f"misclassified: expected images and a label for each, got shapes {images.shape} and {labels.shape}"
         )
     scores = np.concatenate([np.asarray(net.apply(params, images[i : i + 1000])) for i in range(0, len(images), 1000)])
-    predictions = scores.argmax(axis=1)
+    predictions = np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))  # NaN names no class
     wrong = np.flatnonzero(predictions != labels)
     surest = wrong[np.argsort(-scores.max(axis=1)[wrong], kind="stable")][:most]
     if surest.size:

@@ -364,7 +364,7 @@ def _examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> E
         raise ValueError(
             f"{name}: expected (x, y, {{'mask': ..., 'weights': ...}}), got {type(given).__name__} for the third"
         )
-    x, y, *_ = check_batch(net, cost, params, x, y, None, given.get("mask"))
+    x, y, *_ = check_batch(net, cost, params, x, y, None, given.get("mask"), given.get("weights"))
     extras = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
     if unknown := sorted(extras.keys() - {"mask", "weights"}):
         raise ValueError(f"{name}: expected the keys 'mask' and 'weights' beside x and y, got {unknown}")

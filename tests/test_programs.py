@@ -53,11 +53,11 @@ class TestPrograms:
         assert own._cache_size() == 1
 
 
-class TestLabelsAreFetchedOnce:
+class TestTargetsAreFetchedOnce:
     @pytest.fixture
     def fetched(self, monkeypatch):
-        seen, check = [], network.check_labels
-        monkeypatch.setattr(network, "check_labels", lambda name, y, n: (seen.append(n), check(name, y, n)))
+        seen, check = [], network.check_targets
+        monkeypatch.setattr(network, "check_targets", lambda *given: (seen.append(given[2][-1]), check(*given)))
         return seen
 
     def test_for_each_array_and_network(self, given, fetched):

@@ -256,12 +256,13 @@ def cost_derivative(net: Layer, cost: Cost, given: Given) -> dict[str, Two]:
     params, x, y, key, mask, weights = given
     a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
     output, m = net.output(params, cache), x.shape[0]
-    if output is None or not cost.matches(output):
+    delta = cost.delta(output, y, weights=weights)
+    if output is None or delta is None:
         autodiff = jax.grad(lambda a: m * cost(a, y, weights=weights))(a)
         return {"output_gradient": Two(cost.output_gradient(a, y, weights=weights), autodiff)}
     activation, z = output
     autodiff = jax.grad(lambda z: m * cost(activation(z), y, weights=weights, output=(activation, z)))(z)
-    return {"output_error": Two(cost.output_error(z, y, weights=weights), autodiff)}
+    return {"output_error": Two(delta, autodiff)}
 
 
 def penalty_gradient(params: Params, penalty: Any, n_examples: Any) -> dict[str, Two]:

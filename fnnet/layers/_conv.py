@@ -325,7 +325,7 @@ class Convolution(Layer):
 
     def error(self, params, cache, da_out):
         _, z, a = cache
-        return self.activation.error(da_out, z, a)
+        return self.activation.error_in_layer(da_out, z, a)
 
 
 @layer

@@ -183,7 +183,7 @@ class Dense(Layer):
 
     def error(self, params, cache, da_out):
         _, z, a = cache
-        return self.activation.error(da_out, z, a)
+        return self.activation.error_in_layer(da_out, z, a)
 
     def propagate(self, params, cache, delta):
         return input_error(params["w"], delta)

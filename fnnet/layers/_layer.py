@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from .. import activations
-from ..activations import Activation
+from ..activations import Activation, unwrapped
 from ..programs import program
 
 __all__ = ["ExampleKeys", "Layer", "LayerError", "example_keys", "layer"]
@@ -375,7 +375,7 @@ def as_data(name: str, value: Any) -> Array:
         try:
             if isinstance(value, np.ndarray) and not value.dtype.isnative:
                 value = value.astype(value.dtype.newbyteorder("="))
-            value = jnp.asarray(value)
+            value = unwrapped(value)
         except (TypeError, ValueError, OverflowError):
             got = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
             raise ValueError(

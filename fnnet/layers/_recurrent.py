@@ -615,7 +615,7 @@ class RNN(Recurrent):
         return z, (), (self.activation(z),)
 
     def step_error(self, gates, extra, before, after, d_states):
-        delta = self.activation.error(d_states[0], gates, after[0])
+        delta = self.activation.error_in_layer(d_states[0], gates, after[0])
         return delta, (), (jnp.zeros_like(delta),)
 
 
