@@ -207,8 +207,7 @@ def check_targets(cost: Any, y: Any, shape: tuple[int, ...], weights: Any = None
         weights: as of a cost.
     """
     name, labels = f"{cost}", jnp.shape(y) != shape
-    y = y if isinstance(y, np.ndarray) else jnp.asarray(y)
-    _real(name, "targets", y)
+    y = _real(name, "targets", y)
     if labels and not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(
             f"{name}: expected integer labels for targets of shape {y.shape} beside outputs of shape {shape}, got {y.dtype}; "
@@ -235,9 +234,9 @@ def check_targets(cost: Any, y: Any, shape: tuple[int, ...], weights: Any = None
     )
 
 
-def _real(owner: str, name: str, values: Any) -> Array:
+def _real(owner: str, name: str, values: Any) -> Array | np.ndarray:
     """The values as an array, or a ValueError where they are complex."""
-    values = jnp.asarray(values)
+    values = values if isinstance(values, np.ndarray) else jnp.asarray(values)
     if jnp.issubdtype(values.dtype, jnp.complexfloating):
         raise ValueError(f"{owner}: expected real {name}, got {values.dtype}; their imaginary part would be lost")
     return values

@@ -15,7 +15,6 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from .activations import unwrapped
 from .costs import Cost, check_targets
 from .layers._layer import (
     Cache,
