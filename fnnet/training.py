@@ -364,13 +364,15 @@ def _examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> E
         raise ValueError(
             f"{name}: expected (x, y, {{'mask': ..., 'weights': ...}}), got {type(given).__name__} for the third"
         )
-    x, y, *_ = check_batch(net, cost, params, x, y, None, given.get("mask"), given.get("weights"))
     extras = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
     if unknown := sorted(extras.keys() - {"mask", "weights"}):
         raise ValueError(f"{name}: expected the keys 'mask' and 'weights' beside x and y, got {unknown}")
     for extra, value in extras.items():
-        if value.shape[:1] != x.shape[:1]:
-            raise ValueError(f"{name}: expected {extra} for {x.shape[0]} examples, got shape {value.shape}")
+        if value.shape[:1] != jnp.shape(x)[:1]:
+            raise ValueError(
+                f"{name}: expected {extra} for {jnp.shape(x)[0] if jnp.ndim(x) else 0} examples, got shape {value.shape}"
+            )
+    x, y, *_ = check_batch(net, cost, params, x, y, None, given.get("mask"), given.get("weights"))
     return Examples(x, y, extras)
 
 
