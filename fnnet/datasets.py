@@ -7,8 +7,12 @@ MNIST: Yann LeCun, Corinna Cortes, Christopher J. C. Burges; Creative Commons At
 
 import gzip
 import hashlib
+import io
+import math
 import os
 import struct
+import zlib
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from .files import replacing
 
 __all__ = ["Dataset", "download_mnist", "jitter", "mnist", "mnist_subset", "read_idx", "shifted"]
 
@@ -27,7 +33,9 @@ FILES = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+LARGEST = 47_040_016  # bytes of the first, the largest
 MIRROR = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+INFLATION = 1032  # the most that a byte of deflate's can stand for
 SUBSET = Path(__file__).parent / "data"
 
 
@@ -55,12 +63,13 @@ def mnist(folder: str | os.PathLike[str] | None = None, validation: int = 10_000
     """The whole of MNIST: 60,000 training images (the last ``validation`` held back) and 10,000 test images.
 
     Args:
-        folder: where the four IDX files are, plain or gzipped; by default the environment's FNNET_DATA.
+        folder: where the four IDX files are, plain or gzipped, named train-images-idx3-ubyte or train-images.idx3-ubyte; or
+            torchvision's root, which has them in MNIST/raw. By default the environment's FNNET_DATA.
         validation: how many of the training images are held back.
 
     Raises:
         FileNotFoundError: where a file is missing.
-        ValueError: for a damaged file, or ``validation`` outside 0 .. 59,999.
+        ValueError: for a damaged file, files that do not belong together, or ``validation`` outside 0 .. 59,999.
     """
     folder = os.environ.get("FNNET_DATA") if folder is None else folder
     if not folder:
@@ -68,66 +77,79 @@ def mnist(folder: str | os.PathLike[str] | None = None, validation: int = 10_000
             "mnist: expected a folder with MNIST's four IDX files, got none; give mnist(folder), set FNNET_DATA, fetch them "
             "with fn.datasets.download_mnist(folder), or use fn.datasets.mnist_subset()"
         )
-    return _split(Path(folder), validation)
+    return _split(Path(os.path.expanduser(folder)), validation)
 
 
 def download_mnist(folder: str | os.PathLike[str], mirror: str = MIRROR) -> Path:
     """Fetch MNIST's four files (11 MB) into a folder, checking their SHA-256; files already there are kept.
 
     Raises:
-        ValueError: for a file with another checksum; it is not written.
+        ValueError: for a file with another checksum: fetched, it is not written; already there, it is not touched.
         OSError: where the mirror or the folder cannot be reached.
     """
     from urllib.request import urlopen  # slow to import, and only needed here
 
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     folder.mkdir(parents=True, exist_ok=True)
     for name, checksum in FILES.items():
         target = folder / f"{name}.gz"
         if target.exists():
-            continue
-        with urlopen(f"{mirror}{name}.gz", timeout=60) as reply:
-            content = reply.read()
-        try:
-            found = hashlib.sha256(gzip.decompress(content)).hexdigest()
-        except (OSError, EOFError) as error:
-            found = f"no gzip file ({error})"
-        if found != checksum:
-            raise ValueError(
-                f"download_mnist: expected {name} with SHA-256 {checksum}, got {found}; try another mirror"
-            )
-        part = target.with_suffix(".part")
-        part.write_bytes(content)
-        part.replace(target)
+            content, remedy = target.read_bytes(), f"move {target} away and fetch it again"
+        else:
+            with urlopen(f"{mirror}{name}.gz", timeout=60) as reply:
+                content, remedy = reply.read(LARGEST), "try another mirror"
+        if (found := _checksum(content)) != checksum:
+            raise ValueError(f"download_mnist: expected {name} with SHA-256 {checksum}, got {found}; {remedy}")
+        if not target.exists():
+            with replacing("download_mnist", target) as file:
+                file.write(content)
     return folder
+
+
+def _checksum(content: bytes) -> str:
+    """SHA-256 of what is compressed, or why there is none."""
+    try:
+        with gzip.open(io.BytesIO(content)) as file:
+            return hashlib.sha256(file.read(LARGEST + 1)).hexdigest()
+    except (OSError, EOFError, zlib.error) as error:
+        return f"no gzip file ({error})"
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """The array in an IDX file of unsigned bytes, plain or gzipped.
 
     The format: two zero bytes, the type (8: unsigned byte), the number of axes, their sizes as big-endian 32-bit integers,
-    then the entries.
+    then the entries. Sizes that the file cannot hold are refused before it is read, and no more than they say is unpacked.
 
     Raises:
         ValueError: for a file that is damaged, truncated or of another format.
+        FileNotFoundError: where there is no file.
     """
-    path = Path(path)
-    content = path.read_bytes()
+    path = Path(os.path.expanduser(path))
     try:
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        zero, kind, axes = struct.unpack(">HBB", content[:4])
-        if (zero, kind) != (0, 8):
-            raise ValueError(f"its first bytes are {content[:4]!r}")
-        shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
-        entries = content[4 + 4 * axes :]
-        if len(entries) != np.prod(shape, dtype=int):
-            raise ValueError(f"it holds {len(entries)} bytes for the shape {shape}")
-    except (ValueError, OSError, EOFError, struct.error) as error:
+        if path.exists() and not path.is_file():
+            raise ValueError("no regular file")
+        with open(path, "rb") as plain:
+            packed, room = plain.read(2) == b"\x1f\x8b", os.fstat(plain.fileno()).st_size
+            plain.seek(0)
+            file, room = (gzip.open(plain), INFLATION * room) if packed else (plain, room)
+            zero, kind, axes = struct.unpack(">HBB", start := file.read(4))
+            if (zero, kind) != (0, 8):
+                raise ValueError(f"its first bytes are {start!r}")
+            shape = struct.unpack(f">{axes}I", file.read(4 * axes))
+            if math.prod(shape) > room:
+                raise ValueError(f"it is too small for the shape {shape}")
+            entries = file.read(math.prod(shape) + 1)
+        if len(entries) != math.prod(shape):
+            held = len(entries) if len(entries) < math.prod(shape) else "more"
+            raise ValueError(f"it holds {held} bytes for the shape {shape}")
+        return np.frombuffer(entries, np.uint8).reshape(shape)
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, EOFError, struct.error, zlib.error) as error:
         raise ValueError(
             f"read_idx: expected an IDX file of unsigned bytes, got {path} ({error}); fetch it again"
         ) from error
-    return np.frombuffer(entries, np.uint8).reshape(shape)
 
 
 def shifted(images: Any, labels: Any) -> Pair:
@@ -210,12 +232,13 @@ def _check_images(name: str, images: Any) -> None:
 
 def _split(folder: Path, validation: int) -> Dataset:
     train, test = _pair(folder, "train"), _pair(folder, "t10k")
-    n = len(train[0]) - validation
-    if not 0 < n <= len(train[0]):
+    n = len(train[0])
+    if not isinstance(validation, Integral) or not 0 <= validation < n:
         raise ValueError(
-            f"mnist: expected validation from 0 to {len(train[0]) - 1} of the {len(train[0])} training images, "
-            f"got {validation}"
+            f"mnist: expected validation from 0 to {n - 1} of the {n} training images, got {validation}; "
+            f"it is how many are held back"
         )
+    n -= int(validation)
     return Dataset((train[0][:n], train[1][:n]), (train[0][n:], train[1][n:]), test)
 
 
@@ -223,15 +246,23 @@ def _pair(folder: Path, part: str) -> Pair:
     images, labels = (read_idx(_find(folder, name)) for name in FILES if name.startswith(part))
     if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"mnist: expected images (m, 28, 28) and as many labels, got {images.shape} and {labels.shape} in {folder}"
+            f"mnist: expected images (m, 28, 28) and as many labels, got {images.shape} and {labels.shape} in {folder}; "
+            f"take both files from one data set"
         )
+    if labels.size and labels.max() > 9:
+        raise ValueError(f"mnist: expected labels from 0 to 9, got {labels.max()} in {folder}; read others with read_idx")
     return (images / np.float32(255))[..., None], labels.astype(np.int32)
 
 
 def _find(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
+    """The file of that name, with a dash or (as in the archive) a dot before idx, in the folder or in torchvision's."""
+    for place in (folder, folder / "MNIST" / "raw"):
+        for stem in (name, name.replace("-idx", ".idx")):
+            for path in (place / stem, place / f"{stem}.gz"):
+                if path.is_file():
+                    return path
+    got = "neither" if folder.is_dir() else "no such folder"
     raise FileNotFoundError(
-        f"mnist: expected {name} or {name}.gz in {folder}, got neither; fn.datasets.download_mnist(folder) fetches it"
+        f"mnist: expected {name} or {name}.gz (or {name.replace('-idx', '.idx')}) in {folder} or its MNIST/raw, got {got}; "
+        f"fn.datasets.download_mnist(folder) fetches it"
     )

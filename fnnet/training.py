@@ -116,6 +116,9 @@ class Diverged(RuntimeError):
         self.epoch, self.params, self.history, self.layer, self.step = epoch, params, history, layer, step
         super().__init__(message)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.epoch, self.params, self.history, self.layer, self.step), vars(self)
+
 
 class Examples(NamedTuple):
     """A data set on the device; every leaf has the examples on axis 0."""

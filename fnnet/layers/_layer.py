@@ -41,6 +41,9 @@ class LayerError(ValueError):
         place = f"layer {'.'.join(map(str, where))} " if where else ""
         super().__init__(f"{place}{layer!r}: expected {expected}, got {got}; {remedy}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.layer, self.expected, self.got, self.remedy, self.where), vars(self)
+
 
 @contextmanager
 def located(index: int) -> Iterator[None]:
@@ -204,12 +207,22 @@ def _normalise(owner: Any, name: str, value: Any) -> Any:
 @dataclass_transform(frozen_default=True)
 def layer(cls: type[T]) -> type[T]:
     """Make a class a layer: a frozen dataclass, hashable and equal by value, static under ``jax.jit``, and with the
-    default methods of `Layer`. Lists in its fields become tuples.
+    default methods of `Layer`. Lists in its fields become tuples. A class that was given before gives the same layer class.
 
     Raises:
-        TypeError: when a layer is built with an array, a dict or anything else unhashable in a field.
+        TypeError: for something that is no class, or a dataclass already; and when a layer is built with an array, a dict or
+            anything else unhashable in a field.
     """
-    written_init = "__init__" in cls.__dict__ or getattr(cls, "_written_init", False)
+    if not isinstance(cls, type):
+        raise TypeError(f"layer: expected a class, got {cls!r}; write @fn.layer above a class")
+    if "_layer_class" in cls.__dict__:
+        return cls.__dict__["_layer_class"]
+    if "__dataclass_fields__" in cls.__dict__:
+        raise TypeError(
+            f"layer: expected a plain class, got {cls.__name__}, which is a dataclass; leave @dataclass out, since @fn.layer "
+            f"makes a frozen one"
+        )
+    given, written_init = cls, "__init__" in cls.__dict__ or getattr(cls, "_written_init", False)
     for name in inspect.get_annotations(cls):
         if isinstance(cls.__dict__.get(name), list):
             setattr(cls, name, _normalise(cls, name, cls.__dict__[name]))
@@ -237,7 +250,9 @@ def layer(cls: type[T]) -> type[T]:
     cls.__hash__ = __hash__  # pyright: ignore[reportAttributeAccessIssue]
     if not written_init:
         cls.__init__ = _helpful(cls, cls.__init__)
-    return jax.tree_util.register_static(cls)
+    made = jax.tree_util.register_static(cls)
+    given._layer_class = made._layer_class = made  # pyright: ignore[reportAttributeAccessIssue]
+    return made
 
 
 def _helpful(cls: type, init: Callable[..., None]) -> Callable[..., None]:
@@ -246,16 +261,21 @@ def _helpful(cls: type, init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
-            inspect.signature(init).bind(self, *args, **kwargs)
-        except TypeError as error:
+            init(self, *args, **kwargs)
+        except TypeError:
+            try:
+                inspect.signature(init).bind(self, *args, **kwargs)
+            except TypeError as error:
+                reason = error
+            else:
+                raise
             fields = [
                 f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default!r}"
                 for f in dataclasses.fields(cls)
                 if f.init
             ]
             example = f", as in {cls._example}" if cls._example else ""  # pyright: ignore[reportAttributeAccessIssue]
-            raise TypeError(f"{cls.__name__}: {error}; it takes ({', '.join(fields)}){example}") from None
-        init(self, *args, **kwargs)
+            raise TypeError(f"{cls.__name__}: {reason}; it takes ({', '.join(fields)}){example}") from None
 
     return __init__
 
