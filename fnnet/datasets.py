@@ -132,7 +132,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
         with open(path, "rb") as plain:
             packed, room = plain.read(2) == b"\x1f\x8b", os.fstat(plain.fileno()).st_size
             plain.seek(0)
-            file, room = (gzip.open(plain), INFLATION * room) if packed else (plain, room)
+            file, room = (gzip.GzipFile(fileobj=plain), INFLATION * room) if packed else (plain, room)
             zero, kind, axes = struct.unpack(">HBB", start := file.read(4))
             if (zero, kind) != (0, 8):
                 raise ValueError(f"its first bytes are {start!r}")
@@ -250,7 +250,9 @@ def _pair(folder: Path, part: str) -> Pair:
             f"take both files from one data set"
         )
     if labels.size and labels.max() > 9:
-        raise ValueError(f"mnist: expected labels from 0 to 9, got {labels.max()} in {folder}; read others with read_idx")
+        raise ValueError(
+            f"mnist: expected labels from 0 to 9, got {labels.max()} in {folder}; read others with read_idx"
+        )
     return (images / np.float32(255))[..., None], labels.astype(np.int32)
 
 

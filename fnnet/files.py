@@ -35,7 +35,9 @@ def replacing(function: str, path: str | os.PathLike[str]) -> Iterator[IO[bytes]
     if target.is_symlink():  # realpath gives up on links that lead in a circle
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     if target.exists() and not target.is_file():
-        raise OSError(f"{function}: expected the path of a file, got {path}, which is something else; give another path")
+        raise OSError(
+            f"{function}: expected the path of a file, got {path}, which is something else; give another path"
+        )
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{function}: expected the folder {target.parent}, got none; create it first")
     with contextlib.ExitStack() as stack:
@@ -44,7 +46,7 @@ def replacing(function: str, path: str | os.PathLike[str]) -> Iterator[IO[bytes]
             with file:
                 if fcntl is not None:  # a second descriptor holds the lock until the part is in its place
                     stack.callback(os.close, os.dup(file.fileno()))
-                if target.exists():
+                with contextlib.suppress(FileNotFoundError):
                     part.chmod(stat.S_IMODE(target.stat().st_mode))
                 yield file
                 file.flush()
@@ -75,7 +77,7 @@ def _open_part(folder: Path) -> tuple[Path, IO[bytes]]:
                     left.unlink()
     while True:
         part = folder / f"{own}{secrets.token_hex(8)}.part"
-        file = open(part, "xb")
+        file = open(part, "xb")  # noqa: SIM115, the caller closes it
         if fcntl is None:
             return part, file
         with contextlib.suppress(OSError):  # a file system without locks, where nobody removes parts either

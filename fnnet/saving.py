@@ -5,12 +5,13 @@ is compared with the bytes that are there before memory is taken for it.
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,8 +81,8 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
                 order, treedef = _order_described(description["structure"], found)
         else:
             raise ValueError(
-                f"load: expected a like= pytree for {path}, which holds containers other than tuples, lists and dicts, "
-                f"got none; give a pytree of the same structure"
+                f"load: expected a like= pytree for {path}, which holds containers other than tuples, lists and dicts of "
+                f"plain keys, got none; give a pytree of the same structure"
             )
         leaves = []
         for leaf in found:
@@ -101,12 +102,16 @@ def _named_leaves(function: str, tree: Any) -> tuple[list[tuple[str, Any]], Any]
     try:
         flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     except ValueError as error:
-        raise TypeError(f"{function}: expected dicts whose keys can be sorted, got others; give the keys one type") from error
+        raise TypeError(
+            f"{function}: expected dicts whose keys can be sorted, got others; give them keys of one type"
+        ) from error
     paths = [[DictKey(_plain(k.key)) if isinstance(k, DictKey) else k for k in path] for path, _ in flat]
     names = [jax.tree_util.keystr(tuple(path)) for path in paths]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise TypeError(f"{function}: expected a name for each leaf, got {twice} twice; give the keys a repr of their own")
+        raise TypeError(
+            f"{function}: expected a name for each leaf, got {twice} twice; give the keys a repr of their own"
+        )
     return [(name, leaf) for name, (_, leaf) in zip(names, flat, strict=True)], treedef
 
 
@@ -121,8 +126,9 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _kept(dtype: Any) -> Any:
-    """The dtype in which JAX keeps arrays of this one; a TypeError where it has none."""
+@functools.cache
+def _kept(dtype: Any, x64: bool) -> Any:
+    """The dtype in which JAX, set to keep 64 bits or not, has arrays of this one; a TypeError where it has none."""
     try:
         return jax.device_put(np.empty(0, dtype)).dtype
     except RuntimeError as error:
@@ -130,7 +136,7 @@ def _kept(dtype: Any) -> Any:
 
 
 def _check_kept(function: str, name: str, dtype: Any) -> None:
-    if isinstance(dtype, np.dtype) and (kept := _kept(dtype)) != dtype:
+    if isinstance(dtype, np.dtype) and (kept := _kept(dtype, jax.config.jax_enable_x64)) != dtype:
         raise ValueError(
             f"{function}: expected to keep {name} in {dtype}, got {kept}; "
             f"jax.config.update('jax_enable_x64', True) allows 64-bit arrays"
@@ -170,6 +176,8 @@ def _structure(treedef: Any, room: int = DEEPEST) -> Any:
     kind, keys = treedef.node_data()
     if kind is type(None):
         return None
+    if kind is defaultdict:
+        kind, (_, keys) = dict, keys
     if kind not in (tuple, list, dict, OrderedDict) or not room:
         raise TypeError(f"a {kind.__name__} in {DEEPEST - room} others has no description")
     items = [_structure(child, room - 1) for child in treedef.children()]
@@ -224,7 +232,9 @@ def _contents(archive: zipfile.ZipFile, size: int) -> tuple[list[_Leaf], dict[st
     members = {entry.filename: entry for entry in entries}
     _require(len(members) == len(entries), "two entries of one name")
     plain = all(m.compress_type == zipfile.ZIP_STORED and m.compress_size == m.file_size for m in entries)
-    _require(plain and sum(m.file_size for m in entries) <= size, "entries that are no plain arrays")
+    _require(
+        plain and sum(m.file_size for m in entries) <= size, "entries that are compressed, or larger than the file"
+    )
     text = archive.read(members[f"{DESCRIPTION}.npy"])
     description = json.loads(text[text.index(b"\n") + 1 :])
     _require(description["format"] == 1, f"format {description['format']!r:.20}, where this version reads 1")
@@ -244,7 +254,8 @@ def _leaf(about: dict[str, Any], member: zipfile.ZipInfo) -> _Leaf:
         dtype, stored = key.dtype, jax.ShapeDtypeStruct((*shape, *data.shape), data.dtype)
     else:
         impl, dtype = None, jnp.dtype(kind)
-        _require(str(dtype) == kind and _kept(dtype) is not None, f"the dtype {kind:.40}")
+        _kept(dtype, jax.config.jax_enable_x64)
+        _require(str(dtype) == kind, f"the dtype {kind:.40}")
         stored = jax.ShapeDtypeStruct(shape, dtype)
     leaf = _Leaf(name, f"{kind}{list(shape)}", dtype, shape, stored, impl, member)
     _require(10 < leaf.header <= 4096, f"{member.file_size} bytes for {leaf.about} of {name:.80}")
