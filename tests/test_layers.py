@@ -1,5 +1,6 @@
 """Every layer of the table: its equations against autodiff, dtypes, jit, vmap, no second compilation, clear errors."""
 
+import dataclasses
 import functools
 
 import jax
@@ -242,6 +243,51 @@ class TestOwnLayer:
         assert one.output_shape((5,)) == (5,)
         with pytest.raises(AttributeError):
             one.n = 3.0
+
+    def test_a_class_that_is_given_again_is_the_same_layer(self):
+        class Plain:
+            n: int = 2
+
+            def forward(self, params, a_in):
+                return a_in * self.n, None
+
+        class Derived(Plain):
+            pass
+
+        made = fn.layer(Plain)
+        assert fn.layer(Plain) is made
+        assert fn.layer(made) is made
+        assert fn.layer(Scale) is Scale
+        assert fn.layer(Derived) is fn.layer(Derived) is not made
+        assert (made(), fn.layer(Derived)(3).n) == (fn.layer(Plain)(2), 3)
+
+        @fn.layer
+        class Plain:  # a cell of a notebook, run again
+            n: int = 2
+
+            def forward(self, params, a_in):
+                return a_in * self.n, None
+
+        assert Plain() != made()
+        np.testing.assert_array_equal(Plain().apply({}, jnp.ones((1, 2))), 2 * jnp.ones((1, 2)))
+
+    def test_what_is_no_plain_class(self):
+        @dataclasses.dataclass
+        class Fields:
+            n: int = 2
+
+        class Derived(Fields):
+            pass
+
+        for cls in (Fields, Derived, dataclasses.dataclass(frozen=True)(type("Fields", (), {}))):
+            with pytest.raises(
+                TypeError, match=r"layer: expected a plain class, got .* where Fields is a dataclass; leave"
+            ):
+                fn.layer(cls)
+        with pytest.raises(
+            TypeError, match=r"layer: expected a class, got Dense\(3, sigmoid\); write @fn\.layer above"
+        ):
+            fn.layer(fn.Dense(3, fn.sigmoid))
 
     def test_it_trains_in_a_network(self):
         net = fn.Network(fn.Dense(4, fn.sigmoid), Scale(2.0), fn.Dense(3, fn.softmax))

@@ -217,11 +217,13 @@ def layer(cls: type[T]) -> type[T]:
         raise TypeError(f"layer: expected a class, got {cls!r}; write @fn.layer above a class")
     if "_layer_class" in cls.__dict__:
         return cls.__dict__["_layer_class"]
-    if "__dataclass_fields__" in cls.__dict__:
-        raise TypeError(
-            f"layer: expected a plain class, got {cls.__name__}, which is a dataclass; leave @dataclass out, since @fn.layer "
-            f"makes a frozen one"
-        )
+    for base in cls.__mro__:
+        made = base.__dict__.get("__dataclass_params__")
+        if made is not None and (base is cls or not made.frozen):
+            remedy = "leave @dataclass out, since @fn.layer makes a frozen one"
+            raise TypeError(
+                f"layer: expected a plain class, got {cls.__name__}, where {base.__name__} is a dataclass; {remedy}"
+            )
     given, written_init = cls, "__init__" in cls.__dict__ or getattr(cls, "_written_init", False)
     for name in inspect.get_annotations(cls):
         if isinstance(cls.__dict__.get(name), list):
