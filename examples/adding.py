@@ -83,8 +83,11 @@ def main(
 
 def picture(histories: dict, credits: dict, path: Path) -> None:
     """The error by epoch, and the credit of each step before training."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator

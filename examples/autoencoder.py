@@ -96,8 +96,11 @@ def principal_axes(x, n: int):
 
 def picture(test, shown: dict, codes: dict, labels, path: Path) -> None:
     """Ten digits and their reconstructions; the digits in the plane of both codes of 2 numbers."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -101,8 +101,11 @@ def spread(values) -> float:
 
 def picture(stack, samples, errors: dict[int, np.ndarray], path: Path) -> None:
     """Receptive fields of the bottom machine, samples of the belief network, and the errors by number of labels."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -120,8 +120,11 @@ def credit(net: fn.Network, params, x, y):
 
 def picture(bits: dict, maps: dict, path: Path) -> None:
     """The cost by epoch, and the credit maps on one scale."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

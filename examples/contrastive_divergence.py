@@ -73,8 +73,11 @@ def relative_bias(params, starts, exact, k: int, groups: int) -> tuple[float, fl
 
 def picture(ks, bias: dict[int, np.ndarray], path: Path) -> None:
     """The bias by k, a line for each stage, where it is more than two standard errors from 0."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -69,8 +69,11 @@ def main(
 
 def picture(net: fn.Network, params, history: fn.History, digit, path: Path) -> None:
     """Learning curves; the kernels of the first layer; a digit, its feature maps and what pooling leaves of them."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -82,7 +82,7 @@ def picture(result: dict, path: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        print("matplotlib is not installed: no picture")
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
         return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

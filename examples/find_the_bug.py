@@ -103,12 +103,15 @@ def main(epochs: int = 12, examples: int | None = None, output: str = "output") 
 
 def picture(reports: dict, histories: dict, path: Path) -> None:
     try:
-        import matplotlib.pyplot as plt
-
-        from fnnet import plots
+        import matplotlib
     except ImportError:
-        print("for the picture: pip install matplotlib")
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
         return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from fnnet import plots
+
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(3, 2))
     plots.audit(reports["FirstDraft"], ax=left)
     left.set_title(f"The audit of the first draft\n{left.get_title()}")

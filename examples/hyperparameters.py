@@ -108,8 +108,11 @@ def main(
 
 def picture(curves: dict[float, fn.Sweep], mean: np.ndarray, path: Path) -> None:
     """Training cost by learning rate, and the grid of the search."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -79,8 +79,11 @@ def main(
 
 def picture(hidden: dict, swept: dict, path: Path) -> None:
     """The hidden activations at the start, and the learning curves."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -156,8 +156,11 @@ def main(
 
 def picture(swept: fn.Sweep, n_few: int, more: fn.Sweep, n: int, sizes: dict, path: Path) -> None:
     """Costs and accuracies on a thousand images and on many, and the accuracy by number of images."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -3,12 +3,16 @@
     python examples/quickstart.py                    # 4,000 embedded MNIST images, under a minute
     python examples/quickstart.py --mnist FOLDER     # the whole of MNIST, from its four IDX files
 
-Prints the table of gradients and the test accuracy, and writes quickstart.png (learning curves, digits with predictions).
+Prints the table of gradients and the test accuracy, and writes quickstart.png (learning curves, digits with predictions)
+where matplotlib is installed. Each kind of work is compiled first, for a few seconds.
 """
 
 # %%
 import argparse
 from pathlib import Path
+
+if __name__ == "__main__":
+    print("importing JAX ...", flush=True)
 
 import jax
 import numpy as np
@@ -20,7 +24,7 @@ def main(mnist: str | None = None, epochs: int = 20, examples: int | None = None
     # %% Data: images (m, 28, 28, 1) from 0 to 1, integer labels.
     data = fn.datasets.mnist(mnist) if mnist else fn.datasets.mnist_subset()
     (x, y), (x_test, y_test) = (pair[:examples] for pair in data.train), data.test
-    print(f"{len(x)} training, {len(data.validation[0])} validation and {len(x_test)} test images\n")
+    print(f"{len(x)} training, {len(data.validation[0])} validation and {len(x_test)} test images\n", flush=True)
 
     # %% A network is a pure function over a pytree of parameters.
     net = fn.Network(fn.Flatten(), fn.Dense(100, fn.sigmoid), fn.Dense(10, fn.softmax))
@@ -28,10 +32,12 @@ def main(mnist: str | None = None, epochs: int = 20, examples: int | None = None
     print(net)
 
     # %% Its backpropagation is written by hand. Does it agree with autodiff?
+    print("comparing its hand-written gradients with jax.grad ...\n", flush=True)
     report = fn.compare_gradients(net, fn.log_likelihood, params, x[:32], y[:32], penalty=fn.L2(5.0))
     print(report, "\n")
 
     # %% Train: each epoch is one compiled scan over shuffled mini-batches.
+    print("training ...", flush=True)
     params, history = fn.fit(
         net,
         fn.log_likelihood,
@@ -57,8 +63,11 @@ def main(mnist: str | None = None, epochs: int = 20, examples: int | None = None
 
 def picture(history: fn.History, images, labels, predictions, path: Path) -> None:
     """Learning curves, and digits with their predictions: some that are right, then some that are wrong."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

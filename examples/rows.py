@@ -86,8 +86,11 @@ def credit(net: fn.Network, params, x, y):
 
 def picture(history: fn.History, credits: dict, path: Path) -> None:
     """Learning curves, and what the state after each row contributes."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

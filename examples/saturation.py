@@ -117,8 +117,11 @@ def main(
 
 def picture(runs: dict, swept: dict, path: Path) -> None:
     """The neuron's output and error, and the networks' learning curves."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -151,8 +151,11 @@ def train_depths(data: fn.datasets.Dataset, epochs: int, seeds: int = 5) -> None
 
 def picture(over_time: np.ndarray, remedy: np.ndarray, spectra: dict, path: Path) -> None:
     """Learning speed by layer over training, sigmoid and ReLU, and the singular values of the product behind it."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+        return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

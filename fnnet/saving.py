@@ -127,8 +127,8 @@ def _is_key(leaf: Any) -> bool:
 
 
 @functools.cache
-def _kept(dtype: Any, x64: bool) -> Any:
-    """The dtype in which JAX, set to keep 64 bits or not, has arrays of this one; a TypeError where it has none."""
+def _kept(dtype: Any, default: Any) -> Any:
+    """The dtype in which JAX, of this default dtype, has arrays of that one; a TypeError where it has none."""
     try:
         return jax.device_put(np.empty(0, dtype)).dtype
     except RuntimeError as error:
@@ -136,7 +136,7 @@ def _kept(dtype: Any, x64: bool) -> Any:
 
 
 def _check_kept(function: str, name: str, dtype: Any) -> None:
-    if isinstance(dtype, np.dtype) and (kept := _kept(dtype, jax.config.jax_enable_x64)) != dtype:
+    if isinstance(dtype, np.dtype) and (kept := _kept(dtype, jnp.result_type(float))) != dtype:
         raise ValueError(
             f"{function}: expected to keep {name} in {dtype}, got {kept}; "
             f"jax.config.update('jax_enable_x64', True) allows 64-bit arrays"
@@ -254,7 +254,7 @@ def _leaf(about: dict[str, Any], member: zipfile.ZipInfo) -> _Leaf:
         dtype, stored = key.dtype, jax.ShapeDtypeStruct((*shape, *data.shape), data.dtype)
     else:
         impl, dtype = None, jnp.dtype(kind)
-        _kept(dtype, jax.config.jax_enable_x64)
+        _kept(dtype, jnp.result_type(float))
         _require(str(dtype) == kind, f"the dtype {kind:.40}")
         stored = jax.ShapeDtypeStruct(shape, dtype)
     leaf = _Leaf(name, f"{kind}{list(shape)}", dtype, shape, stored, impl, member)
