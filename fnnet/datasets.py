@@ -144,7 +144,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
             held = len(entries) if len(entries) < math.prod(shape) else "more"
             raise ValueError(f"it holds {held} bytes for the shape {shape}")
         return np.frombuffer(entries, np.uint8).reshape(shape)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise
     except (ValueError, OSError, EOFError, struct.error, zlib.error) as error:
         raise ValueError(
@@ -258,7 +258,7 @@ def _pair(folder: Path, part: str) -> Pair:
 
 def _find(folder: Path, name: str) -> Path:
     """The file of that name, with a dash or (as in the archive) a dot before idx, in the folder or in torchvision's."""
-    for place in (folder, folder / "MNIST" / "raw"):
+    for place in (folder, folder / "MNIST" / "raw", folder / "raw"):
         for stem in (name, name.replace("-idx", ".idx")):
             for path in (place / stem, place / f"{stem}.gz"):
                 if path.is_file():

@@ -69,18 +69,18 @@ def _open_part(folder: Path) -> tuple[Path, IO[bytes]]:
     Not every network file system shares its locks, so a part of another machine must also be a day old.
     """
     own = f".fnnet-{platform.node()}-"
-    new = lambda: folder / f"{own}{secrets.token_hex(8)}.part"  # noqa: E731
-    if fcntl is None:
-        return (part := new()), open(part, "xb")
-    for left in folder.glob(".fnnet-*.part"):
-        with contextlib.suppress(OSError):  # locked, or gone in the meantime
-            if left.name.startswith(own) or time.time() - left.stat().st_mtime > DAY:
-                with open(left, "rb+") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    left.unlink()
+    if fcntl is not None:
+        for left in folder.glob(".fnnet-*.part"):
+            with contextlib.suppress(OSError):  # locked, or gone in the meantime
+                if left.name.startswith(own) or time.time() - left.stat().st_mtime > DAY:
+                    with open(left, "rb+") as file:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        left.unlink()
     while True:
-        part = new()
+        part = folder / f"{own}{secrets.token_hex(8)}.part"
         file = open(part, "xb")  # noqa: SIM115, the caller closes it
+        if fcntl is None:
+            return part, file
         with contextlib.suppress(OSError):  # a file system without locks, where nobody removes parts either
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:  # else another took it for a left one before it was locked

@@ -82,7 +82,7 @@ class TestDatasets:
     @pytest.mark.parametrize(
         "name", ["{}-{}-idx{}-ubyte", "{}-{}.idx{}-ubyte", "{}-{}-idx{}-ubyte.gz", "{}-{}.idx{}-ubyte.gz"]
     )
-    @pytest.mark.parametrize("place", ["", "MNIST/raw"])
+    @pytest.mark.parametrize("place", ["", "MNIST/raw", "raw"])
     def test_names_and_places(self, name, place, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
         folder = tmp_path / "data" / place

@@ -249,7 +249,7 @@ class TestWhatComesBack:
         with pytest.raises(TypeError, match=r"save: expected a name for each leaf, got \[alike\] twice"):
             fn.save(tmp_path / "p.npz", {Alike("a"): jnp.ones(2), Alike("b"): jnp.ones(2)})
 
-    def test_a_file_of_version_0_9_with_an_ordered_dict(self, tmp_path):
+    def test_a_file_of_version_0_1_with_an_ordered_dict(self, tmp_path):
         """It described the keys sorted, and stored the arrays as they came."""
         leaves = [{"path": f"[{name!r}]", "dtype": "float64", "shape": []} for name in "wb"]
         structure = {"dict": [["b", "*"], ["w", "*"]]}
