@@ -36,7 +36,7 @@ def check_kept(function: str, name: str, dtype: Any) -> None:
 def _kept(dtype: Any, default: Any) -> Any:
     """The dtype in which JAX has arrays of this one, for its default dtype (float64 where 64 bits are allowed)."""
     try:
-        return jax.device_put(np.empty(0, dtype)).dtype
+        return jax.device_put(np.empty(0, str(dtype))).dtype
     except RuntimeError as error:
         raise TypeError(str(error)) from error
 
@@ -74,7 +74,7 @@ def _describe(name: str, leaf: Any) -> tuple[dict[str, Any], np.ndarray]:
             check_kept("save", name, array.dtype)
     except (TypeError, OverflowError) as error:
         raise TypeError(
-            f"save: expected arrays and numbers, got {got} at {name} ({error}); leave it out of the pytree"
+            f"save: expected arrays and numbers, got {got} at {name or 'the top'} ({error}); leave it out of the pytree"
         ) from error
     about = {"path": name, "dtype": str(array.dtype), "shape": list(array.shape)}
     return about, array if _is_numpy(array.dtype) else np.frombuffer(array.tobytes(), np.uint8)

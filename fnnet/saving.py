@@ -52,6 +52,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
             it the tree must be of tuples, lists and dicts, and is returned as it was saved.
 
     Raises:
+        TypeError: for a ``like`` of something else than arrays and numbers.
         ValueError: for a file that is no fnnet file or is damaged, before more memory is taken than it has bytes; or for
             one that does not match ``like``: the message names the first leaf that differs.
         FileNotFoundError: where there is no file.
@@ -173,6 +174,9 @@ def _order_of(like: Any, found: list[Leaf], path: Path) -> tuple[list[int], Any]
             f"({kind}); load it into the network that it was saved from"
         )
     for name, given in wanted:
+        if not (hasattr(given, "dtype") or isinstance(given, bool | int | float | complex)):
+            got = f"{type(given).__name__} at {name or 'the top'}"
+            raise TypeError(f"load: expected like= to be of arrays and numbers, got {got}; give what was saved")
         leaf, shape = found[index[name]], jnp.shape(given)
         dtype = given.dtype if hasattr(given, "dtype") else jnp.result_type(given)
         dtype = dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype

@@ -112,6 +112,10 @@ class TestSaving:
             fn.load(path, params[:1])
         with pytest.raises(ValueError, match=r"\[2\]\['w'\] differs \(the file lacks it\)"):
             fn.load(path, (*params, {"w": jnp.ones(1)}))
+        with pytest.raises(
+            TypeError, match=r"load: expected like= to be of arrays and numbers, got str at \[0\]\['b'\]"
+        ):
+            fn.load(path, ({**params[0], "b": "text"}, *params[1:]))
 
     def test_damaged_and_missing_files(self, tmp_path):
         path = tmp_path / "params.npz"
@@ -214,6 +218,7 @@ class TestWhatComesBack:
             (np.ones(2, np.longdouble), "got ndarray of float128 at"),
             (np.ones(2, ml_dtypes.bcomplex32) if hasattr(ml_dtypes, "bcomplex32") else "a", "at \\['a'\\]"),
             (np.zeros(2, [("x", "f4")]), r"got ndarray of \[\('x', '<f4'\)\] at"),
+            (np.zeros(2, jax.dtypes.float0), "got ndarray of .*float0"),
             (np.array(["text"]), "got ndarray of <U4 at"),
             ("text", "got str of <U4 at"),
             (np.array("2026-01-01", "M8[D]"), "got ndarray of datetime64"),
