@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import fnnet as fn
 
@@ -35,8 +36,19 @@ class Case:
             return jnp.asarray(rng.integers(self.tokens, size=(m, *self.shape)), jnp.int32)
         return jnp.asarray(rng.standard_normal((m, *self.shape)), dtype)
 
+    def params(self, dtype):
+        """Parameters like those that the layer draws, with biases that are not zero; nothing is compiled for them."""
+        rng = np.random.default_rng(0)
+        shapes = jax.eval_shape(lambda: self.layer.init(jax.random.key(0), self.shape))
+        return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), dtype), shapes)
+
     def __repr__(self) -> str:
         return self.name
+
+
+def thorough(*values):
+    """Parameters of a test that the default run leaves out."""
+    return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
 
 
 def _layers() -> list[Case]:
@@ -104,6 +116,9 @@ def _layers() -> list[Case]:
 
 
 LAYERS = _layers()
+FIRST = {type(case.layer): case for case in reversed(LAYERS)}
+BY_CLASS = [case if case is FIRST[type(case.layer)] else thorough(case)[0] for case in LAYERS]
+"""The table for a test that the default run makes once for each class."""
 
 
 def equal_layer(case: Case) -> fn.Layer:

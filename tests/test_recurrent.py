@@ -14,7 +14,7 @@ import fnnet as fn
 from fnnet.gradcheck.sides import compiled_once
 from fnnet.layers import forward_in_time, gru_step, gru_step_error, lstm_step, lstm_step_error, through_time
 
-from .cases import assert_agree
+from .cases import assert_agree, thorough
 
 KEY = jax.random.key(3)
 CELLS = {"RNN": fn.RNN, "LSTM": fn.LSTM, "GRU": fn.GRU}
@@ -117,35 +117,35 @@ def _is_zero(tree):
 
 
 class TestMasks:
+    @pytest.mark.parametrize("every", [True, *thorough(False)], ids=["every step", "the last step"])
     @pytest.mark.parametrize("kind", CELLS)
-    def test_masked_steps_change_nothing(self, kind):
-        """A padded batch against each sequence alone: outputs, errors, gradients; a last step, a cost on every step."""
+    def test_masked_steps_change_nothing(self, kind, every):
+        """A padded batch against each sequence alone: outputs, errors, gradients; of a cost on every step or on the last."""
         lengths, steps = [5, 2, 4], 5
         x = jax.random.normal(KEY, (3, steps, 2))
         mask = fn.length_mask(jnp.array(lengths), steps)
         y = jax.random.uniform(jax.random.key(1), (3, steps, 2))
         spoilt = jnp.where(mask[..., None], x, jnp.nan)
-        for every in (True, False):
-            layers = [CELLS[kind](3), CELLS[kind](3), *([] if every else [fn.LastStep()]), fn.Dense(2, fn.sigmoid)]
-            net, extra = fn.Network(*layers), {"weights": mask.astype(float)} if every else {}
-            params = net.init(jax.random.key(0), (steps, 2))
-            targets = y if every else y[:, 0]
-            padded = fn.backprop(net, fn.cross_entropy, params, spoilt, targets, mask=mask, **extra)
-            cost, grads = fn.value_and_grad(net, fn.cross_entropy)(params, spoilt, targets, mask=mask, **extra)
-            alone = []
-            for i, length in enumerate(lengths):
-                own = targets[i : i + 1, :length] if every else targets[i : i + 1]
-                alone.append(fn.backprop(net, fn.cross_entropy, params, x[i : i + 1, :length], own))
-                a = net.apply(params, spoilt, mask=mask)[i]
-                ours = net.apply(params, x[i : i + 1, :length])[0]
-                np.testing.assert_allclose(a[:length] if every else a, ours, rtol=1e-12)
-                for padded_delta, delta in zip(padded.errors[:2], alone[-1].errors[:2], strict=True):
-                    np.testing.assert_allclose(padded_delta[i, :length], delta[0], rtol=1e-9, atol=1e-15)
-                    assert not np.any(padded_delta[i, length:])
-            mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(bp.gradients for bp in alone))
-            assert_agree(padded.gradients, mean, 1e-12)
-            assert_agree(grads, mean, 1e-12)
-            np.testing.assert_allclose([padded.cost, cost], float(sum(bp.cost for bp in alone)) / 3, rtol=1e-12)
+        layers = [CELLS[kind](3), CELLS[kind](3), *([] if every else [fn.LastStep()]), fn.Dense(2, fn.sigmoid)]
+        net, extra = fn.Network(*layers), {"weights": mask.astype(float)} if every else {}
+        params = net.init(jax.random.key(0), (steps, 2))
+        targets = y if every else y[:, 0]
+        padded = fn.backprop(net, fn.cross_entropy, params, spoilt, targets, mask=mask, **extra)
+        cost, grads = fn.value_and_grad(net, fn.cross_entropy)(params, spoilt, targets, mask=mask, **extra)
+        alone = []
+        for i, length in enumerate(lengths):
+            own = targets[i : i + 1, :length] if every else targets[i : i + 1]
+            alone.append(fn.backprop(net, fn.cross_entropy, params, x[i : i + 1, :length], own))
+            a = net.apply(params, spoilt, mask=mask)[i]
+            ours = net.apply(params, x[i : i + 1, :length])[0]
+            np.testing.assert_allclose(a[:length] if every else a, ours, rtol=1e-12)
+            for padded_delta, delta in zip(padded.errors[:2], alone[-1].errors[:2], strict=True):
+                np.testing.assert_allclose(padded_delta[i, :length], delta[0], rtol=1e-9, atol=1e-15)
+                assert not np.any(padded_delta[i, length:])
+        mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(bp.gradients for bp in alone))
+        assert_agree(padded.gradients, mean, 1e-12)
+        assert_agree(grads, mean, 1e-12)
+        np.testing.assert_allclose([padded.cost, cost], float(sum(bp.cost for bp in alone)) / 3, rtol=1e-12)
 
     def test_length_mask(self):
         for lengths in ([0, 2, 3], np.array([0, 2, 3], np.uint8)):
@@ -187,7 +187,7 @@ class TestSteps:
 
 class TestStates:
     @pytest.mark.parametrize("kind", CELLS)
-    @pytest.mark.parametrize("recompute", [False, True])
+    @pytest.mark.parametrize("recompute", [False, *thorough(True)])
     def test_pieces_equal_the_whole(self, kind, recompute):
         cell = CELLS[kind](3, recompute=recompute)
         net = fn.Network(cell, fn.Dropout(0.5), cell, fn.Dense(2, fn.tanh))
@@ -282,7 +282,7 @@ class TestStates:
         with pytest.raises(fn.LayerError, match=r"layer 0 Bidirectional\(RNN\(3\)\): expected no state"):
             fn.backprop(both, fn.quadratic, both.init(KEY, (4, 2)), x, y, state=(state[0][:1], None))
 
-    @pytest.mark.parametrize("cell", [fn.LSTM(3), fn.GRU(3), fn.LSTM(3, recompute=True)], ids=repr)
+    @pytest.mark.parametrize("cell", [fn.LSTM(3), *thorough(fn.GRU(3), fn.LSTM(3, recompute=True))], ids=repr)
     def test_a_layer_above_in_another_dtype(self, cell):
         net = fn.Network(cell, fn.Dense(2, fn.linear))
         params = net.init(KEY, (4, 2))
@@ -633,8 +633,9 @@ def temporaries(compiled):
 
 class TestCompiled:
     @pytest.mark.parametrize(("kind", "share"), [("LSTM", 0.4), ("GRU", 0.6), ("RNN", 0.8)])
-    @pytest.mark.parametrize(("steps", "m", "n", "n_in"), [(28, 32, 128, 28), (100, 32, 256, 64)])
-    def test_temporaries(self, kind, share, steps, m, n, n_in):
+    @pytest.mark.parametrize("shape", [(28, 32, 128, 28), *thorough((100, 32, 256, 64))], ids=str)
+    def test_temporaries(self, kind, share, shape):
+        steps, m, n, n_in = shape
         (_, by_hand), (_, autodiff) = gradient_of(CELLS[kind](n), steps, m, n_in)
         assert temporaries(by_hand) <= share * temporaries(autodiff)
 
