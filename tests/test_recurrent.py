@@ -90,7 +90,7 @@ def equations_and_references(cell, params, x, mask, start, da):
     return (*manual, delta, manual[0][0]), (*autodiff, of_probe(da)[0], ordinary)
 
 
-compiled = compiled_once(static_argnums=(0,))(equations_and_references)
+compiled = compiled_once(fixed=1)(equations_and_references)
 
 
 @given(settings_of())
