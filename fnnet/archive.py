@@ -115,7 +115,11 @@ def reading(path: Path) -> Iterator[None]:
     except (FileNotFoundError, PermissionError, MemoryError):
         raise
     except Exception as error:
-        reason = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__} {error}"
+        reason = (
+            str(error)
+            if isinstance(error, ValueError | OSError | zipfile.BadZipFile)
+            else f"{type(error).__name__} {error}"
+        )
         raise ValueError(
             f"load: expected a file written by fn.save, got {path} ({reason:.200}); save it again with fn.save"
         ) from error

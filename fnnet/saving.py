@@ -60,7 +60,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
     path = Path(os.path.expanduser(path))
     with contextlib.ExitStack() as stack:
         with reading(path):
-            require(path.is_file() or not path.exists(), "no regular file")
+            require(not path.exists() or path.is_file(), "no regular file")  # in this order: it may appear meanwhile
             file = stack.enter_context(open(path, "rb"))
             archive = stack.enter_context(zipfile.ZipFile(file))
             found, description = contents(archive, os.fstat(file.fileno()).st_size)
@@ -174,11 +174,12 @@ def _order_of(like: Any, found: list[Leaf], path: Path) -> tuple[list[int], Any]
             f"({kind}); load it into the network that it was saved from"
         )
     for name, given in wanted:
-        if not (hasattr(given, "dtype") or isinstance(given, bool | int | float | complex)):
+        dtype = getattr(given, "dtype", None)
+        if dtype is None and not isinstance(given, bool | int | float | complex):
             got = f"{type(given).__name__} at {name or 'the top'}"
             raise TypeError(f"load: expected like= to be of arrays and numbers, got {got}; give what was saved")
         leaf, shape = found[index[name]], jnp.shape(given)
-        dtype = given.dtype if hasattr(given, "dtype") else jnp.result_type(given)
+        dtype = jnp.result_type(given) if dtype is None else dtype
         dtype = dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype
         longer = shape[:1] == (0,) and len(shape) == len(leaf.shape) and leaf.shape[1:] == shape[1:]
         if leaf.dtype != dtype or not (leaf.shape == shape or longer):
