@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .programs import placed
+
 __all__ = [
     "Activation",
     "elu",
@@ -69,7 +71,7 @@ def unwrapped(x: Any) -> Array:
         kept = np.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
         if x.min() < kept.min or x.max() > kept.max:
             x = x.astype(np.float64)
-    return jnp.asarray(x)
+    return jnp.asarray(placed(x))
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,18 @@ Sources: the notes' title "deep belief networks"; Hinton, Osindero and Teh (2006
 """
 
 import contextlib
+import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from . import rbm
 from .activations import Activation, linear, sigmoid
+from .checkpoints import as_folder, check_checkpoint, checkpoints, is_path, keeping, stopping
+from .given import whole
 from .layers import Dense, Layer
+from .layers._layer import as_array
 from .network import Network
 from .training import Diverged
 
@@ -33,14 +36,17 @@ def pretrain(
     epochs: int,
     visible: rbm.Visible = "bernoulli",
     validation: Any = None,
-    resume: tuple[rbm.History, ...] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 1,
+    resume: tuple[rbm.History, ...] | str | os.PathLike[str] = (),
     **training: Any,
 ) -> tuple[Stack, tuple[rbm.History, ...]]:
     """Train a stack greedily and return (stack, histories): the first machine on the data, each other one on the hidden
     probabilities p(h | v) of the one below.
 
-    Ctrl-C returns what there is, the machine that was being trained included. Further machines with other settings are
-    trained on ``dbn.up(stack, data)`` and appended: stacks are tuples.
+    Ctrl-C returns what there is, the machine that was being trained included; so does SIGTERM where there is a
+    ``checkpoint``. Further machines with other settings are trained on ``dbn.up(stack, data)`` and appended: stacks are
+    tuples.
 
     Args:
         data: (m, n_v), as for `fnnet.rbm.fit`.
@@ -49,8 +55,11 @@ def pretrain(
         epochs: passes over the data for each machine.
         visible: the kind of the data's units.
         validation: held-out data, for the free-energy gap of each machine.
-        resume: the histories of an interrupted call with the same arguments. Its machines are taken over, the last one is
-            trained to the end; the result is bit for bit that of one uninterrupted run.
+        checkpoint: as in `fnnet.fit`; each machine has a folder of its own in it, machine-0, machine-1, ...
+        every: how many epochs lie between two checkpoints.
+        resume: the histories of an interrupted call with the same arguments, or the path that was its ``checkpoint``. Its
+            machines are taken over, the last one is trained to the end; the result is bit for bit that of one uninterrupted
+            run. ``checkpoint`` and ``resume`` may be the same path, as in `fnnet.fit`.
         **training: the other arguments of `fnnet.rbm.fit`: batch_size, optimizer, k, persistent, penalty, sparsity, progress.
 
     Raises:
@@ -63,37 +72,72 @@ def pretrain(
         raise ValueError(
             f"dbn.pretrain: expected sizes, the hidden units of each machine such as (500, 500), got {sizes!r}"
         )
-    _check_resume(resume, sizes)
+    check_checkpoint("dbn.pretrain", checkpoint)
     rbm.check_given("dbn.pretrain", key)
-    v, held_out = jnp.asarray(data), None if validation is None else jnp.asarray(validation)
-    histories = list(resume)
-    with contextlib.suppress(KeyboardInterrupt):
+    whole("dbn.pretrain", "epochs", epochs, least=0)
+    every = whole("dbn.pretrain", "every", every)
+    given = _machines(resume, checkpoint, sizes)
+    source = as_array(data), as_array(validation)
+    v, held_out = source
+    histories: list[rbm.History] = []
+    with contextlib.suppress(KeyboardInterrupt), stopping(checkpoint is not None) as stopped:
         for i, n_hidden in enumerate(sizes):
+            if stopped():
+                break
             if i:
                 params = histories[i - 1].state.params
                 v = rbm.hidden_probabilities(params, v)
                 held_out = None if held_out is None else rbm.hidden_probabilities(params, held_out)
-            if i >= len(histories) - 1 and not _is_done(histories[i:], epochs):
-                init_key, fit_key = jax.random.split(jax.random.fold_in(key, i))
-                kind = visible if i == 0 else "bernoulli"
-                start = rbm.init(init_key, v.shape[-1], n_hidden, data=v if kind == "bernoulli" else None)
-                state = histories[i].state if i < len(histories) else None
-                states = rbm.training(
-                    start, v, key=fit_key, epochs=epochs, visible=kind, validation=held_out, resume=state, **training
-                )
-                try:
+            init_key, fit_key = _keys(key, jax.device_put(i))
+            kind = visible if i == 0 else "bernoulli"
+            start = rbm.init(init_key, v.shape[-1], n_hidden, data=v if kind == "bernoulli" else None)
+            own = None if checkpoint is None else as_folder(checkpoint) / f"machine-{i}"
+            states = rbm.training(
+                start, v, key=fit_key, epochs=epochs, visible=kind, validation=held_out, checkpoint=own, source=source,
+                resume=given[i] if i < len(given) else None, **training,
+            )  # fmt: skip
+            histories.append(rbm.history_of(next(states)))
+            if i < len(given) - 1:
+                continue
+            try:
+                with keeping(own, every) as keep:
                     for state in states:
-                        histories[i:] = [rbm.history_of(state)]
-                except Diverged as error:
-                    params = tuple(history.state.params for history in histories)
-                    raise Diverged(
-                        f"dbn.pretrain: machine {i}: {error}", error.epoch, params, tuple(histories)
-                    ) from error
+                        histories[i] = rbm.history_of(state)
+                        keep(state)
+                        if keep.stopped():
+                            break
+            except Diverged as error:
+                params = tuple(history.state.params for history in histories)
+                raise Diverged(f"dbn.pretrain: machine {i}: {error}", error.epoch, params, tuple(histories)) from error
     return tuple(history.state.params for history in histories), tuple(histories)
 
 
-def _is_done(history: list[rbm.History], epochs: int) -> bool:
-    return bool(history) and int(history[0].state.epoch) >= epochs
+@jax.jit
+def _keys(key: Array, machine: Array) -> tuple[Array, Array]:
+    """The keys that a machine is initialised and trained with."""
+    init_key, fit_key = jax.random.split(jax.random.fold_in(key, machine))
+    return init_key, fit_key
+
+
+def _machines(resume: Any, checkpoint: Any, sizes: tuple[int, ...]) -> list[Any]:
+    """What each machine that is there already is resumed from: a state or a folder."""
+    if not is_path(resume):
+        _check_resume(resume, sizes)
+        return [history.state for history in resume]
+    folder, folders = as_folder(resume), []
+    while checkpoints(folder / f"machine-{len(folders)}"):
+        folders.append(folder / f"machine-{len(folders)}")
+    if not folders and (checkpoint is None or as_folder(checkpoint).resolve() != folder.resolve()):
+        raise ValueError(
+            f"dbn.pretrain: expected a folder with machine-0, machine-1, ... to resume from, got {folder} without; give the "
+            f"folder that was checkpoint= of the call"
+        )
+    if len(folders) > len(sizes):
+        raise ValueError(
+            f"dbn.pretrain: expected resume= a run with the sizes {sizes}, got {len(folders)} machines in {folder}; resume "
+            f"with the same arguments"
+        )
+    return folders
 
 
 def _check_resume(resume: Any, sizes: tuple[int, ...]) -> None:
@@ -141,7 +185,7 @@ def generate(stack: Stack, key: Array, v: Array, *, k: int, visible: rbm.Visible
     """
     check_stack(stack)
     *below, top = stack
-    keys, k = jax.random.split(key, len(stack) + 1), rbm.whole("dbn.generate", "k", k)
+    keys, k = tuple(jax.random.split(key, len(stack) + 1)), whole("dbn.generate", "k", k)
     h = up(tuple(below), v) if below else v
     if k > 1:
         h = rbm.gibbs(top, keys[0], h, k=k - 1, visible="bernoulli" if below else visible)

@@ -46,7 +46,8 @@ class Initializer:
     parameters: tuple[float, ...] = ()
 
     def __call__(self, key: Array, shape: tuple[int, ...], dtype: Any, in_axis: int = -1, out_axis: int = 0) -> Array:
-        return self.draw(key, shape, dtype, in_axis, out_axis, *self.parameters)
+        with jax.transfer_guard("allow"):  # the constants of the formulas
+            return self.draw(key, shape, dtype, in_axis, out_axis, *self.parameters)
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{p:g}' for p in self.parameters)})"

@@ -33,7 +33,7 @@ from .layers._layer import (
     split_key,
 )
 from .penalties import Penalty, check_penalty
-from .programs import KEPT, program
+from .programs import KEPT, placed, program
 
 __all__ = ["Backprop", "Network", "backprop", "objective", "value_and_grad"]
 
@@ -227,6 +227,7 @@ def backprop(
     check_penalty(penalty)
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
     check_feedback(params, feedback)
+    penalty, n_examples = jax.tree.map(placed, (penalty, n_examples))
     run = program(_backprop, net, cost)
     return run(params, x, y, key, mask, weights, penalty, n_examples, feedback, state)
 
@@ -284,7 +285,7 @@ def value_and_grad(
 
     def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
-        return run(params, x, y, key, mask, weights, state, penalty, n_examples)
+        return run(params, x, y, key, mask, weights, state, *jax.tree.map(placed, (penalty, n_examples)))
 
     return manual_value_and_grad
 
@@ -324,7 +325,7 @@ def objective(
 
     def cost_of_params(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
-        return run(params, x, y, key, mask, weights, state, penalty, n_examples)
+        return run(params, x, y, key, mask, weights, state, *jax.tree.map(placed, (penalty, n_examples)))
 
     return cost_of_params
 
@@ -406,7 +407,8 @@ def mean_over_chunks(f: Callable, batch: tuple[Any, ...], key: Any, size: int) -
 
 def check_micro_batch(micro_batch: Any) -> None:
     """Raise a ValueError unless micro_batch is "auto", None or a positive integer."""
-    if micro_batch is None or micro_batch == "auto" or (isinstance(micro_batch, Integral) and int(micro_batch) >= 1):
+    is_whole = isinstance(micro_batch, Integral) and not isinstance(micro_batch, bool)
+    if micro_batch is None or micro_batch == "auto" or (is_whole and int(micro_batch) >= 1):
         return
     raise ValueError(f"micro_batch: expected a positive integer, 'auto' or None, got {micro_batch!r}")
 

@@ -1,7 +1,8 @@
 """Optimisers as pure functions, and learning-rate schedules.
 
 The protocol is optax's: ``init(params) -> state`` and ``update(grads, state, params) -> (updates, state)``; the updates
-are added to the parameters by `apply_updates`. An optimiser is a pytree whose numbers are leaves, so η can be
+are added to the parameters by `apply_updates`. An ``update`` may declare more keywords (optax's extra arguments), see
+`updated`. An optimiser is a pytree whose numbers are leaves, so η can be
 traced and vmapped over: two values, one compilation. A schedule is any function of the step (0, 1, 2, ...); those here
 are pytrees too.
 
@@ -9,12 +10,16 @@ Source: the notes, section 3 (gradient descent); Sutskever et al. (2013) for mom
 """
 
 import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from .activations import at_least_float32
 
@@ -76,6 +81,59 @@ def traceable(value: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.tree_util.Partial(leaf) if callable(leaf) else leaf, value)
 
 
+EXTRA = "value", "grad", "value_fn"
+
+
+def updated(function: str, optimizer: Any, grads: Any, state: Any, params: Any, **given: Any) -> tuple[Any, Any]:
+    """(updates, state) of ``optimizer.update(grads, state, params)``, the state in the dtypes that it had.
+
+    An update that declares more keywords gets those that are given; one that takes any gets optax's three, `EXTRA`.
+
+    Raises:
+        ValueError: where it needs one that is not given.
+    """
+    declared = list(inspect.signature(optimizer.update).parameters.values())[3:]
+    wanted = {p.name for p in declared}.union(EXTRA if any(p.kind is p.VAR_KEYWORD for p in declared) else ())
+    given = {name: value for name, value in given.items() if name in wanted}
+    try:
+        updates, new = optimizer.update(grads, state, params, **given)
+    except TypeError as error:
+        if "required keyword-only argument" not in str(error):
+            raise
+        known = ", ".join(["grads", "state", "params", *given])
+        raise ValueError(
+            f"{function}: expected an optimizer whose update needs no more than {known}, got {error}; use another optimizer, "
+            f"or wrap it in an update that supplies the rest"
+        ) from error
+    return updates, jax.tree.map(_in_dtype_of, state, new)
+
+
+def extra_arguments(value: Array, grads: Any, run: Callable[[Any], tuple[Array, Any]]) -> dict[str, Any]:
+    """What optax's protocol may ask for beside gradients: the objective, its gradient, and both as functions of the
+    parameters on the same mini-batch, where run(params) -> (objective, gradient). Differentiating the objective gives run's
+    gradient, not autodiff's."""
+
+    @jax.custom_vjp
+    def objective(params: Any) -> Array:
+        return run(params)[0]
+
+    def pull_back(gradient: Any, cotangent: Array) -> tuple[Any]:
+        return (jax.tree.map(lambda g: cotangent.astype(g.dtype) * g, gradient),)
+
+    objective.defvjp(run, pull_back)
+    return {
+        "value": value,
+        "grad": grads,
+        "value_fn": lambda params: objective(params),
+        "grad_fn": lambda params, step: run(params)[1],
+    }
+
+
+def _in_dtype_of(old: Any, new: Any) -> Any:
+    dtype = jnp.result_type(old)
+    return new if jnp.result_type(new) == dtype else jnp.asarray(new).astype(dtype)
+
+
 def _at(rate: Any, step: Array) -> Any:
     return rate(step) if callable(rate) else rate
 
@@ -84,17 +142,40 @@ def _times(number: Any, leaf: Array) -> Array:
     return jnp.asarray(number).astype(leaf.dtype) * leaf
 
 
-def _check(owner: str, **numbers: Any) -> None:
+def _alike(a: Array, b: Array) -> tuple[Array, Array]:
+    """Both in one dtype: theirs, or the wider of the two at least float32 ones."""
+    if a.dtype == b.dtype:
+        return a, b
+    wide = jnp.float64 if jnp.float64 in (a.dtype, b.dtype) else jnp.float32
+    return a.astype(wide), b.astype(wide)
+
+
+def _check_number(owner: str, name: str, value: Any, remedy: str) -> None:
+    """Raise a ValueError unless it is one real number that is not negative; a tracer is taken as it is."""
+    kinds = (jnp.integer, jnp.floating)
+    dtype, shape = getattr(value, "dtype", None), jnp.shape(value) if hasattr(value, "shape") else None
+    is_real = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    if isinstance(value, bool) or not (isinstance(value, int | float) or (is_real and shape == ())):
+        got = repr(value) if dtype is None else f"an array of {dtype} and shape {shape}"
+        raise ValueError(f"{owner}: expected {name} to be one number, got {got}; {remedy}")
+    if not isinstance(value, Tracer) and not float(jax.device_get(value)) >= 0:
+        raise ValueError(f"{owner}: expected {name} ≥ 0, got {value}; {remedy}")
+
+
+def _check(owner: str, learning_rate: Any = 0, **numbers: Any) -> None:
+    """Raise a ValueError unless all are numbers ≥ 0; the learning rate may be a schedule, whose numbers are looked at too."""
     for name, value in numbers.items():
-        if isinstance(value, int | float) and not value >= 0:
-            raise ValueError(f"{owner}: expected {name} ≥ 0, got {value}; gradient descent goes downhill")
+        _check_number(owner, name, value, "give a number such as 0.9")
+    if isinstance(learning_rate, StepDecay | ExponentialDecay | CosineDecay):
+        for name, value in vars(learning_rate).items():
+            _check_number(type(learning_rate).__name__, name, value, "a schedule's numbers are not negative")
+    elif not callable(learning_rate):
+        remedy = "gradient descent goes downhill by a number such as 0.1, or a schedule, a function of the step"
+        _check_number(owner, "learning_rate", learning_rate, remedy)
 
 
 def _check_limit(owner: str, limit: Any) -> None:
-    is_array = hasattr(limit, "dtype") and jnp.shape(limit) == () and jnp.issubdtype(limit.dtype, jnp.number)
-    if not (is_array or isinstance(limit, int | float)):
-        raise ValueError(f"{owner}: expected a limit that is one number, got {limit!r}")
-    _check(owner, limit=limit)
+    _check_number(owner, "limit", limit, "give the largest size that stays as it is, such as 1.0")
 
 
 class SgdState(NamedTuple):
@@ -123,8 +204,12 @@ class Sgd:
         eta, velocity = _at(self.learning_rate, state.step), None
         direction = grads
         if self.momentum is not None:
-            ahead = lambda v, g: _times(self.momentum, v) + g  # noqa: E731
-            velocity = jax.tree.map(ahead, state.velocity, grads)
+
+            def ahead(v: Array, g: Array) -> Array:
+                v, g = _alike(v, jnp.asarray(g))
+                return _times(self.momentum, v) + g
+
+            velocity = jax.tree.map(lambda v, g: ahead(v, g).astype(v.dtype), state.velocity, grads)
             direction = jax.tree.map(ahead, velocity, grads) if self.nesterov else velocity
         return jax.tree.map(lambda d: -_times(eta, d), direction), SgdState(state.step + 1, velocity)
 
@@ -141,7 +226,7 @@ def sgd(learning_rate: Any, momentum: Any = 0, nesterov: bool = False) -> Sgd:
         ValueError: for a negative number, or Nesterov without momentum.
     """
     _check("sgd", learning_rate=learning_rate, momentum=momentum)
-    plain = isinstance(momentum, int | float) and momentum == 0
+    plain = isinstance(momentum, int | float | np.number) and momentum == 0
     if nesterov and plain:
         raise ValueError("sgd: expected a momentum with nesterov=True, got 0; give momentum=0.9, say")
     return Sgd(traceable(learning_rate), None if plain else momentum, bool(nesterov))
@@ -175,7 +260,11 @@ class Adam:
         step = state.step + 1
 
         def mean(decay: Any) -> Any:
-            return lambda old, new: _times(decay, old) + _times(1 - decay, new)
+            def of(old: Array, new: Array) -> Array:
+                wide_old, wide_new = _alike(old, new)
+                return (_times(decay, wide_old) + _times(1 - decay, wide_new)).astype(old.dtype)
+
+            return of
 
         def corrected(decay: Any, leaf: Array) -> Array:
             return leaf / (1 - jnp.asarray(decay).astype(leaf.dtype) ** step.astype(leaf.dtype))
@@ -297,11 +386,13 @@ class Chain:
         """The state of each part."""
         return tuple(part.init(params) for part in self.parts)
 
-    def update(self, grads: Any, state: tuple[Any, ...], params: Any = None) -> tuple[Any, tuple[Any, ...]]:
-        """Each part's update of what the part before it gave."""
+    def update(
+        self, grads: Any, state: tuple[Any, ...], params: Any = None, **extra: Any
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Each part's update of what the part before it gave; the keywords go to those parts that declare them."""
         states = []
         for part, own in zip(self.parts, state, strict=True):
-            grads, own = part.update(grads, own, params)
+            grads, own = updated("chain", part, grads, own, params, **extra)
             states.append(own)
         return grads, tuple(states)
 

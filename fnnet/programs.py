@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
-__all__ = ["program"]
+__all__ = ["for_each_structure", "placed", "program"]
 
 KEPT = 128
+KEPT_RUNS = 32
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -32,3 +34,31 @@ def program(
         return function(*fixed, *arguments, **options)
 
     return jax.jit(rest, compiler_options=dict(compiler_options) or None)
+
+
+def for_each_structure(function: Callable) -> Callable:
+    """``function(*arguments, **options)`` compiled, with a program for each structure of the arguments and each choice of the
+    hashable options. Networks, costs, schedules and an optax transformation's functions are part of a structure.
+
+    The `KEPT_RUNS` programs used last are held: those of runs are large, and a fresh lambda makes one of its own. Numbers and
+    NumPy arrays are put on the device explicitly, as ``jax.transfer_guard`` asks.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        leaves, structure = jax.tree.flatten(arguments)
+        return _program_of_run(_of_leaves, function, structure, **options)(*map(placed, leaves))
+
+    return run
+
+
+_program_of_run = functools.lru_cache(maxsize=KEPT_RUNS)(program.__wrapped__)
+
+
+def _of_leaves(function: Callable, structure: Any, *leaves: Any, **options: Any) -> Any:
+    return function(*structure.unflatten(leaves), **options)
+
+
+def placed(leaf: Any) -> Any:
+    """A number or a NumPy array put on the device explicitly; anything else as it is."""
+    return jax.device_put(leaf) if isinstance(leaf, np.ndarray | np.generic | int | float | complex) else leaf

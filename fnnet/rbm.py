@@ -15,9 +15,9 @@ persistent chains; Salakhutdinov and Murray (2008), annealed importance sampling
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,10 +27,14 @@ from jax import Array
 from jax.core import Tracer
 
 from .activations import at_least_float32, on_last_axis, sigmoid_function, wide_dtype
+from .checkpoints import fingerprint, keeping, resumed
+from .given import whole
+from .layers._layer import as_array
 from .network import check_key
-from .optimizers import Optimizer, apply_updates, is_transformation, traceable
+from .optimizers import Optimizer, apply_updates, is_transformation, traceable, updated
 from .penalties import Penalty, check_penalty
-from .training import Diverged, reporter, same_run
+from .programs import for_each_structure
+from .training import Diverged, initial, reporter
 
 __all__ = [
     "Contrast",
@@ -72,6 +76,7 @@ WORSE = 2.0
 _jit = functools.partial(jax.jit, static_argnames="visible")
 
 
+@jax.transfer_guard("allow")  # its constants
 def init(key: Array, n_visible: int, n_hidden: int, *, data: Any = None, std: float = 0.01) -> Params:
     """w ~ N(0, std²), c = 0, and b = 0, or the `data_biases` of ``data`` (for Bernoulli visible units).
 
@@ -216,7 +221,7 @@ def gibbs(params: Params, key: Array, v: Array, *, k: int = 1, visible: Visible 
         ValueError: for k < 1.
     """
     check_given("rbm.gibbs", key)
-    return _gibbs(params, key, jnp.asarray(v), whole("rbm.gibbs", "k", k), visible=visible)
+    return _gibbs(params, key, as_array(v), as_array(whole("rbm.gibbs", "k", k)), visible=visible)
 
 
 @_jit
@@ -286,7 +291,7 @@ def contrastive_divergence(
     Source: Hinton (2002); Tieleman (2008).
     """
     check_given("rbm.contrastive_divergence", key)
-    k = whole("rbm.contrastive_divergence", "k", k)
+    k = as_array(whole("rbm.contrastive_divergence", "k", k))
     v = _check_data("rbm.contrastive_divergence", "v", params, v, visible)
     return _contrast(params, key, v, chains, k, visible=visible)
 
@@ -497,8 +502,8 @@ def annealed_importance_sampling(
             f"rbm.annealed_importance_sampling: expected betas that increase from 0 to 1, got {betas}; give a number of "
             f"steps or a sequence such as np.linspace(0, 1, 1001)"
         )
-    betas = jnp.asarray(betas).astype(dtype)
-    base = jnp.zeros(n_v, dtype) if base is None else jnp.asarray(base).astype(dtype)
+    betas = as_array(betas).astype(dtype)
+    base = as_array(np.zeros(n_v) if base is None else base).astype(dtype)
     if base.shape != (n_v,):
         raise ValueError(
             f"rbm.annealed_importance_sampling: expected base biases of shape ({n_v},), got {base.shape}; "
@@ -569,14 +574,19 @@ class State(NamedTuple):
         key: the run's key.
         epoch: how many epochs are done.
         records: the monitors so far, by name.
+        fingerprint: as in `fnnet.TrainingState`.
     """
 
     params: Params
     optimizer: Any
     chains: Array | None
-    key: Array
+    key: Any
     epoch: Array
     records: dict[str, Any]
+    fingerprint: Array | None = None
+
+
+FINGERPRINT = "data", "validation data", "visible", "batch_size", "penalty", "sparsity"
 
 
 class History(NamedTuple):
@@ -610,12 +620,14 @@ def fit(
     sparsity: Sparsity | None = None,
     visible: Visible = "bernoulli",
     validation: Any = None,
-    resume: State | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 1,
+    resume: State | str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> tuple[Params, History]:
     """Train by contrastive divergence and return (params, history); each epoch is one compiled scan.
 
-    Ctrl-C returns what the finished epochs gave.
+    Ctrl-C returns what the finished epochs gave; so does SIGTERM where there is a ``checkpoint``.
 
     Args:
         params: from `init`.
@@ -623,15 +635,19 @@ def fit(
         key: drives shuffling and sampling; the same key gives the same run.
         epochs: passes over the data in all, those of ``resume`` included.
         batch_size: examples in a mini-batch, and persistent chains.
-        optimizer: as in `fnnet.fit`: ``fn.sgd(0.05, momentum=0.9)``, ``fn.adam``, any optax transformation.
+        optimizer: as in `fnnet.fit`: ``fn.sgd(0.05, momentum=0.9)``, ``fn.adam``, any optax transformation of gradients
+            alone: contrastive divergence has no cost.
         k: steps of Gibbs sampling, or a function of the epoch (0, 1, 2, ...) that gives them.
         persistent: whether the chains of one mini-batch go on in the next (PCD-k) or start from its data (CD-k).
         penalty: ``fn.L2`` (weight decay), ``fn.L1`` or your own; N is the size of the training set.
         sparsity: a target for the hidden units' activity.
         visible: "bernoulli" or "gaussian".
         validation: held-out data, for the free-energy gap.
-        resume: ``history.state`` of an earlier run with the same arguments; ``params`` and ``key`` are then taken from it,
-            and the result is bit for bit that of one uninterrupted run.
+        checkpoint: as in `fnnet.fit`.
+        every: how many epochs lie between two checkpoints.
+        resume: ``history.state`` of an earlier run with the same arguments, or a path, as in `fnnet.fit`; ``params`` and
+            ``key`` are then taken from it, and the result is bit for bit that of one uninterrupted run. ``epochs``, ``k`` and
+            the optimizer's numbers may differ.
         progress: as in `fnnet.fit`.
 
     Raises:
@@ -642,64 +658,89 @@ def fit(
     """
     states = training(
         params, data, key=key, epochs=epochs, batch_size=batch_size, optimizer=optimizer, k=k, persistent=persistent,
-        penalty=penalty, sparsity=sparsity, visible=visible, validation=validation, resume=resume, progress=progress,
+        penalty=penalty, sparsity=sparsity, visible=visible, validation=validation, checkpoint=checkpoint, resume=resume,
+        progress=progress,
     )  # fmt: skip
-    state = next(states)
-    with contextlib.suppress(KeyboardInterrupt):
-        for state in states:  # noqa: B007
-            pass
+    state, every = next(states), whole("rbm.fit", "every", every)
+    with contextlib.suppress(KeyboardInterrupt), keeping(checkpoint, every) as keep:
+        for state in states:
+            keep(state)
+            if keep.stopped():
+                break
     return state.params, history_of(state)
 
 
 def training(
     params, data, *, key, epochs, batch_size, optimizer, k: Any = 1, persistent=False, penalty=None, sparsity=None,
-    visible: Visible = "bernoulli", validation=None, resume=None, progress=True,
+    visible: Visible = "bernoulli", validation=None, checkpoint=None, resume=None, progress=True, source=None,
 ) -> Iterator[State]:  # fmt: skip
-    """The states of a run of `fit`: the first one, then one after each epoch."""
-    params = jax.tree.map(jnp.asarray, params)
+    """The states of a run of `fit`: the first one, then one after each epoch. ``source`` is what the data and the validation
+    data were computed from, where they were."""
+    params = jax.tree.map(as_array, params)
     data = _check_data("rbm.fit", "data", params, data, visible)
     validation = None if validation is None else _check_data("rbm.fit", "validation", params, validation, visible)
     _check_run(key, optimizer, penalty, sparsity, resume)
     epochs, batch_size = whole("rbm.fit", "epochs", epochs, least=0), whole("rbm.fit", "batch_size", batch_size)
 
-    own = jax.random.split(jax.random.fold_in(key if resume is None else resume.key, 0), 6)
-    data_key, validation_key, chain_key, rows_key, zero_key, proxy_key = own
-    watched = _some(data_key, data), None if validation is None else _some(validation_key, validation)
-    chains = None
-    if persistent:
-        chains = sample_hidden(params, chain_key, data[jax.random.randint(rows_key, (batch_size,), 0, len(data))])
     optimizer = traceable(optimizer)
     names = ["reconstruction_error", "pseudo_likelihood", "free_energy_gap"]
     absent = {"pseudo_likelihood": visible == "gaussian", "free_energy_gap": validation is None}
     records = {name: np.zeros(0, jnp.result_type(float)) for name in names if not absent.get(name)}
-    start = State(params, optimizer.init(params), chains, key, jnp.asarray(0), records)
-    state = start if resume is None else same_run("rbm.fit", resume, start, "sizes, optimizer, chains and monitors")
+    bottom = source or (data, validation)
+    own = fingerprint(
+        dict(zip(FINGERPRINT, bottom, strict=False)), visible=visible, batch_size=batch_size,
+        penalty=penalty, sparsity=sparsity,
+    )  # fmt: skip
+    chains = _chains(jax.random.key(0) if key is None else key, params, data, batch_size) if persistent else None
+    start = State(params, initial(optimizer, params), chains, key, jax.device_put(0), records, own)
+    state = resumed("rbm.fit", resume, checkpoint, start, "sizes, optimizer, chains and monitors", FINGERPRINT)
+    check_given("rbm.fit", state.key)
+    data_key, validation_key, _, _, zero_key, proxy_key = _keys(state.key)
+    watched = _some(data_key, data), None if validation is None else _some(validation_key, validation)
     epoch_of = functools.partial(_epoch, optimizer, penalty, sparsity, batch_size=batch_size, visible=visible)
     monitor = functools.partial(_monitor, visible=visible)
     judge = "pseudo_likelihood" if visible == "bernoulli" else "reconstruction_error"
-    of_zero, _ = monitor(jax.tree.map(jnp.zeros_like, params), zero_key, watched[0])
+    of_zero, _ = jax.device_get(monitor(_zeros_like(params), zero_key, watched[0]))
     yield state
 
     with reporter(progress, epochs, int(state.epoch)) as report:
         while int(state.epoch) < epochs:
             steps = whole("rbm.fit", "k", k(int(state.epoch)) if callable(k) else k)
-            epoch_key, monitor_key = (jax.random.fold_in(of_run, state.epoch + 1) for of_run in (state.key, proxy_key))
+            epoch = jax.device_put(np.asarray(int(state.epoch) + 1, state.epoch.dtype))
+            epoch_key, monitor_key = (_fold_in(of_run, epoch) for of_run in (state.key, proxy_key))
             given = state.params, state.optimizer, state.chains
-            params, opt_state, chains = epoch_of(*given, data, epoch_key, steps)
-            measured, finite = monitor(params, monitor_key, *watched)
+            params, opt_state, chains = epoch_of(*given, data, epoch_key, jax.device_put(steps))
+            measured, finite = jax.device_get(monitor(params, monitor_key, *watched))
             past = state.records[judge]
             if not len(past):
-                past = np.asarray(monitor(state.params, jax.random.fold_in(proxy_key, 0), *watched)[0][judge])
+                past = jax.device_get(monitor(state.params, _fold_in(proxy_key, jax.device_put(0)), *watched)[0][judge])
             ratio, best = float(measured[judge] / of_zero[judge]), float(np.min(past / of_zero[judge]))
             if not (finite and ratio <= max(1, WORSE * best)):
                 raise _diverged(state, finite, ratio)
             records = {n: np.append(r, np.asarray(measured[n], r.dtype)) for n, r in state.records.items()}
-            state = State(params, opt_state, chains, state.key, state.epoch + 1, records)
+            state = State(params, opt_state, chains, state.key, epoch, records, state.fingerprint)
             yield state
             report(int(state.epoch), {name: float(value) for name, value in measured.items()})
 
 
-@functools.partial(jax.jit, static_argnames=("batch_size", "visible"))
+_fold_in = jax.jit(jax.random.fold_in)
+_zeros_like = jax.jit(functools.partial(jax.tree.map, jnp.zeros_like))
+
+
+@jax.jit
+def _keys(key: Array) -> tuple[Array, ...]:
+    """The keys of a run: for the monitored examples, those of the validation data, the chains and the examples they start
+    from, and the monitors at zero and after the epochs."""
+    return tuple(jax.random.split(jax.random.fold_in(key, 0), 6))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _chains(key: Array, params: Params, data: Array, number: int) -> Array:
+    _, _, chain_key, rows_key, *_ = _keys(key)
+    return sample_hidden(params, chain_key, data[jax.random.randint(rows_key, (number,), 0, len(data))])
+
+
+@for_each_structure
 def _epoch(optimizer, penalty, sparsity, params, opt_state, chains, data, key, k, *, batch_size, visible):
     """(params, optimiser state, chains) after one shuffled pass."""
     n = data.shape[0]
@@ -715,7 +756,7 @@ def _epoch(optimizer, penalty, sparsity, params, opt_state, chains, data, key, k
             grads = jax.tree.map(jnp.add, grads, sparsity.gradient(params, v))
         if penalty is not None:
             grads = jax.tree.map(jnp.add, grads, penalty.gradient(params, n))
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        updates, opt_state = updated("rbm.fit", optimizer, grads, opt_state, params)
         return (apply_updates(params, updates), opt_state, None if chains is None else h), None
 
     full, rest = divmod(n, batch_size)
@@ -763,11 +804,17 @@ def history_of(state: State) -> History:
 
 def _some(key: Array, data: Array) -> Array:
     """All examples, or as many as are monitored, without replacement."""
-    return data if len(data) <= MONITORED else data[jax.random.permutation(key, len(data))[:MONITORED]]
+    return data if len(data) <= MONITORED else _drawn(key, data, MONITORED)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _drawn(key: Array, data: Array, number: int) -> Array:
+    return data[jax.random.permutation(key, len(data))[:number]]
 
 
 def _check_run(key, optimizer, penalty, sparsity, resume) -> None:
     check_penalty(penalty)
+    check_key(key)
     if resume is None:
         check_given("rbm.fit", key)
     if not is_transformation(optimizer):
@@ -775,24 +822,12 @@ def _check_run(key, optimizer, penalty, sparsity, resume) -> None:
         raise ValueError(f"rbm.fit: expected an optimizer with init and update, such as fn.sgd(0.05), got {got}")
     if sparsity is not None and not isinstance(sparsity, Sparsity):
         raise ValueError(f"rbm.fit: expected sparsity=rbm.Sparsity(target, cost), got {sparsity!r}")
-    if resume is not None and not isinstance(resume, State):
-        raise ValueError(f"rbm.fit: expected resume=history.state, got {type(resume).__name__}")
 
 
 def check_given(function: str, key: Any) -> None:
     """Raise a ValueError unless it is a PRNG key."""
     if check_key(key) is None:
         raise ValueError(f"{function}: expected a key to draw with, got None; make one with jax.random.key(seed)")
-
-
-def whole(function: str, name: str, value: Any, least: int = 1) -> Any:
-    """The value as an int, or a ValueError unless it is an integer of at least ``least``; a tracer as it is."""
-    if isinstance(value, Tracer):
-        return value
-    is_array = hasattr(value, "dtype") and np.ndim(value) == 0 and jnp.issubdtype(value.dtype, jnp.integer)
-    if not (is_array or isinstance(value, Integral)) or value < least:
-        raise ValueError(f"{function}: expected {name} to be an integer of at least {least}, got {value!r}")
-    return int(value)
 
 
 def check_kind(visible: Any) -> None:
@@ -845,23 +880,27 @@ def _check_units(params: Any, name: str, units: Array, axis: int) -> None:
 def _check_data(function: str, name: str, params: Params, data: Any, visible: Visible) -> Array:
     """Data as an array, or a ValueError where its shape or its values do not suit the machine."""
     check_kind(visible)
-    data = jnp.asarray(data)
+    data = as_array(data)
     _check_units(params, name, data, 1)
     return _check_values(function, name, data, visible)
 
 
+_range = jax.jit(lambda data: (jnp.min(data), jnp.max(data)))
+_all_finite = jax.jit(lambda data: jnp.all(jnp.isfinite(data)))
+
+
 def _check_values(function: str, name: str, data: Any, visible: Visible) -> Array:
-    data = jnp.asarray(data)
+    data = as_array(data)
     _check_batch(data)
     if isinstance(data, Tracer):
         return data
     with jax.ensure_compile_time_eval():  # data that a function under jit closes over is concrete
-        finite, low, high = jnp.all(jnp.isfinite(data)), jnp.min(data), jnp.max(data)
+        finite, around = _all_finite(data), _range(data)
     if visible == "gaussian":
-        if not bool(finite):
+        if not jax.device_get(finite):
             raise ValueError(f"{function}: expected finite {name}, got NaN or infinity")
         return data
-    low, high = float(low), float(high)
+    low, high = map(float, jax.device_get(around))
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"{function}: expected {name} from 0 to 1 for Bernoulli visible units, got values from {low:.4g} to {high:.4g}; "

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .checkpoints import fingerprint, keeping, resumed
 from .costs import Cost
-from .layers._layer import Layer, Params
+from .given import whole
+from .layers._layer import Layer, Params, as_array
 from .network import check_net
 from .optimizers import Optimizer, is_transformation, traceable
 from .penalties import Penalty, check_penalty
-from .training import _epoch, _examples, _monitor, _names_classes, check_data, check_integer, reporter
+from .programs import for_each_structure
+from .training import _epoch, _examples, _monitor, _names_classes, check_data, reporter
 
 __all__ = ["Sweep", "sweep"]
 
@@ -36,6 +40,35 @@ class Sweep(NamedTuple):
     validation_accuracy: np.ndarray | None
 
 
+class State(NamedTuple):
+    """A sweep after ``epoch`` epochs, counted over its groups of ``at_once`` networks one after another.
+
+    Attributes:
+        done: the parameters of the groups that are trained; zeros for the others.
+        params: those of the group at hand, or of the last one that was.
+        optimizer: its optimisers' states.
+        alive: which of its networks have not diverged.
+        key: the sweep's keys.
+        epoch: how many epochs are done.
+        records: the monitors so far, by name, (networks, epochs).
+        fingerprint: as in `fnnet.TrainingState`.
+    """
+
+    done: Params
+    params: Params
+    optimizer: Any
+    alive: np.ndarray
+    key: Array
+    epoch: Array
+    records: dict[str, np.ndarray]
+    fingerprint: Array
+
+
+FINGERPRINT = (
+    "data", "validation data", "optimizers", "penalties", "keys", "network", "cost", "batch_size", "epochs", "at_once",
+)  # fmt: skip
+
+
 def sweep(
     net: Layer,
     cost: Cost,
@@ -49,13 +82,16 @@ def sweep(
     validation: tuple[Any, ...] | None = None,
     monitor_training: bool = True,
     at_once: int = 64,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 1,
+    resume: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Sweep:
     """Train a network for every optimizer, every penalty and every key, many at once.
 
     Run (i, j, k) is that of ``init_key, fit_key = jax.random.split(keys[k])`` and ``fit(net, cost, net.init(init_key, shape),
     data, key=fit_key, optimizer=optimizers[i], penalty=penalties[j], ...)``, up to rounding. A network that diverges does not
-    stop the others.
+    stop the others. SIGTERM where there is a ``checkpoint`` saves and raises KeyboardInterrupt: half a sweep is none.
 
     Args:
         net: a network or a single layer.
@@ -70,6 +106,10 @@ def sweep(
         validation: like ``data``; monitored after each epoch.
         monitor_training: as in `fnnet.fit`.
         at_once: how many networks are trained beside each other, which bounds the memory.
+        checkpoint: as in `fnnet.fit`.
+        every: how many epochs lie between two checkpoints; they are counted over all groups of ``at_once``.
+        resume: the path that was the ``checkpoint`` of an earlier sweep with the same arguments, epochs and numbers included;
+            the result is bit for bit that of one uninterrupted sweep.
         progress: as in `fnnet.fit`; epochs are counted over all groups of ``at_once``.
 
     Raises:
@@ -78,8 +118,8 @@ def sweep(
     check_net(net)
     check_data(data, "data")
     _check_keys(keys)
-    for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1), ("at_once", at_once, 1)):
-        check_integer("sweep", name, value, least)
+    epochs, batch_size = whole("sweep", "epochs", epochs, least=0), whole("sweep", "batch_size", batch_size)
+    at_once, every = whole("sweep", "at_once", at_once), whole("sweep", "every", every)
     penalties = [None] if penalties is None else penalties
     for name, parts in (("optimizers", optimizers), ("penalties", penalties)):
         if not isinstance(parts, list | tuple) or not parts:
@@ -100,47 +140,74 @@ def sweep(
     runs = np.array(list(itertools.product(*map(range, counts))))
 
     shape = jnp.shape(data[0])[1:]
-    example = net.init(keys[0], shape)
+    example = _example(net, keys, shape=shape)
     train = _examples(net, cost, example, data, "data")
     held_out = None if validation is None else _examples(net, cost, example, validation, "validation")
     sets = {"": train if monitor_training else None, "validation_": held_out}
     sets = {name: part for name, part in sets.items() if part is not None}
     classes = tuple(_names_classes(net, example, part) for part in sets.values())
-    epoch_of = functools.partial(
-        _epochs, net, cost, grid, keys, train, sets, batch_size=int(batch_size), classes=classes
-    )
+    epoch_of = functools.partial(_epochs, net, cost, grid, keys, train, sets, batch_size=batch_size, classes=classes)
 
     names = ["cost", *(f"{name}{kind}" for name in sets for kind in ("cost", "accuracy"))]
     at_once = min(at_once, len(runs))
-    chunks = -(-len(runs) // at_once)
-    all_params, all_records = [], []
-    with reporter(progress, chunks * epochs, 0) as report:
-        for c in range(chunks):
-            # The last chunk is filled up with its last run, so that it needs no program of its own.
-            real = min(at_once, len(runs) - c * at_once)
-            own = jnp.asarray(runs[np.minimum(np.arange(c * at_once, (c + 1) * at_once), len(runs) - 1)])
-            params, opt_state = _starts(net, grid, keys, own, shape=shape)
-            alive, dtype = np.ones(len(own), bool), jnp.result_type(float)
-            records = {name: np.zeros((len(own), epochs), dtype) for name in names}
-            for epoch in range(epochs):
-                params, opt_state, measured, finite = epoch_of(own, params, opt_state, epoch)
-                alive &= np.asarray(finite)
+    groups = -(-len(runs) // at_once)
+    # The last group is filled up with its last run, so that it needs no program of its own.
+    groups_of = runs[np.minimum(np.arange(groups * at_once), len(runs) - 1)].reshape(groups, at_once, 3)
+    own = fingerprint(
+        {"data": train, "validation data": held_out, "optimizers": grid[0], "penalties": grid[1], "keys": _key_data(keys)},
+        net=net, cost=cost, batch_size=batch_size, epochs=epochs, at_once=at_once,
+    )  # fmt: skip
+    records = {name: np.full((groups * at_once, epochs), np.nan, jnp.result_type(float)) for name in names}
+    params, opt_state = _starts(net, grid, keys, jax.device_put(groups_of[0]), shape=shape)
+    done = jax.tree.map(lambda leaf: np.zeros((groups * at_once, *leaf.shape[1:]), leaf.dtype), params)
+    start = State(done, params, opt_state, np.ones(at_once, bool), keys, jax.device_put(0), records, own)
+    state = resumed(
+        "sweep", resume, checkpoint, start, "network, optimizers, monitors, epochs and at_once", FINGERPRINT
+    )
+    done, params, opt_state, alive, *_ = jax.tree.map(np.array, jax.device_get(state._replace(key=None)))
+    records = jax.tree.map(np.array, jax.device_get(state.records))
+    before = int(state.epoch)
+    with keeping(checkpoint, every) as keep, reporter(progress, groups * epochs, before) as report:
+        for group in range(max(before - 1, 0) // max(epochs, 1), groups):
+            rows = slice(group * at_once, (group + 1) * at_once)
+            real, of_group = min(at_once, len(runs) - rows.start), jax.device_put(groups_of[group])
+            if group * epochs >= before and group:
+                params, opt_state = _starts(net, grid, keys, of_group, shape=shape)
+                alive = np.ones(at_once, bool)
+            for epoch in range(max(before - group * epochs, 0), epochs):
+                params, opt_state, measured, finite = epoch_of(of_group, params, opt_state, jax.device_put(epoch))
+                measured, finite = jax.device_get((measured, finite))
+                alive = alive & finite
                 for name, value in measured.items():
-                    records[name][:, epoch] = np.where(alive, value, np.nan)
-                report(c * epochs + epoch + 1, {"networks": real, "diverged": int((~alive[:real]).sum())})
-            all_params.append(params)
-            all_records.append(records)
+                    records[name][rows, epoch] = np.where(alive, value, np.nan)
+                number = group * epochs + epoch + 1
+                epochs_done = jax.device_put(np.asarray(number, state.epoch.dtype))
+                keep(State(done, params, opt_state, alive, keys, epochs_done, records, own))
+                report(number, {"networks": real, "diverged": int((~alive[:real]).sum())})
+                if keep.stopped() and number < groups * epochs:
+                    raise KeyboardInterrupt("sweep: stopped by SIGTERM; resume= the checkpoint's path goes on")
+            jax.tree.map(lambda whole, part, rows=rows: whole.__setitem__(rows, part), done, jax.device_get(params))
 
-    def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-        whole = np.concatenate(parts)[: len(runs)]
-        return whole.reshape(*counts, *whole.shape[1:])
+    def shaped(leaf: np.ndarray) -> np.ndarray:
+        return leaf[: len(runs)].reshape(*counts, *leaf.shape[1:])
 
-    params = jax.tree.map(lambda *parts: jnp.asarray(joined([np.asarray(part) for part in parts])), *all_params)
-    monitors = jax.tree.map(lambda *parts: joined(parts), *all_records)
-    return Sweep(params, monitors["cost"], *(monitors.get(name) for name in Sweep._fields[2:]))
+    monitors = jax.tree.map(shaped, records)
+    return Sweep(
+        jax.tree.map(lambda leaf: jax.device_put(shaped(leaf)), done),
+        monitors["cost"],
+        *(monitors.get(name) for name in Sweep._fields[2:]),
+    )
 
 
-@functools.partial(jax.jit, static_argnames="shape")
+_key_data = jax.jit(jax.random.key_data)
+
+
+@for_each_structure
+def _example(net: Layer, keys: Array, *, shape: tuple[int, ...]) -> Params:
+    return net.init(keys[0], shape)
+
+
+@for_each_structure
 def _starts(net: Layer, grid: Any, keys: Array, runs: Array, *, shape: tuple[int, ...]) -> tuple[Params, Any]:
     """Parameters and optimizer states of some runs."""
 
@@ -152,7 +219,7 @@ def _starts(net: Layer, grid: Any, keys: Array, runs: Array, *, shape: tuple[int
     return jax.vmap(one)(runs)
 
 
-@functools.partial(jax.jit, static_argnames=("batch_size", "classes"))
+@for_each_structure
 def _epochs(net, cost, grid, keys, train, sets, runs, params, opt_states, epoch, *, batch_size, classes) -> tuple:
     """(parameters, optimizer states, monitors, whether all is finite) of some runs after an epoch."""
 
@@ -160,13 +227,13 @@ def _epochs(net, cost, grid, keys, train, sets, runs, params, opt_states, epoch,
         optimizer, penalty, (_, fit_key) = _of_run(grid, keys, run)
         settings = {"batch_size": batch_size, "gradient": None, "micro_batch": "auto", "window": None}
         key = jax.random.fold_in(fit_key, epoch)
-        params, opt_state, costs, finite = _epoch(
+        params, opt_state, costs, finite = _epoch.__wrapped__(
             net, cost, optimizer, penalty, params, opt_state, train, key, **settings
         )
         measured = {"cost": jnp.mean(costs)}
         for (name, part), shows in zip(sets.items(), classes, strict=True):
-            given = {"n_examples": train.x.shape[0], "classes": shows}
-            measured[f"{name}cost"], measured[f"{name}accuracy"] = _monitor(net, cost, penalty, params, part, **given)
+            values = _monitor.__wrapped__(net, cost, penalty, params, part, train.x.shape[0], classes=shows)
+            measured[f"{name}cost"], measured[f"{name}accuracy"] = values
         return params, opt_state, measured, finite & jnp.isfinite(measured["cost"])
 
     return jax.vmap(one)(runs, params, opt_states)
@@ -186,8 +253,10 @@ def _stacked(name: str, parts: Sequence[Any], hint: str) -> Any:
             f"sweep: expected {name} of one kind that differ in their numbers only, got {list(parts)}; sweep each kind by "
             f"itself ({hint})"
         )
-    # JAX's asarray and stack keep the weak types of Python's numbers.
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *parts)
+    return jax.tree.map(lambda *leaves: _stack(tuple(map(as_array, leaves))), *parts)
+
+
+_stack = jax.jit(jnp.stack)  # keeps the weak types of Python's numbers
 
 
 def _check_keys(keys: Any) -> None:

@@ -5,9 +5,10 @@ Source: the notes, sections 3 (the algorithm) and 5.1 (overfitting, early stoppi
 
 import contextlib
 import functools
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,11 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .checkpoints import fingerprint, keeping, resumed
 from .costs import Cost, accuracy
-from .layers._layer import Layer, Params, run_forward, split_key
+from .given import whole
+from .layers._layer import Layer, Params, as_array, run_forward, split_key
 from .network import Network, check_batch, check_key, check_micro_batch, chunk_size, mean_over_chunks, value_and_grad
-from .optimizers import Optimizer, apply_updates, is_transformation, traceable
+from .optimizers import Optimizer, apply_updates, extra_arguments, is_transformation, traceable, updated
 from .penalties import Penalty, check_penalty
+from .programs import for_each_structure
 
 __all__ = ["Diverged", "EarlyStopping", "History", "TrainingState", "evaluate", "fit"]
 
@@ -43,7 +47,7 @@ class EarlyStopping:
     monitor: Literal["validation_accuracy", "validation_cost"] = "validation_accuracy"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.patience, int) or self.patience < 1:
+        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 1:
             raise ValueError(f"EarlyStopping: expected a patience of at least 1 epoch, got {self.patience!r}")
         if self.monitor not in ("validation_accuracy", "validation_cost"):
             raise ValueError(
@@ -69,6 +73,8 @@ class TrainingState(NamedTuple):
         epoch: how many epochs are done.
         best: the best epoch, where early stopping keeps one.
         records: the monitors so far, by name.
+        fingerprint: a checksum of each argument that makes the run what it is, so that another run is not taken for it;
+            None is not looked at.
     """
 
     params: Params
@@ -77,6 +83,12 @@ class TrainingState(NamedTuple):
     epoch: Array
     best: Best | None
     records: dict[str, Any]
+    fingerprint: Array | None = None
+
+
+FINGERPRINT = (
+    "data", "validation data", "network", "cost", "batch_size", "penalty", "gradient", "window", "early_stopping monitor",
+)  # fmt: skip
 
 
 class History(NamedTuple):
@@ -145,13 +157,15 @@ def fit(
     micro_batch: int | Literal["auto"] | None = "auto",
     window: int | None = None,
     monitor_training: bool = True,
-    resume: TrainingState | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 1,
+    resume: TrainingState | str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> tuple[Params, History]:
     """Train by mini-batches and return (params, history).
 
     Each epoch shuffles by key and is one compiled scan; a last mini-batch of fewer examples is run too. Ctrl-C returns
-    what the finished epochs gave.
+    what the finished epochs gave; so does SIGTERM where there is a ``checkpoint``.
 
     Args:
         net: a network or a single layer.
@@ -161,7 +175,8 @@ def fit(
         key: drives shuffling and dropout; the same key gives the same run.
         epochs: passes over the data in all, those of ``resume`` included.
         batch_size: examples in a mini-batch.
-        optimizer: ``fn.sgd``, ``fn.adam`` or any optax transformation.
+        optimizer: ``fn.sgd``, ``fn.adam`` or any optax transformation. One that asks for more gets it: ``value``, the
+            mini-batch's objective, ``grad``, its gradient, ``value_fn`` and ``grad_fn``, both as functions of the parameters.
         penalty: ``fn.L2``, ``fn.L1`` or your own; N is the size of the training set.
         validation: like ``data``; monitored after each epoch.
         early_stopping: when to stop; ``params`` are then those of the best epoch.
@@ -174,8 +189,14 @@ def fit(
             ((cost, state), gradients).
         monitor_training: whether cost and accuracy are evaluated on the whole training data after each epoch, which costs
             a forward pass; otherwise the cost is the mean over the epoch's mini-batches.
-        resume: ``history.state`` of an earlier run with the same arguments; ``params`` and ``key`` are then taken from it,
-            and the result is bit for bit that of one uninterrupted run.
+        checkpoint: a folder to save the state in after each ``every`` epochs and at the end, however that comes; the newest
+            three are kept. Not one that holds another run's.
+        every: how many epochs lie between two checkpoints.
+        resume: ``history.state`` of an earlier run with the same arguments, or the path of a checkpoint or of a folder of
+            them, whose newest whole one is taken; ``params`` and ``key`` are then taken from it, and the result is bit for
+            bit that of one uninterrupted run. Only ``epochs``, the optimizer's numbers, ``micro_batch`` and the patience of
+            ``early_stopping`` may differ. ``checkpoint`` and ``resume`` the same path: it goes on where it stopped, or
+            starts where nothing is saved yet.
         progress: a progress bar on a terminal (tqdm where it is installed), a line per epoch elsewhere.
 
     Raises:
@@ -185,7 +206,9 @@ def fit(
     train = _examples(net, cost, params, data, "data")
     _check_window(net, params, train, window)
     held_out = None if validation is None else _examples(net, cost, params, validation, "validation")
-    _check_run(net, key, epochs, batch_size, optimizer, penalty, early_stopping, validation, resume, micro_batch)
+    _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient)
+    epochs, batch_size = whole("fit", "epochs", epochs, least=0), whole("fit", "batch_size", batch_size)
+    every = whole("fit", "every", every)
     epoch_of = functools.partial(
         _epoch,
         net,
@@ -197,7 +220,8 @@ def fit(
         micro_batch=micro_batch,
         window=window,
     )
-    monitor = functools.partial(_monitor, net, cost, penalty, n_examples=train.x.shape[0])
+    monitor = functools.partial(_monitor, net, cost, penalty)
+    n_examples = jax.device_put(train.x.shape[0])
     shows = (_names_classes(net, params, train), held_out is not None and _names_classes(net, params, held_out))
 
     if early_stopping is not None and early_stopping.monitor == "validation_accuracy" and not shows[1]:
@@ -206,30 +230,46 @@ def fit(
             "other values; use EarlyStopping(monitor='validation_cost')"
         )
 
-    start = _start(params, optimizer, key, monitor_training, held_out is not None, early_stopping)
-    state = start
-    if resume is not None:
-        state = same_run("fit", resume, start, "network, optimizer, monitors and early stopping")
-    with reporter(progress, epochs, int(state.epoch)) as report, contextlib.suppress(KeyboardInterrupt):
-        while int(state.epoch) < epochs and not _is_over(early_stopping, state):
-            epoch_key = jax.random.fold_in(state.key, state.epoch)
+    own = fingerprint(
+        {"data": train, "validation data": held_out},
+        net=net, cost=cost, batch_size=batch_size, penalty=penalty,
+        gradient=getattr(gradient, "__qualname__", type(gradient).__qualname__), window=window,
+        monitor=early_stopping and early_stopping.monitor,
+    )  # fmt: skip
+    start = _start(params, optimizer, key, monitor_training, held_out is not None, early_stopping, own)
+    same = "network, optimizer, monitors and early stopping"
+    state = resumed("fit", resume, checkpoint, start, same, FINGERPRINT)
+    _check_has_key(state.key)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        keeping(checkpoint, every) as keep,
+        reporter(progress, epochs, int(state.epoch)) as report,
+    ):
+        while int(state.epoch) < epochs and not _is_over(early_stopping, state) and not keep.stopped():
+            epoch_key = _fold_in(state.key, state.epoch)
             new_params, opt_state, costs, finite = epoch_of(state.params, state.optimizer, train, epoch_key)
-            measured = {"cost": jnp.mean(costs)}
+            measured = {"cost": _mean(costs)}
             if monitor_training:
-                measured["cost"], measured["accuracy"] = monitor(new_params, train, classes=shows[0])
+                measured["cost"], measured["accuracy"] = monitor(new_params, train, n_examples, classes=shows[0])
             if held_out is not None:
                 names = ("validation_cost", "validation_accuracy")
-                measured |= dict(zip(names, monitor(new_params, held_out, classes=shows[1]), strict=True))
+                measured |= dict(zip(names, monitor(new_params, held_out, n_examples, classes=shows[1]), strict=True))
+            measured, finite = jax.device_get((measured, finite))
             if not (finite and np.isfinite(measured["cost"])):
-                raise _diverged(net, state, epoch_of, train, epoch_key, np.asarray(costs), batch_size)
+                raise _diverged(net, state, epoch_of, train, epoch_key, jax.device_get(costs), batch_size)
             records = {n: np.append(r, np.asarray(measured[n], r.dtype)) for n, r in state.records.items()}
             best = _better(early_stopping, state, measured, new_params)
-            state = TrainingState(new_params, opt_state, state.key, state.epoch + 1, best, records)
-            report(int(state.epoch), {name: float(value) for name, value in measured.items()})
+            epoch = jax.device_put(np.asarray(int(state.epoch) + 1, state.epoch.dtype))
+            state = TrainingState(new_params, opt_state, state.key, epoch, best, records, state.fingerprint)
+            keep(state)
+            report(int(epoch), {name: float(value) for name, value in measured.items()})
     return _result(state)
 
 
-@functools.partial(jax.jit, static_argnames=("batch_size", "gradient", "micro_batch", "window", "steps"))
+_fold_in, _mean = jax.jit(jax.random.fold_in), jax.jit(jnp.mean)
+
+
+@for_each_structure
 def _epoch(
     net,
     cost,
@@ -253,11 +293,23 @@ def _epoch(
     order = jax.random.permutation(shuffle_key, n)
     gradient = gradient or value_and_grad(net.in_loop(), cost, micro_batch=micro_batch, carry=window is not None)
 
-    def updated(params: Params, opt_state: Any, grads: Params) -> tuple[Params, Any]:
-        if penalty is not None:
-            grads = jax.tree.map(jnp.add, grads, penalty.gradient(params, n))
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return apply_updates(params, updates), opt_state
+    def improved(params: Params, opt_state: Any, run: Callable) -> tuple[Params, Any, Any]:
+        """(params, optimiser state, value) after a step, with run(params) -> value, gradients of the mini-batch; value is a
+        cost, or (cost, state)."""
+
+        def penalised(params: Params, value: Any, grads: Params) -> tuple[Array, Params]:
+            value = jnp.asarray(value if window is None else value[0])
+            if penalty is None:
+                return value, grads
+            added = penalty.gradient(params, n)
+            grads = jax.tree.map(lambda g, p: g + p.astype(g.dtype), grads, added)
+            return value + penalty.value(params, n).astype(value.dtype), grads
+
+        value, grads = run(params)
+        objective, grads = penalised(params, value, grads)
+        asked = extra_arguments(objective, grads, lambda params: penalised(params, *run(params)))
+        updates, opt_state = updated("fit", optimizer, grads, opt_state, params, **asked)
+        return apply_updates(params, updates), opt_state, value
 
     def step(carry: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Any], Array]:
         rows, i = batch
@@ -265,8 +317,8 @@ def _epoch(
         key, given = jax.random.fold_in(step_key, i), {"weights": None, **extras}
         if window is not None:
             return through_windows(carry, x, y, given, key, min(window, x.shape[1]))
-        value, grads = gradient(carry[0], x, y, key=key, **given)
-        return updated(*carry, grads), value
+        params, opt_state, value = improved(*carry, lambda params: gradient(params, x, y, key=key, **given))
+        return (params, opt_state), value
 
     def through_windows(carry: Any, x: Array, y: Array, given: dict[str, Any], key: Array, window: int) -> Any:
         """A mini-batch of sequences, window by window; its cost is the sum over the windows."""
@@ -278,8 +330,9 @@ def _epoch(
             params, opt_state, state = carry
             x_part, y_part, more = jax.tree.map(lambda a: part(a, start, size), (x, y, given))
             own = jax.random.fold_in(key, start)
-            (value, state), grads = gradient(params, x_part, y_part, key=own, state=state, **more)
-            return (*updated(params, opt_state, grads), state), value
+            run = lambda params: gradient(params, x_part, y_part, key=own, state=state, **more)  # noqa: E731
+            params, opt_state, (value, state) = improved(params, opt_state, run)
+            return (params, opt_state, state), value
 
         zero_state = jax.tree.map(jnp.zeros_like, _state_after(net, carry[0], part(x, 0, window)))
         full, rest = divmod(x.shape[1], window)
@@ -302,8 +355,8 @@ def _epoch(
     return *carry, costs, jnp.all(jnp.stack(finite))
 
 
-@functools.partial(jax.jit, static_argnames="classes")
-def _monitor(net, cost, penalty, params, data, *, n_examples, classes) -> tuple[Array, Array]:
+@for_each_structure
+def _monitor(net, cost, penalty, params, data, n_examples, *, classes) -> tuple[Array, Array]:
     """(objective, accuracy) of a data set in inference mode, a chunk at a time."""
 
     def chunk(x, y, extras, key):
@@ -346,9 +399,9 @@ def evaluate(
         ValueError: for bad input.
     """
     examples = _examples(net, cost, params, data, "data")
-    n = examples.x.shape[0] if n_examples is None else n_examples
+    n = jax.device_put(examples.x.shape[0] if n_examples is None else n_examples)
     classes = _names_classes(net, params, examples)
-    value, share = _monitor(net, cost, penalty, params, examples, n_examples=n, classes=classes)
+    value, share = jax.device_get(_monitor(net, cost, penalty, params, examples, n, classes=classes))
     return float(value), float(share)
 
 
@@ -367,7 +420,7 @@ def _examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> E
         raise ValueError(
             f"{name}: expected (x, y, {{'mask': ..., 'weights': ...}}), got {type(given).__name__} for the third"
         )
-    extras = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
+    extras: dict[str, Any] = {k: as_array(v) for k, v in given.items() if v is not None}
     if unknown := sorted(extras.keys() - {"mask", "weights"}):
         raise ValueError(f"{name}: expected the keys 'mask' and 'weights' beside x and y, got {unknown}")
     for extra, value in extras.items():
@@ -387,8 +440,7 @@ def _state_after(net: Layer, params: Params, x: Array) -> Any:
 def _check_window(net: Layer, params: Params, data: Examples, window: Any) -> None:
     if window is None:
         return
-    if not isinstance(window, int | np.integer) or window < 1:
-        raise ValueError(f"fit: expected window to be an integer of at least 1 step, got {window!r}")
+    whole("fit", "window", window)
     if data.x.ndim < 2 or data.y.shape[1:2] != data.x.shape[1:2]:
         raise ValueError(
             f"fit: expected x and y with as many steps on axis 1 for window={window}, got {data.x.shape} and "
@@ -401,64 +453,54 @@ def _check_window(net: Layer, params: Params, data: Examples, window: Any) -> No
         )
 
 
-def _check_run(
-    net, key, epochs, batch_size, optimizer, penalty, early_stopping, validation, resume, micro_batch
-) -> None:
+def _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient) -> None:
     check_micro_batch(micro_batch)
     check_penalty(penalty)
-    if check_key(key) is None and resume is None:
-        raise ValueError("fit: expected a key for shuffling and dropout, got None; make one with jax.random.key(seed)")
-    for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
-        check_integer("fit", name, value, least)
+    check_key(key)
+    if resume is None:
+        _check_has_key(key)
     if not is_transformation(optimizer):
         got = type(optimizer).__name__
         raise ValueError(f"fit: expected an optimizer with init and update, such as fn.sgd(0.5), got {got}")
+    if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
+        raise ValueError(f"fit: expected early_stopping=fn.EarlyStopping(patience), got {early_stopping!r}")
     if early_stopping is not None and validation is None:
         raise ValueError("fit: expected validation=(x, y) with early_stopping, got none; hold some examples back")
-    if resume is not None and not isinstance(resume, TrainingState):
-        raise ValueError(f"fit: expected resume=history.state, got {type(resume).__name__}")
+    if gradient is not None and not (callable(gradient) and isinstance(gradient, Hashable)):
+        raise ValueError(
+            f"fit: expected gradient= a hashable function (params, x, y, *, key, weights) -> (cost, gradients), got "
+            f"{type(gradient).__name__}"
+        )
 
 
-def check_integer(function: str, name: str, value: Any, least: int) -> None:
-    """Raise a ValueError unless it is an integer of at least so much."""
-    if not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{function}: expected {name} to be an integer of at least {least}, got {value!r}")
+def _check_has_key(key: Any) -> None:
+    if key is None:
+        raise ValueError("fit: expected a key for shuffling and dropout, got None; make one with jax.random.key(seed)")
 
 
-def _start(params, optimizer, key, monitor_training, validated, early_stopping) -> TrainingState:
+def _start(params, optimizer, key, monitor_training, validated, early_stopping, own) -> TrainingState:
     names = ["cost", *["accuracy"] * monitor_training, *["validation_cost", "validation_accuracy"] * validated]
-    params = jax.tree.map(jnp.asarray, params)
-    best = Best(jnp.asarray(0), jnp.full((), -jnp.inf), params) if early_stopping else None
-    records = {name: np.zeros(0, jnp.result_type(float)) for name in names}
-    return TrainingState(params, traceable(optimizer).init(params), key, jnp.asarray(0), best, records)
+    params, dtype = jax.tree.map(as_array, params), jnp.result_type(float)
+    zero = jax.device_put(0)
+    best = Best(zero, jax.device_put(np.asarray(-np.inf, dtype)), params) if early_stopping else None
+    records = {name: np.zeros(0, dtype) for name in names}
+    return TrainingState(params, initial(traceable(optimizer), params), key, zero, best, records, own)
 
 
-def same_run(function: str, resume: Any, start: Any, same: str) -> Any:
-    """The state to resume, or a ValueError where this run would start from one of another structure."""
-
-    def about(state: Any) -> dict[str, Any]:
-        named = {
-            jax.tree_util.keystr(p): leaf
-            for p, leaf in jax.tree_util.tree_leaves_with_path(state._replace(key=0, epoch=0))
-        }
-        return {n: (() if "records" in n else jnp.shape(leaf), str(jnp.result_type(leaf))) for n, leaf in named.items()}
-
-    there, here = about(resume), about(start)
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            raise ValueError(
-                f"{function}: expected resume= a state of a run with the same {same}, got one whose {name} is "
-                f"{there.get(name)} where this run has {here.get(name)}; resume with the same arguments"
-            )
-    return resume
+@for_each_structure
+def initial(optimizer: Any, params: Params) -> Any:
+    """The optimiser's state, no leaf of it weakly typed: loaded from a file none is."""
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a)), optimizer.init(params))
 
 
 def _better(early_stopping, state, measured, params) -> Best | None:
     if early_stopping is None:
         return state.best
     sign = 1 if early_stopping.monitor == "validation_accuracy" else -1
-    value = sign * measured[early_stopping.monitor].astype(state.best.value.dtype)
-    return Best(state.epoch + 1, value, params) if value > state.best.value else state.best
+    value = np.asarray(sign * measured[early_stopping.monitor], state.best.value.dtype)
+    if not value > jax.device_get(state.best.value):
+        return state.best
+    return Best(jax.device_put(np.asarray(int(state.epoch) + 1, state.epoch.dtype)), jax.device_put(value), params)
 
 
 def _is_over(early_stopping, state) -> bool:
@@ -480,11 +522,17 @@ def _names_classes(net: Layer, params: Params, data: Examples) -> bool:
         return True
     if y.ndim == 1:
         return False
+    return bool(jax.device_get(_are_classes(y)))
+
+
+@jax.jit
+def _are_classes(y: Array) -> Array:
     if y.shape[-1] == 1:
-        return bool(jnp.all((y == 0) | (y == 1)))
-    return bool(jnp.all(y >= 0) & jnp.all(jnp.abs(jnp.sum(y, axis=-1) - 1) < 1e-3))
+        return jnp.all((y == 0) | (y == 1))
+    return jnp.all(y >= 0) & jnp.all(jnp.abs(jnp.sum(y, axis=-1) - 1) < 1e-3)
 
 
+@jax.transfer_guard("allow")
 def _diverged(net, state, epoch_of, train, epoch_key, costs, batch_size) -> Diverged:
     """Run the epoch again up to the mini-batch that diverged, and look through its layers."""
     bad = np.flatnonzero(~np.isfinite(costs))
@@ -497,10 +545,33 @@ def _diverged(net, state, epoch_of, train, epoch_key, costs, batch_size) -> Dive
     layer = _first_not_finite(net, params, x, key, extras.get("mask"))
     epoch, step = int(state.epoch) + 1, min(step + 1, len(costs))
     message = (
-        f"training diverged in epoch {epoch}, mini-batch {step}: the cost is not finite, first in {layer}; lower the "
-        f"learning rate or scale the inputs. .params and .history hold the last good epoch"
+        f"training diverged in epoch {epoch}, mini-batch {step}: the cost is not finite, first in {layer}; "
+        f"{_remedy(net, params, train.x)}. .params and .history hold the last good epoch"
     )
     return Diverged(message, epoch, state.params, _result(state)[1], layer, step)
+
+
+LARGE_INPUT = 10
+
+
+def _remedy(net: Layer, params: Params, x: Array) -> str:
+    """What to do about a run that diverged: large inputs are the likely cause, unless they are indices."""
+    low, high = float(jnp.min(x)), float(jnp.max(x))
+    if not LARGE_INPUT < max(-low, high) < np.inf or not _takes_floats(net, params, x):
+        return "lower the learning rate or scale the inputs"
+    return (
+        f"the inputs, {x.dtype} from {low:.4g} to {high:.4g}, are large: scale them to about [0, 1], as in x / "
+        f"{max(-low, high):.4g}, or lower the learning rate"
+    )
+
+
+def _takes_floats(net: Layer, params: Params, x: Array) -> bool:
+    floats = jax.ShapeDtypeStruct(x.shape, jnp.result_type(float))
+    try:
+        jax.eval_shape(lambda p, x: run_forward(net, p, x), params, floats)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _first_not_finite(net: Layer, params: Params, x: Array, key: Any, mask: Any) -> str:

@@ -576,7 +576,7 @@ class TestClipping:
         with pytest.raises(ValueError, match="clip: expected limit ≥ 0, got -1"):
             fn.clip(-1)
         for limit in ("1", None, jnp.ones(2)):
-            with pytest.raises(ValueError, match="clip_by_global_norm: expected a limit that is one number"):
+            with pytest.raises(ValueError, match="clip_by_global_norm: expected limit to be one number"):
                 fn.clip_by_global_norm(limit)
         with pytest.raises(ValueError, match="chain: expected transformations with init and update, got float"):
             fn.chain(fn.clip(1.0), 0.1)  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fnnet as fn
-from fnnet.sweep import _epochs
+from fnnet.programs import _program_of_run
 
 NET = fn.Network(fn.Flatten(), fn.Dropout(0.2), fn.Dense(12, fn.sigmoid), fn.Dense(10, fn.softmax))
 KEYS = jax.random.split(jax.random.key(3), 2)
@@ -73,9 +73,9 @@ def test_other_numbers_compile_nothing(data):
         NET, fn.log_likelihood, data[0], keys=KEYS, optimizers=[fn.sgd(rate), fn.sgd(2 * rate)], **SETTINGS
     )
     first = run(0.1)
-    compiled = _epochs._cache_size()
+    compiled = _program_of_run.cache_info().misses
     assert (run(0.2).cost != first.cost).all()
-    assert _epochs._cache_size() == compiled
+    assert _program_of_run.cache_info().misses == compiled
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,9 @@ def test_other_numbers_compile_nothing(data):
         ({"penalties": [None, fn.L2(1.0)]}, r"for no penalty beside others give fn.L2\(0.0\)"),
         ({"penalties": [0.1]}, r"penalty: expected an object with value and gradient"),
         ({"epochs": -1}, r"sweep: expected epochs to be an integer of at least 0, got -1"),
+        ({"epochs": True}, r"sweep: expected epochs to be an integer of at least 0, got True"),
+        ({"every": 0}, r"sweep: expected every to be an integer of at least 1, got 0"),
+        ({"resume": 3}, r"sweep: expected resume=history.state or a path, got int"),
         ({"batch_size": 0}, r"sweep: expected batch_size to be an integer of at least 1"),
         ({"at_once": 0}, r"sweep: expected at_once to be an integer of at least 1"),
     ],

@@ -11,6 +11,7 @@ import pytest
 
 import fnnet as fn
 from fnnet import training
+from fnnet.programs import _program_of_run
 
 from .cases import assert_agree, cast
 
@@ -81,9 +82,9 @@ class TestFit:
 
     def test_an_epoch_compiles_once_and_numbers_are_traced(self):
         run(optimizer=fn.sgd(0.5, momentum=0.5), penalty=fn.L2(1.0))
-        before = training._epoch._cache_size()
+        before = _program_of_run.cache_info().misses
         run(optimizer=fn.sgd(0.1, momentum=0.9), penalty=fn.L2(2.0))
-        assert training._epoch._cache_size() == before
+        assert _program_of_run.cache_info().misses == before
 
     def test_weights_and_masks_travel_with_the_examples(self):
         net, params, (x, y) = problem(40)
@@ -170,6 +171,7 @@ class TestEarlyStopping:
         ("build", "message"),
         [
             (lambda: fn.EarlyStopping(0), "EarlyStopping: expected a patience of at least 1 epoch, got 0"),
+            (lambda: fn.EarlyStopping(True), "EarlyStopping: expected a patience of at least 1 epoch, got True"),
             (lambda: fn.EarlyStopping(3, "accuracy"), "EarlyStopping: expected monitor 'validation_accuracy' or"),
             (lambda: run(early_stopping=fn.EarlyStopping(3)), r"fit: expected validation=\(x, y\) with early_stopping"),
         ],
@@ -202,6 +204,22 @@ class TestDiverged:
         with pytest.raises(fn.Diverged, match=r"epoch 1, .* first in the input data"):
             fn.fit(net, fn.log_likelihood, params, (x.at[3, 2].set(jnp.nan), y), key=KEY, epochs=2, batch_size=10,
                    optimizer=fn.sgd(0.1), progress=False)  # fmt: skip
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+    def test_images_from_0_to_255_are_named_as_the_likely_cause(self, dtype):
+        net = fn.Network(fn.Dense(10, fn.relu), fn.Dense(3, fn.softmax))
+        x = np.random.default_rng(0).integers(0, 256, (60, 30)).astype(dtype)
+        message = rf"the inputs, {np.dtype(dtype)} from 0 to 255, are large: scale them .*, as in x / 255, or lower the"
+        with pytest.raises(fn.Diverged, match=message):
+            fn.fit(net, fn.quadratic, net.init(KEY, (30,)), (x, jnp.eye(3)[np.arange(60) % 3]), key=KEY, epochs=9,
+                   batch_size=5, optimizer=fn.sgd(1e100), progress=False)  # fmt: skip
+
+    def test_indices_are_not(self):
+        net = fn.Network(fn.Embedding(300, 4), fn.Flatten(), fn.Dense(1, fn.linear))
+        x = np.arange(300).reshape(30, 10)
+        with pytest.raises(fn.Diverged, match="lower the learning rate or scale the inputs"):
+            fn.fit(net, fn.quadratic, net.init(KEY, (10,)), (x, np.ones((30, 1))), key=KEY, epochs=9, batch_size=5,
+                   optimizer=fn.sgd(1e200), progress=False)  # fmt: skip
 
 
 class TestResume:
@@ -251,6 +269,13 @@ class TestResume:
         chex.assert_trees_all_equal(resumed, whole)
 
 
+class UnhashableGradient:
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __call__(self, params, x, y, *, key, weights):
+        return jnp.zeros(()), params
+
+
 class Unregistered:
     """A penalty that JAX does not know as a pytree."""
 
@@ -291,7 +316,20 @@ class Unregistered:
             r"penalty: expected a pytree, got Unregistered, which JAX does not know; use fn\.L2",
         ),
         ({"validation": (np.ones((2, 5)), np.array([0, 1]), np.ones(2))}, "validation: expected .* for the third"),
-        ({"resume": "state"}, r"fit: expected resume=history\.state, got str"),
+        ({"resume": 3}, r"fit: expected resume=history\.state or a path, got int"),
+        ({"resume": "nowhere"}, r"fit: expected a checkpoint to resume from in nowhere, got none; give the folder"),
+        ({"epochs": True}, "fit: expected epochs to be an integer of at least 0, got True"),
+        ({"batch_size": True}, "fit: expected batch_size to be an integer of at least 1, got True"),
+        ({"batch_size": 2.0}, "fit: expected batch_size to be an integer of at least 1, got 2.0"),
+        ({"every": 0}, "fit: expected every to be an integer of at least 1, got 0"),
+        ({"every": True}, "fit: expected every to be an integer of at least 1, got True"),
+        ({"window": True}, "fit: expected window to be an integer of at least 1, got True"),
+        ({"micro_batch": True}, "micro_batch: expected a positive integer, 'auto' or None, got True"),
+        ({"checkpoint": 3}, r"fit: expected checkpoint= the path of a folder, got int; such as 'runs/first'"),
+        ({"checkpoint": __file__}, "fit: expected checkpoint= a folder, got the file .*; give a path of its own"),
+        ({"early_stopping": 5}, r"fit: expected early_stopping=fn\.EarlyStopping\(patience\), got 5"),
+        ({"gradient": 0.5}, r"fit: expected gradient= a hashable function .* -> \(cost, gradients\), got float"),
+        ({"gradient": UnhashableGradient()}, "fit: expected gradient= a hashable function .*, got UnhashableGradient"),
         ({"micro_batch": 0}, "micro_batch: expected a positive integer"),
     ],
 )
@@ -389,6 +427,25 @@ class TestOptimizers:
         ("build", "message"),
         [
             (lambda: fn.sgd(-1), "sgd: expected learning_rate ≥ 0, got -1"),
+            (lambda: fn.sgd(None), "sgd: expected learning_rate to be one number, got None; gradient descent goes"),
+            (lambda: fn.sgd("0.1"), "sgd: expected learning_rate to be one number, got '0.1'"),
+            (lambda: fn.sgd(True), "sgd: expected learning_rate to be one number, got True"),
+            (lambda: fn.sgd(1j), "sgd: expected learning_rate to be one number, got 1j"),
+            (lambda: fn.sgd([0.1]), r"sgd: expected learning_rate to be one number, got \[0.1\]"),
+            (lambda: fn.sgd(np.ones(2)), r"learning_rate to be one number, got an array of float64 and shape \(2,\)"),
+            (lambda: fn.sgd(jnp.ones(2)), r"learning_rate to be one number, got an array of float64 and shape \(2,\)"),
+            (lambda: fn.sgd(jnp.array(True)), r"learning_rate to be one number, got an array of bool and shape \(\)"),
+            (lambda: fn.sgd(float("nan")), "sgd: expected learning_rate ≥ 0, got nan"),
+            (lambda: fn.sgd(np.float32("nan")), "sgd: expected learning_rate ≥ 0, got nan"),
+            (lambda: fn.sgd(jnp.array(-0.1)), "sgd: expected learning_rate ≥ 0, got -0.1"),
+            (lambda: fn.sgd(0.1, momentum="0.9"), "sgd: expected momentum to be one number, got '0.9'; give a number"),
+            (lambda: fn.adam(None), "adam: expected learning_rate to be one number, got None"),
+            (lambda: fn.adam(b1=None), "adam: expected b1 to be one number, got None"),
+            (lambda: fn.adam(eps=np.array(-1.0)), r"adam: expected eps ≥ 0, got -1\.0"),
+            (lambda: fn.sgd(fn.StepDecay("0.1", 0.5, 3)), "StepDecay: expected initial to be one number, got '0.1'"),
+            (lambda: fn.adam(fn.CosineDecay(0.1, -5)), "CosineDecay: expected steps ≥ 0, got -5"),
+            (lambda: fn.adam(fn.ExponentialDecay(0.1, float("nan"), 5)), "ExponentialDecay: expected factor ≥ 0"),
+            (lambda: fn.clip(True), "clip: expected limit to be one number, got True"),
             (lambda: fn.sgd(0.1, -0.5), "sgd: expected momentum ≥ 0"),
             (lambda: fn.sgd(0.1, nesterov=True), "sgd: expected a momentum with nesterov=True, got 0"),
             (lambda: fn.adam(eps=-1.0), "adam: expected eps ≥ 0"),

@@ -19,7 +19,7 @@ from jax import Array
 
 from .. import activations
 from ..activations import Activation, unwrapped
-from ..programs import program
+from ..programs import placed, program
 
 __all__ = ["ExampleKeys", "Layer", "LayerError", "example_keys", "layer"]
 
@@ -388,6 +388,7 @@ def batch_key(key: Array | ExampleKeys) -> Array:
 
 def as_array(a: Any) -> Array | None:
     """The argument as an array; None stays None."""
+    a = placed(a)
     return a if a is None or isinstance(a, Array) else jnp.asarray(a)
 
 

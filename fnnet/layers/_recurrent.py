@@ -652,7 +652,8 @@ class LSTM(Recurrent):
 
     def init(self, key, input_shape):
         params = super().init(key, input_shape)
-        return {**params, "b": params["b"].at[self.n : 2 * self.n].add(self.forget_bias)}
+        with jax.transfer_guard("allow"):  # a constant
+            return {**params, "b": params["b"].at[self.n : 2 * self.n].add(self.forget_bias)}
 
     def step(self, params, z, q, states):
         gates, h, c = lstm_step(z + q + params["b"][None, :], states[1])
