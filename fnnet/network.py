@@ -281,11 +281,12 @@ def value_and_grad(
     check_cost(cost)
     check_micro_batch(micro_batch)
     check_penalty(penalty)
+    about_penalty = jax.tree.map(placed, (penalty, n_examples))
     run = program(_value_and_grad, net, cost, micro_batch=micro_batch, carry=carry)
 
     def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
-        return run(params, x, y, key, mask, weights, state, *jax.tree.map(placed, (penalty, n_examples)))
+        return run(params, x, y, key, mask, weights, state, *about_penalty)
 
     return manual_value_and_grad
 
@@ -321,11 +322,12 @@ def objective(
     check_net(net)
     check_cost(cost)
     check_penalty(penalty)
+    about_penalty = jax.tree.map(placed, (penalty, n_examples))
     run = program(_objective, net, cost, carry=carry)
 
     def cost_of_params(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
-        return run(params, x, y, key, mask, weights, state, *jax.tree.map(placed, (penalty, n_examples)))
+        return run(params, x, y, key, mask, weights, state, *about_penalty)
 
     return cost_of_params
 

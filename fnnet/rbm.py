@@ -291,9 +291,9 @@ def contrastive_divergence(
     Source: Hinton (2002); Tieleman (2008).
     """
     check_given("rbm.contrastive_divergence", key)
-    k = as_array(whole("rbm.contrastive_divergence", "k", k))
+    steps = as_array(whole("rbm.contrastive_divergence", "k", k))
     v = _check_data("rbm.contrastive_divergence", "v", params, v, visible)
-    return _contrast(params, key, v, chains, k, visible=visible)
+    return _contrast(params, key, v, chains, steps, visible=visible)
 
 
 @_jit
@@ -714,7 +714,8 @@ def training(
             past = state.records[judge]
             if not len(past):
                 past = jax.device_get(monitor(state.params, _fold_in(proxy_key, jax.device_put(0)), *watched)[0][judge])
-            ratio, best = float(measured[judge] / of_zero[judge]), float(np.min(past / of_zero[judge]))
+            with np.errstate(divide="ignore", invalid="ignore"):  # where a machine of zeros is right already
+                ratio, best = float(measured[judge] / of_zero[judge]), float(np.min(past / of_zero[judge]))
             if not (finite and ratio <= max(1, WORSE * best)):
                 raise _diverged(state, finite, ratio)
             records = {n: np.append(r, np.asarray(measured[n], r.dtype)) for n, r in state.records.items()}

@@ -227,12 +227,14 @@ def _epochs(net, cost, grid, keys, train, sets, runs, params, opt_states, epoch,
         optimizer, penalty, (_, fit_key) = _of_run(grid, keys, run)
         settings = {"batch_size": batch_size, "gradient": None, "micro_batch": "auto", "window": None}
         key = jax.random.fold_in(fit_key, epoch)
-        params, opt_state, costs, finite = _epoch.__wrapped__(
+        params, opt_state, costs, finite = _epoch.__wrapped__(  # pyright: ignore[reportFunctionMemberAccess]
             net, cost, optimizer, penalty, params, opt_state, train, key, **settings
         )
         measured = {"cost": jnp.mean(costs)}
         for (name, part), shows in zip(sets.items(), classes, strict=True):
-            values = _monitor.__wrapped__(net, cost, penalty, params, part, train.x.shape[0], classes=shows)
+            values = _monitor.__wrapped__(  # pyright: ignore[reportFunctionMemberAccess]
+                net, cost, penalty, params, part, train.x.shape[0], classes=shows
+            )
             measured[f"{name}cost"], measured[f"{name}accuracy"] = values
         return params, opt_state, measured, finite & jnp.isfinite(measured["cost"])
 

@@ -207,12 +207,12 @@ class TestDiverged:
 
     @pytest.mark.parametrize("dtype", [np.uint8, np.float64])
     def test_images_from_0_to_255_are_named_as_the_likely_cause(self, dtype):
-        net = fn.Network(fn.Dense(10, fn.relu), fn.Dense(3, fn.softmax))
+        net = fn.Network(fn.Dense(3, fn.linear))
         x = np.random.default_rng(0).integers(0, 256, (60, 30)).astype(dtype)
         message = rf"the inputs, {np.dtype(dtype)} from 0 to 255, are large: scale them .*, as in x / 255, or lower the"
         with pytest.raises(fn.Diverged, match=message):
             fn.fit(net, fn.quadratic, net.init(KEY, (30,)), (x, jnp.eye(3)[np.arange(60) % 3]), key=KEY, epochs=9,
-                   batch_size=5, optimizer=fn.sgd(1e100), progress=False)  # fmt: skip
+                   batch_size=5, optimizer=fn.sgd(0.5), progress=False)  # fmt: skip
 
     def test_indices_are_not(self):
         net = fn.Network(fn.Embedding(300, 4), fn.Flatten(), fn.Dense(1, fn.linear))
@@ -443,7 +443,7 @@ class TestOptimizers:
             (lambda: fn.adam(b1=None), "adam: expected b1 to be one number, got None"),
             (lambda: fn.adam(eps=np.array(-1.0)), r"adam: expected eps ≥ 0, got -1\.0"),
             (lambda: fn.sgd(fn.StepDecay("0.1", 0.5, 3)), "StepDecay: expected initial to be one number, got '0.1'"),
-            (lambda: fn.adam(fn.CosineDecay(0.1, -5)), "CosineDecay: expected steps ≥ 0, got -5"),
+            (lambda: fn.adam(fn.CosineDecay(0.1, -5)), "CosineDecay: expected steps > 0, got -5"),
             (lambda: fn.adam(fn.ExponentialDecay(0.1, float("nan"), 5)), "ExponentialDecay: expected factor ≥ 0"),
             (lambda: fn.clip(True), "clip: expected limit to be one number, got True"),
             (lambda: fn.sgd(0.1, -0.5), "sgd: expected momentum ≥ 0"),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar, NoReturn, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NoReturn, TypeVar, dataclass_transform, overload
 
 import jax
 import jax.numpy as jnp
@@ -386,6 +386,10 @@ def batch_key(key: Array | ExampleKeys) -> Array:
     return key.key if isinstance(key, ExampleKeys) else key
 
 
+@overload
+def as_array(a: None) -> None: ...  # pyright: ignore[reportOverlappingOverload]
+@overload
+def as_array(a: Any) -> Array: ...
 def as_array(a: Any) -> Array | None:
     """The argument as an array; None stays None."""
     a = placed(a)
