@@ -17,6 +17,7 @@ from .test_rbm import assert_close, machine
 KEY = jax.random.key(7)
 X = jax.random.uniform(KEY, (20, 8))
 TRAINING = {"key": KEY, "epochs": 3, "batch_size": 6, "optimizer": fn.sgd(0.1), "progress": False}
+UNTRAINED = {**TRAINING, "epochs": 0}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ class TestGeneration:
         """The top machine of a stack of one: the mean of what is drawn is E[v], by enumeration."""
         params = machine(5, 3)
         many = jnp.zeros((20_000, 5))
-        made = dbn.generate((params,), KEY, many, k=100)
+        made = dbn.generate((params,), KEY, many, k=50)
         states = jnp.array([[i >> j & 1 for j in range(5)] for i in range(32)], float)
         share = jnp.exp(rbm.log_probability(params, states, rbm.log_partition(params)))
         np.testing.assert_allclose(made.mean(0), share @ states, atol=5 * 0.5 / 20_000**0.5)
@@ -150,7 +151,7 @@ class TestGeneration:
     def test_the_machines_below_are_drawn_from_above(self):
         """Two machines: v's mean is Σ_h p(h) E[v | h] with p(h) from the top machine, not from the bottom one."""
         below, top = machine(5, 4), machine(4, 3, seed=3)
-        made = dbn.generate((below, top), KEY, jnp.zeros((20_000, 5)), k=100)
+        made = dbn.generate((below, top), KEY, jnp.zeros((20_000, 5)), k=50)
         states = jnp.array([[i >> j & 1 for j in range(4)] for i in range(16)], float)
         share = jnp.exp(rbm.log_probability(top, states, rbm.log_partition(top)))
         expected = share @ rbm.visible_means(below, states)
@@ -184,7 +185,7 @@ class TestGeneration:
 
 
 def trained_on(before, sizes):
-    dbn.pretrain(X, sizes, resume=dbn.pretrain(X, before, **TRAINING)[1], **TRAINING)
+    dbn.pretrain(X, sizes, resume=dbn.pretrain(X, before, **UNTRAINED)[1], **UNTRAINED)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def trained_on(before, sizes):
         (lambda s: dbn.up(s, X[:, :3]), r"expected v with the machine's 8 visible units"),
         (lambda s: dbn.pretrain(X, (), **TRAINING), r"dbn.pretrain: expected sizes, .*, got \(\)"),
         (lambda s: dbn.pretrain(X, 5, **TRAINING), r"dbn.pretrain: expected sizes, .*, got 5"),
-        (lambda s: dbn.pretrain(X, (5, 0), **TRAINING), r"n_hidden to be an integer of at least 1, got 0"),
+        (lambda s: dbn.pretrain(X, (5, 0), **UNTRAINED), r"n_hidden to be an integer of at least 1, got 0"),
         (lambda s: dbn.pretrain(X * 9, (5,), **TRAINING), r"expected data from 0 to 1"),
         (lambda s: trained_on((5, 4), (5,)), r"got machines of \(5, 4\) hidden units; resume with"),
         (lambda s: trained_on((5,), (6,)), r"resume with the same arguments"),
@@ -216,6 +217,7 @@ def test_bad_input(call, message, stack):
         call(stack)
 
 
+@pytest.mark.thorough
 def test_the_pretrained_start_is_better_than_a_random_one(digits):
     """100 labels, all else equal; the full measurement is examples/belief_network.py."""
     (images, labels), (test_images, test_labels) = digits

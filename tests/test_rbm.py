@@ -12,15 +12,17 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-from sklearn.neural_network import BernoulliRBM
 
 import fnnet as fn
 from fnnet import rbm
+
+from .cases import thorough
 
 KINDS = ("bernoulli", "gaussian")
 KEY = jax.random.key(5)
 
 
+@functools.cache
 def machine(n_v=6, n_h=4, scale=1.0, seed=0, dtype=float):
     keys = jax.random.split(jax.random.key(seed), 3)
     shapes = {"w": (n_h, n_v), "b": (n_v,), "c": (n_h,)}
@@ -90,6 +92,8 @@ class TestEquations:
         np.testing.assert_allclose(drawn.var(0), 1, atol=5 * (2 / 50_000) ** 0.5)
 
     def test_against_scikit_learn(self):
+        from sklearn.neural_network import BernoulliRBM  # slow to import
+
         params, v = machine(30, 12), batch(30)
         model = BernoulliRBM(12)
         model.components_, model.intercept_visible_, model.intercept_hidden_ = (
@@ -113,7 +117,7 @@ class TestEquations:
         params = rbm.init(KEY, 3, 2, data=x, std=0.0)
         np.testing.assert_allclose(jax.nn.sigmoid(params["b"]), [0.01, 0.99, 0.4], rtol=1e-12)
 
-    @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, *thorough(jnp.float16, jnp.float32)])
     @pytest.mark.parametrize("visible", KINDS)
     def test_dtypes(self, dtype, visible):
         wide = machine()
@@ -141,14 +145,14 @@ class TestEquations:
         log_z = rbm.log_partition(params, visible=visible)
         np.testing.assert_allclose(log_z, rbm.log_partition(wide, visible=visible), rtol=1e-5)
 
-    @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, *thorough(jnp.float16)])
     def test_draws_in_half_precision(self, dtype):
         p = jnp.asarray(0.9, dtype)
         assert bool(jnp.all(rbm.draw(KEY, jnp.ones(1_000_000, dtype)) == 1))
         drawn = rbm.draw(KEY, jnp.full(1_000_000, p)).astype(float)
         assert abs(float(drawn.mean()) - float(p)) < 5 * 0.3 / 1000
 
-    @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64])
+    @pytest.mark.parametrize("dtype", [bool, np.int64, *thorough(np.uint8)])
     def test_whole_numbers_are_data_too(self, dtype):
         params, v = machine(), batch()
         assert_close(rbm.free_energy(params, v.astype(dtype)), rbm.free_energy(params, v))
@@ -178,7 +182,7 @@ class TestPhases:
             free = functools.partial(rbm.free_energy, visible=visible)
             return jnp.mean(free(params, v)) - jnp.mean(free(params, jax.lax.stop_gradient(v_k)))
 
-        assert_close(gradients, jax.grad(contrast)(params))
+        assert_close(gradients, jax.jit(jax.grad(contrast))(params))
 
     @pytest.mark.parametrize("visible", KINDS)
     def test_the_audit_passes_and_finds_a_planted_fault(self, visible):
@@ -198,7 +202,7 @@ class TestPhases:
             log_z = rbm.log_partition(params, visible=visible)
             return -jnp.mean(rbm.log_probability(params, v, log_z, visible=visible))
 
-        assert_close(rbm.likelihood_gradient(params, v, visible=visible), jax.grad(cost)(params))
+        assert_close(rbm.likelihood_gradient(params, v, visible=visible), jax.jit(jax.grad(cost))(params))
 
     def test_sparsity_against_autodiff(self):
         params, v = machine(), batch()
@@ -257,11 +261,15 @@ class TestStatistics:
         assert distance(other) > 4.5
 
     @pytest.mark.parametrize("fault", [False, True])
-    def test_gibbs_sampling_has_the_right_stationary_distribution(self, fault):
+    @pytest.mark.parametrize(
+        ("start", "k"), [("the distribution", 30), pytest.param("zeros", 200, marks=pytest.mark.thorough)]
+    )
+    def test_gibbs_sampling_has_the_right_stationary_distribution(self, start, k, fault):
         """Chi-square over all 32 states at 1 in 1,000; a machine with one bias 0.1 off is told apart."""
-        params, _, _, p, _ = joint()
+        params, v, _, p, _ = joint()
         used = {**params, "b": params["b"].at[2].add(0.1)} if fault else params
-        ends = rbm.gibbs(used, KEY, jnp.zeros((40_000, 5)), k=200)
+        drawn = np.random.default_rng(0).choice(32, 40_000, p=np.asarray(p.sum(1)))
+        ends = rbm.gibbs(used, KEY, jnp.zeros((40_000, 5)) if start == "zeros" else v[drawn], k=k)
         counts = np.bincount(np.asarray(ends @ jnp.array([16.0, 8, 4, 2, 1])).astype(int), minlength=32)
         tail = scipy.stats.chisquare(counts, 40_000 * np.asarray(p.sum(1))).pvalue
         assert (tail < 1e-3) == fault, tail
@@ -276,12 +284,13 @@ class TestStatistics:
         assert scipy.stats.chisquare(counts, 20_000 * np.asarray(p.sum(1))).pvalue > 1e-3
 
     @pytest.mark.parametrize("visible", KINDS)
-    @pytest.mark.parametrize(("n_v", "n_h"), [(20, 10), (8, 14)])
-    def test_annealed_importance_sampling_keeps_its_word(self, visible, n_v, n_h):
+    @pytest.mark.parametrize("size", [(8, 6, 100), *thorough((20, 10, 300), (8, 14, 300))])
+    def test_annealed_importance_sampling_keeps_its_word(self, visible, size):
         """Within 3 of its own standard errors of enumeration in at least 95 of 100 runs."""
+        n_v, n_h, betas = size
         params = machine(n_v, n_h, 0.5 if visible == "bernoulli" else 0.2)
         base = rbm.data_biases(batch(n_v, 50)) if visible == "bernoulli" else 0.3 * params["b"]
-        run = functools.partial(rbm.annealed_importance_sampling, params, betas=300, base=base, visible=visible)
+        run = functools.partial(rbm.annealed_importance_sampling, params, betas=betas, base=base, visible=visible)
         estimates = jax.jit(jax.vmap(run))(jax.random.split(KEY, 100))
         exact = rbm.log_partition(params, visible=visible)
         sigmas = jnp.abs(estimates.log_partition - exact) / estimates.standard_error
@@ -292,10 +301,10 @@ class TestStatistics:
     def test_annealing_follows_the_given_sequence(self):
         params = machine(20, 10, 0.5)
         one_jump, evenly = (
-            rbm.annealed_importance_sampling(params, KEY, betas=betas, chains=1000) for betas in (1, 500)
+            rbm.annealed_importance_sampling(params, KEY, betas=betas, chains=500) for betas in (1, 200)
         )
         assert evenly.standard_error < one_jump.standard_error / 5
-        same = rbm.annealed_importance_sampling(params, KEY, betas=np.linspace(0, 1, 501), chains=1000)
+        same = rbm.annealed_importance_sampling(params, KEY, betas=np.linspace(0, 1, 201), chains=500)
         assert_close(same, evenly)
 
 
@@ -316,7 +325,7 @@ TRAINING = {"key": KEY, "batch_size": 4, "optimizer": fn.sgd(0.1), "progress": F
 class TestFit:
     @pytest.mark.parametrize(
         "change",
-        [{}, {"persistent": True, "k": 2}, {"k": lambda epoch: 1 + epoch // 100}],
+        [*thorough({}), {"persistent": True, "k": 2}, *thorough({"k": lambda epoch: 1 + epoch // 100})],
         ids=["CD-1", "PCD-2", "CD with increasing k"],
     )
     def test_it_learns_bars_and_stripes(self, change):
@@ -330,6 +339,7 @@ class TestFit:
         assert history.free_energy_gap is None
         assert history.pseudo_likelihood[-1] > history.pseudo_likelihood[0] + 2
 
+    @pytest.mark.thorough
     def test_gaussian_units_learn_two_clusters(self):
         x = jax.random.normal(KEY, (200, 3)) + jnp.where(jnp.arange(200)[:, None] % 2 == 0, 3.0, -3.0)
         params, history = rbm.fit(
@@ -400,6 +410,7 @@ class TestFit:
         assert part.reconstruction_error[0] != whole.reconstruction_error[0]
         assert abs(part.free_energy_gap[0]) > 1e-6
 
+    @pytest.mark.thorough
     def test_weight_decay_sparsity_and_any_optimizer(self):
         x, start = bars(), rbm.init(KEY, 9, 12)
         plain, _ = rbm.fit(start, x, epochs=60, **TRAINING)
@@ -411,6 +422,7 @@ class TestFit:
         given = {**TRAINING, "optimizer": optax.sgd(0.1)}
         assert_close(rbm.fit(start, x, epochs=3, **given)[0], rbm.fit(start, x, epochs=3, **TRAINING)[0])
 
+    @pytest.mark.thorough
     def test_the_gap_shows_overfitting(self):
         """Twelve random patterns are learned by heart."""
         x = rbm.draw(KEY, jnp.full((24, 12), 0.5))
@@ -435,6 +447,7 @@ class TestFit:
         assert caught.value.layer is None
         assert len(caught.value.history.reconstruction_error) == 0
 
+    @pytest.mark.thorough
     def test_digits_at_an_absurd_learning_rate(self, digits):
         """Every hidden unit saturates, but all numbers stay finite."""
         x = digits[0][0].reshape(-1, 784)

@@ -9,6 +9,8 @@ import pytest
 import fnnet as fn
 from fnnet.programs import _program_of_run
 
+from .cases import thorough
+
 NET = fn.Network(fn.Flatten(), fn.Dropout(0.2), fn.Dense(12, fn.sigmoid), fn.Dense(10, fn.softmax))
 KEYS = jax.random.split(jax.random.key(3), 2)
 SETTINGS = {"epochs": 2, "batch_size": 16, "progress": False}
@@ -29,7 +31,7 @@ def alone(data, i, j, k, optimizers, penalties, **settings):
     )
 
 
-@pytest.mark.parametrize("at_once", [64, 5])
+@pytest.mark.parametrize("at_once", [5, *thorough(64)])
 def test_each_run_is_that_of_fit(data, at_once):
     """Momentum, a schedule, dropout, a penalty, a smaller last mini-batch; 12 runs in one chunk and in chunks of 5."""
     numbers = (0.1, 0.5), (0.3, 0.9), (0.01, 0.1)
