@@ -401,7 +401,7 @@ class TestFitByWindows:
         net, (x, y) = fn.Network(fn.GRU(3), fn.Dense(2, fn.linear)), self.data()
         params = net.init(KEY, (10, 2))
         about = {"key": KEY, "epochs": 1, "batch_size": 2, "optimizer": fn.sgd(0.1), "progress": False}
-        with pytest.raises(ValueError, match="fit: expected window to be an integer of at least 1 step, got 0"):
+        with pytest.raises(ValueError, match="fit: expected window to be an integer of at least 1, got 0"):
             fn.fit(net, fn.quadratic, params, (x, y), window=0, **about)
         last = fn.Network(fn.GRU(3), fn.LastStep())
         with pytest.raises(ValueError, match=r"fit: expected x and y with as many steps on axis 1 for window=4"):
