@@ -54,9 +54,17 @@ def reader():
         yield process
 
 
-@pytest.mark.parametrize("images", [500, *thorough(None)])
-@pytest.mark.parametrize("page", [p for p in PAGES if any(not is_excerpt(*b) for b in blocks(p))], ids=lambda p: p.name)
-def test_the_code_runs(page, images, reader, tmp_path):
+RUN = [page for page in PAGES if any(not is_excerpt(*block) for block in blocks(page))]
+LEARN = [page for page in RUN if "mnist_subset(" in page.read_text()]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [*((page, 500) for page in RUN), *thorough(*((page, None) for page in LEARN))],
+    ids=lambda given: f"{given[0].name}{'' if given[1] else ' in full'}",
+)
+def test_the_code_runs(given, reader, tmp_path):
+    page, images = given
     script = tmp_path / "page.py"
     script.write_text("\n\n".join(body for attributes, body in blocks(page) if not is_excerpt(attributes, body)))
     reader.submit(run, script, images).result()
