@@ -31,7 +31,7 @@ def forget_compiled_programs():
     """Compiled programs are kept for ever otherwise: gigabytes over the whole suite, and hundreds of memory maps for an
     audit, of which Linux gives a process 65,530 (compilation crashes without any left)."""
     yield
-    if next(TESTS) % 100 == 0:
+    if next(TESTS) % 250 == 0:
         jax.clear_caches()
 
 

@@ -398,7 +398,12 @@ LONGER = [("fit", 10, 5), ("sweep", 2, 3), ("rbm", 2, 3), ("dbn", 2, 3)]
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize(
-    ("kind", "runs", "kills"), [("fit", 1, 3), *(pytest.param(*given, marks=pytest.mark.slow) for given in LONGER)]
+    ("kind", "runs", "kills"),
+    [
+        ("fit", 1, 1),
+        pytest.param("fit", 1, 3, marks=pytest.mark.thorough),
+        *(pytest.param(*given, marks=pytest.mark.slow) for given in LONGER),
+    ],
 )
 def test_killed_at_random_moments(kind, runs, kills, tmp_path):
     command = [sys.executable, "-m", "tests.kills", kind, str(runs), str(kills), str(tmp_path)]

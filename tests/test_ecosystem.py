@@ -14,7 +14,7 @@ import fnnet as fn
 from fnnet import dbn, rbm
 from fnnet.optimizers import updated
 
-from .cases import assert_agree
+from .cases import assert_agree, thorough
 
 KEY = jax.random.key(2)
 X = jax.random.normal(jax.random.key(1), (24, 5))
@@ -154,8 +154,8 @@ OPTIMIZERS = {
 
 class TestPrecision:
     @pytest.mark.parametrize("name", OPTIMIZERS)
-    @pytest.mark.parametrize("gradient_dtype", DTYPES)
-    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("gradient_dtype", [DTYPES[-1], *thorough(*DTYPES[:-1])])
+    @pytest.mark.parametrize("dtype", [DTYPES[0], *thorough(*DTYPES[1:])])
     def test_parameters_and_state_keep_their_dtypes(self, dtype, gradient_dtype, name):
         optimizer = OPTIMIZERS[name]()
         params = {"w": jnp.array([1.0, -2.0], dtype), "b": jnp.array([0.5], dtype)}
@@ -283,6 +283,7 @@ class TestMemory:
         run = lambda gradient: fit(fn.sgd(0.1), gradient=gradient, epochs=1, monitor_training=False)  # noqa: E731
         assert self.held(build, run) <= 32
 
+    @pytest.mark.thorough
     def test_fresh_schedules(self):
         run = lambda schedule: fit(fn.sgd(schedule), epochs=1, monitor_training=False)  # noqa: E731
         assert self.held(lambda i: lambda step: 0.1 / (1 + step), run) <= 32
