@@ -194,9 +194,11 @@ SLACK = 1e-6
 """What a target may lie outside [0, 1], by rounding."""
 
 
-def check_targets(cost: Any, y: Any, shape: tuple[int, ...], weights: Any = None) -> None:
-    """Raise a ValueError for targets that are neither labels nor values for outputs of this shape, or that the cost cannot
-    follow: a label outside 0 .. n − 1 or, where the cost takes logarithms, a target outside [0, 1] or NaN.
+def check_targets(cost: Any, y: Any, shape: tuple[int, ...], weights: Any = None) -> bool:
+    """Whether all targets were looked at and are right, those of weight 0 too; a ValueError for what the cost cannot follow.
+
+    That are targets which are neither labels nor values for outputs of this shape, a label outside 0 .. n − 1 and, where the
+    cost takes logarithms, a target outside [0, 1] or NaN.
 
     Only concrete numbers are looked at, as they are given (JAX wraps integers of 64 bits), and none of weight 0.
 
@@ -219,11 +221,14 @@ def check_targets(cost: Any, y: Any, shape: tuple[int, ...], weights: Any = None
             f"give y[:, None], 0 or 1 for each example"
         )
     if not (labels or getattr(cost, "probabilities", False)) or not (_is_here(y) and _is_here(weights)):
-        return
+        return False
     y, low, high = np.asarray(y), *((0, shape[-1] - 1) if labels else (-SLACK, 1 + SLACK))
     outside = ~((y >= low) & (y <= high))
-    if not outside.any() or not (outside := outside & _counts(weights, y.shape)).any():
-        return
+    if not outside.any():
+        return True
+    outside &= _counts(weights, y.shape)
+    if not outside.any():
+        return False
     where = tuple(int(i) for i in np.argwhere(outside)[0])
     wanted, remedy = f"labels from 0 to {high}", "check the labels or the last layer"
     if not labels:

@@ -3,6 +3,7 @@
 Source: the notes, section 3.
 """
 
+import contextlib
 import copy
 import weakref
 from collections.abc import Callable, Iterator
@@ -480,13 +481,10 @@ def check_batch(
                 f"state: expected arrays with {m[0]} examples on axis 0, as in x, got shape {jnp.shape(leaf)} at "
                 f"{jax.tree_util.keystr(path) or 'its top'}; give what apply_from returned for this batch"
             )
+    to_check = (cost.probabilities or y.dtype.kind in "iu") and not isinstance(y, Tracer)
     checked = id(y), net, x.shape, cost.probabilities
-    if (cost.probabilities or y.dtype.kind in "iu") and not isinstance(y, Tracer) and CHECKED.get(checked) is not y:
-        a_shape = _inference_shape(net, params, x, mask)
-        if y.shape in (a_shape, a_shape[:-1]):
-            check_targets(cost, given, a_shape, weights)
-        if weights is None:
-            CHECKED[checked] = y
+    if to_check and CHECKED.get(checked) is not y and _targets_are_right(net, cost, params, x, given, mask, weights):
+        CHECKED[checked] = y
     return x, y, check_key(key), mask, weights
 
 
@@ -495,16 +493,30 @@ CHECKED: weakref.WeakValueDictionary[Any, Array] = weakref.WeakValueDictionary()
 
 
 SHAPES: dict[Any, Shape] = {}
+"""The shapes of outputs by network and inputs."""
 
 
-def _inference_shape(net: Layer, params: Params, x: Array, mask: Array | None) -> Shape:
-    """The shape of the outputs, which a network and its inputs decide: traced once for them."""
-    key = net, x.shape, x.dtype, None if mask is None else mask.shape
-    if key not in SHAPES:
-        if len(SHAPES) == KEPT:
+def _targets_are_right(net: Layer, cost: Cost, params: Params, x: Array, y: Any, mask: Any, weights: Any) -> bool:
+    """`check_targets` for the outputs of this network, of which it needs the shape; False for targets of another shape.
+
+    The shape is traced once for a network and its inputs. A layer whose width is that of its parameters may have been given
+    others since, so it is traced again before targets are refused.
+    """
+
+    def right(shape: Shape) -> bool:
+        return jnp.shape(y) in (shape, shape[:-1]) and check_targets(cost, y, shape, weights)
+
+    def traced() -> Shape:
+        if len(SHAPES) >= KEPT:
             SHAPES.clear()
-        SHAPES[key] = jax.eval_shape(lambda: run_forward(net, params, x, mask=mask)[0]).shape
-    return SHAPES[key]
+        SHAPES[key] = shape = jax.eval_shape(lambda: run_forward(net, params, x, mask=mask)[0]).shape
+        return shape
+
+    key = net, x.shape, x.dtype, None if mask is None else mask.shape
+    if (shape := SHAPES.get(key)) is not None and jnp.shape(y) in (shape, shape[:-1]):
+        with contextlib.suppress(ValueError):
+            return right(shape)
+    return right(traced())
 
 
 def _check_shape(owner: Layer, shape: Any) -> Shape:

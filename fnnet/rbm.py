@@ -34,7 +34,7 @@ from .network import check_key
 from .optimizers import Optimizer, apply_updates, is_transformation, traceable, updated
 from .penalties import Penalty, check_penalty
 from .programs import for_each_structure
-from .training import Diverged, initial, reporter
+from .training import Diverged, fold_in, initial, reporter
 
 __all__ = [
     "Contrast",
@@ -707,13 +707,13 @@ def training(
         while int(state.epoch) < epochs:
             steps = whole("rbm.fit", "k", k(int(state.epoch)) if callable(k) else k)
             epoch = jax.device_put(np.asarray(int(state.epoch) + 1, state.epoch.dtype))
-            epoch_key, monitor_key = (_fold_in(of_run, epoch) for of_run in (state.key, proxy_key))
+            epoch_key, monitor_key = (fold_in(of_run, epoch) for of_run in (state.key, proxy_key))
             given = state.params, state.optimizer, state.chains
             params, opt_state, chains = epoch_of(*given, data, epoch_key, jax.device_put(steps))
             measured, finite = jax.device_get(monitor(params, monitor_key, *watched))
             past = state.records[judge]
             if not len(past):
-                past = jax.device_get(monitor(state.params, _fold_in(proxy_key, jax.device_put(0)), *watched)[0][judge])
+                past = jax.device_get(monitor(state.params, fold_in(proxy_key, jax.device_put(0)), *watched)[0][judge])
             with np.errstate(divide="ignore", invalid="ignore"):  # where a machine of zeros is right already
                 ratio, best = float(measured[judge] / of_zero[judge]), float(np.min(past / of_zero[judge]))
             if not (finite and ratio <= max(1, WORSE * best)):
@@ -724,7 +724,6 @@ def training(
             report(int(state.epoch), {name: float(value) for name, value in measured.items()})
 
 
-_fold_in = jax.jit(jax.random.fold_in)
 _zeros_like = jax.jit(functools.partial(jax.tree.map, jnp.zeros_like))
 
 
@@ -896,12 +895,12 @@ def _check_values(function: str, name: str, data: Any, visible: Visible) -> Arra
     if isinstance(data, Tracer):
         return data
     with jax.ensure_compile_time_eval():  # data that a function under jit closes over is concrete
-        finite, around = _all_finite(data), _range(data)
+        seen = jax.device_get((_all_finite if visible == "gaussian" else _range)(data))
     if visible == "gaussian":
-        if not jax.device_get(finite):
+        if not seen:
             raise ValueError(f"{function}: expected finite {name}, got NaN or infinity")
         return data
-    low, high = map(float, jax.device_get(around))
+    low, high = map(float, seen)
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"{function}: expected {name} from 0 to 1 for Bernoulli visible units, got values from {low:.4g} to {high:.4g}; "

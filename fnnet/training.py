@@ -246,7 +246,7 @@ def fit(
         reporter(progress, epochs, int(state.epoch)) as report,
     ):
         while int(state.epoch) < epochs and not _is_over(early_stopping, state) and not keep.stopped():
-            epoch_key = _fold_in(state.key, state.epoch)
+            epoch_key = fold_in(state.key, state.epoch)
             new_params, opt_state, costs, finite = epoch_of(state.params, state.optimizer, train, epoch_key)
             measured = {"cost": _mean(costs)}
             if monitor_training:
@@ -266,7 +266,7 @@ def fit(
     return _result(state)
 
 
-_fold_in, _mean = jax.jit(jax.random.fold_in), jax.jit(jnp.mean)
+fold_in, _mean = jax.jit(jax.random.fold_in), jax.jit(jnp.mean)
 
 
 @for_each_structure

@@ -57,7 +57,7 @@ class TestTargetsAreFetchedOnce:
     @pytest.fixture
     def fetched(self, monkeypatch):
         seen, check = [], network.check_targets
-        monkeypatch.setattr(network, "check_targets", lambda *given: (seen.append(given[2][-1]), check(*given)))
+        monkeypatch.setattr(network, "check_targets", lambda *given: seen.append(given[2][-1]) or check(*given))
         return seen
 
     def test_for_each_array_and_network(self, given, fetched):
@@ -72,6 +72,32 @@ class TestTargetsAreFetchedOnce:
         narrow = fn.Network(fn.Dense(4, fn.sigmoid), fn.Dense(2, fn.softmax))
         with pytest.raises(ValueError, match="expected labels from 0 to 1, got 2 at example 0"):
             fn.value_and_grad(narrow, fn.log_likelihood)(narrow.init(jax.random.key(0), (5,)), x, y)
+
+    def test_with_weights_too_where_all_are_right(self, given, fetched):
+        params, x, y = given[0], given[1], jnp.array([1, 1, 0, 0, 1, 2])
+        f = fn.value_and_grad(NET, fn.log_likelihood)
+        for weights in (jnp.ones(6), jnp.zeros(6)):
+            f(params, x, y, weights=weights)
+        assert fetched == [3]
+        ignored = jnp.array([-100, 1, 0, 0, 1, 2])
+        f(params, x, ignored, weights=jnp.arange(6.0))
+        with pytest.raises(ValueError, match="expected labels from 0 to 2, got -100 at example 0"):
+            f(params, x, ignored, weights=jnp.ones(6))
+
+    def test_for_a_layer_as_wide_as_its_parameters(self):
+        @fn.layer
+        class Free(fn.Layer):
+            def forward(self, params, a_in):
+                return a_in @ params["w"].T, a_in
+
+            def gradients(self, params, cache, delta):
+                return {"w": delta.T @ cache / len(delta)}
+
+        x, y = jnp.ones((4, 2)), jnp.array([0, 1, 2, 4])
+        f = fn.value_and_grad(Free(), fn.quadratic)
+        with pytest.raises(ValueError, match="expected labels from 0 to 2, got 4 at example 3"):
+            f({"w": jnp.ones((3, 2))}, x, y)
+        assert jnp.isfinite(f({"w": jnp.ones((5, 2))}, x, y)[0])
 
     def test_numpy_labels_may_change_and_are_read_each_time(self, given):
         params, x = given[:2]

@@ -8,23 +8,21 @@ What checking the arguments costs at each call: the median times and the median 
 
 # %%
 import argparse
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import alternating
 
 import fnnet as fn
 
 CALLS = 50
 
 
-def seconds(f, params, x, labels):
-    start = time.perf_counter()
-    for y in labels:
-        result = f(params, x, y)
-    jax.block_until_ready(result)
-    return (time.perf_counter() - start) / len(labels)
+def on_fresh_labels(f, params, x, rounds):
+    """Each call with labels that it has not seen."""
+    labels = iter([jnp.asarray(np.roll(np.arange(10), i)) for i in range(2 * CALLS * (rounds + 1))])
+    return lambda: f(params, x, next(labels))
 
 
 def main(rounds: int = 31, depths: str = "2,31") -> dict[tuple[int, str], float]:
@@ -34,20 +32,19 @@ def main(rounds: int = 31, depths: str = "2,31") -> dict[tuple[int, str], float]
         hidden = [fn.Dense(100, fn.sigmoid)] if depth == 2 else [fn.Dense(10, fn.tanh)] * (depth - 1)
         net = fn.Network(*hidden, fn.Dense(10, fn.softmax))
         params, x = net.init(jax.random.key(0), (784,)), jax.random.normal(jax.random.key(1), (10, 784))
-        gradient, objective = fn.value_and_grad(net, cost), fn.objective(net, cost)
         contenders = {
-            "value_and_grad, made once": gradient,
+            "value_and_grad, made once": fn.value_and_grad(net, cost),
             "value_and_grad, made anew": lambda p, x, y, net=net: fn.value_and_grad(net, cost)(p, x, y),
             "backprop": lambda p, x, y, net=net: fn.backprop(net, cost, p, x, y),
-            "objective": objective,
+            "objective": fn.objective(net, cost),
             "apply": lambda p, x, y, net=net: net.apply(p, x),
         }
         for name, f in contenders.items():
-            jitted, times = jax.jit(f), []
-            for _ in range(rounds + 1):
-                labels = [jnp.asarray(np.roll(np.arange(10), i)) for i in range(CALLS)]
-                times.append([seconds(g, params, x, labels) for g in (f, jitted)])
-            plain, compiled = np.array(times)[1:].T
+            turns = {
+                "plain": on_fresh_labels(f, params, x, rounds),
+                "jitted": on_fresh_labels(jax.jit(f), params, x, rounds),
+            }
+            plain, compiled = alternating(turns, rounds, CALLS).T
             ratios[depth, name] = float(np.median(plain / compiled))
             print(
                 f"{depth:2d} layers  {name:26s} {1e3 * np.median(plain):7.3f} ms  jitted {1e3 * np.median(compiled):7.3f} ms"
