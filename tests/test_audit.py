@@ -128,6 +128,7 @@ def test_at_a_tie_the_error_may_go_to_any_maximum_but_only_once(layer, verdict, 
     assert report.ok == (verdict != "fail")
 
 
+@pytest.mark.thorough
 def test_what_follows_from_a_choice_of_subgradients_is_no_failure():
     net = fn.Network(fn.Conv(2, 3, fn.tanh), LastMaximum(2), fn.Flatten(), fn.Dense(3, fn.softmax))
     params = net.init(KEY, (6, 6, 1))
@@ -151,6 +152,7 @@ class Narrow(fn.Dense):
         return self.wrong * (jnp.asarray(delta, jnp.bfloat16) @ params["w"].astype(jnp.bfloat16)).astype(delta.dtype)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", *thorough("float64")])
 def test_a_layer_that_rounds_inside_is_held_to_that_dtype(dtype):
     params = jax.tree.map(lambda p: p.astype(dtype), Narrow(6, fn.tanh).init(KEY, (30,)))
@@ -230,6 +232,7 @@ def test_forward_mode_finds_a_network_that_is_put_together_wrongly(dtype):
             assert "put together" in report.rows[0].hint
 
 
+@pytest.mark.thorough
 def test_where_float64_is_off():
     """As for most users: the audit allows it for itself alone."""
 
@@ -252,6 +255,7 @@ def test_where_float64_is_off():
 
 
 class TestCheckLayer:
+    @pytest.mark.thorough
     def test_it_names_the_layer_of_a_network(self):
         class Wrong(fn.Dense):
             def gradients(self, params, cache, delta):
@@ -571,6 +575,7 @@ class TestHardCases:
         def gradients(self, params, cache, delta):
             return {"w": 3.7 * jnp.mean(jnp.sum(delta * delta * cache[0], 1), 0)}
 
+    @pytest.mark.thorough
     def test_hints_never_cost_the_report(self):
         mask = jnp.asarray(np.random.default_rng(0).random((6, 7)) < 0.6)
         report = fn.check_layer(self.Masked(), self.Masked().init(KEY, (7, 4)), normal((6, 7, 4)), mask=mask)
@@ -703,6 +708,7 @@ class TestHardCases:
             layer = Cast(6, fn.tanh, wrong=wrong)
             assert fn.check_layer(layer, layer.init(KEY, (5,)), normal((7, 5))).ok == ok
 
+    @pytest.mark.thorough
     def test_a_layer_that_rounds_inside_blames_no_other(self):
         net = fn.Network(fn.Dense(8, fn.tanh), Narrow(6, fn.tanh), fn.Dense(3, fn.softmax))
         report = fn.compare_gradients(net, fn.log_likelihood, net.init(KEY, (30,)), normal((7, 30)), jnp.arange(7) % 3)

@@ -18,6 +18,8 @@ import pytest
 import fnnet as fn
 from fnnet import checkpoints, dbn, rbm, training
 
+from .cases import thorough
+
 KEY = jax.random.key(3)
 X = jax.random.uniform(jax.random.key(1), (20, 5))
 Y = jnp.argmax(X[:, :3], axis=1)
@@ -89,7 +91,18 @@ def signalled(at, number=signal.SIGTERM):
 
 
 class TestResuming:
-    @pytest.mark.parametrize(("kind", "every"), [*((kind, 1) for kind in RUNS), ("fit", 2), ("sweep", 2)])
+    @pytest.mark.parametrize(
+        ("kind", "every"),
+        [
+            ("fit", 1),
+            *(
+                pytest.param(kind, every, marks=pytest.mark.thorough)
+                for kind in RUNS
+                for every in (1, 2)
+                if (kind, every) != ("fit", 1) and (every == 1 or kind in ("fit", "sweep"))
+            ),
+        ],
+    )
     def test_a_run_that_dies_and_is_started_again_is_the_run_bit_for_bit(self, kind, every, tmp_path, monkeypatch):
         """It dies in a save, at each checkpoint in turn, until one start gets through."""
         run, folder, saves = RUNS[kind], tmp_path / "run", []
@@ -162,7 +175,7 @@ class TestResuming:
         with pytest.raises(ValueError, match=r"rbm\.fit: expected a key to draw with, got None"):
             rbm_fit(resume=tmp_path, checkpoint=tmp_path, key=None)
 
-    @pytest.mark.parametrize("kind", RUNS)
+    @pytest.mark.parametrize("kind", ["fit", "rbm.fit", *thorough("early stopping", "sweep", "dbn.pretrain")])
     def test_a_folder_of_another_run_is_refused(self, kind, tmp_path):
         RUNS[kind](checkpoint=tmp_path)
         with pytest.raises(
@@ -177,6 +190,7 @@ class TestResuming:
             with pytest.raises(ValueError, match=r"with checkpoints up to epoch 5; go on from them"):
                 fit(resume=resume, checkpoint=tmp_path)
 
+    @pytest.mark.thorough
     def test_another_number_of_machines(self, tmp_path):
         pretrain(checkpoint=tmp_path)
         with pytest.raises(
@@ -229,13 +243,18 @@ class TestOfTheSameRun:
     @pytest.mark.parametrize(
         ("run", "changes", "named"),
         [
-            (rbm_fit, {"validation": X[:8]}, "validation data"),
-            (rbm_fit, {"penalty": fn.L2(1.0)}, "penalty"),
             (rbm_fit, {"sparsity": rbm.Sparsity(0.1, 0.1)}, "sparsity"),
-            (pretrain, {"validation": X[:8]}, "validation data"),
-            (sweep, {"optimizers": [fn.sgd(0.1), fn.sgd(0.2), fn.sgd(0.4)]}, "optimizers"),
-            (sweep, {"penalties": [fn.L2(1.0)]}, "penalties"),
             (sweep, {"keys": jax.random.split(KEY, 2)[1:]}, "keys"),
+            *(
+                pytest.param(*given, marks=pytest.mark.thorough)
+                for given in (
+                    (rbm_fit, {"validation": X[:8]}, "validation data"),
+                    (rbm_fit, {"penalty": fn.L2(1.0)}, "penalty"),
+                    (pretrain, {"validation": X[:8]}, "validation data"),
+                    (sweep, {"optimizers": [fn.sgd(0.1), fn.sgd(0.2), fn.sgd(0.4)]}, "optimizers"),
+                    (sweep, {"penalties": [fn.L2(1.0)]}, "penalties"),
+                )
+            ),
         ],
     )
     def test_of_machines_and_sweeps(self, run, changes, named, tmp_path):
@@ -338,6 +357,7 @@ class TestSignals:
             _, history = fit(checkpoint=tmp_path)
         assert len(history.cost) == 5
 
+    @pytest.mark.thorough
     def test_it_is_put_back_after_an_error(self, tmp_path):
         with pytest.raises(fn.Diverged):
             fit(checkpoint=tmp_path, optimizer=fn.sgd(jnp.inf))
@@ -363,6 +383,7 @@ class TestSignals:
             signal.signal(signal.SIGINT, before)
         assert [int(f.stem[11:]) for f in tmp_path.iterdir()] == [len(history.cost)] == [2]
 
+    @pytest.mark.thorough
     def test_machines_and_stacks(self, tmp_path):
         def k(epoch):
             if epoch == 2:
@@ -377,6 +398,7 @@ class TestSignals:
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         assert_same(pretrain(checkpoint=tmp_path / "dbn", resume=tmp_path / "dbn"), pretrain())
 
+    @pytest.mark.thorough
     def test_half_a_sweep_is_none(self, tmp_path, monkeypatch):
         original = checkpoints.Keeper.__call__
 
@@ -400,7 +422,6 @@ LONGER = [("fit", 10, 5), ("sweep", 2, 3), ("rbm", 2, 3), ("dbn", 2, 3)]
 @pytest.mark.parametrize(
     ("kind", "runs", "kills"),
     [
-        ("fit", 1, 1),
         pytest.param("fit", 1, 3, marks=pytest.mark.thorough),
         *(pytest.param(*given, marks=pytest.mark.slow) for given in LONGER),
     ],

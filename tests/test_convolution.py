@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -95,6 +94,7 @@ algorithms = st.sampled_from(["auto", "gemm", "library"])
 channels = st.tuples(st.integers(1, 3), st.sampled_from([1, 1, 2]), st.integers(1, 3))
 
 
+@pytest.mark.thorough
 @many(dev=12, ci=120)
 @given(geometries(), channels, st.integers(1, 4), algorithms)
 def test_random_convolutions_against_autodiff_in_float64(geometry, channels, m, algorithm):
@@ -138,6 +138,7 @@ def pools(draw):
     return layer, geometry, (draw(st.integers(1, 4)), *n_in, draw(st.integers(1, 3)))
 
 
+@pytest.mark.thorough
 @many(dev=12, ci=100)
 @given(pools(), st.booleans())
 def test_random_pools_against_autodiff_in_float64(drawn, ties):
@@ -160,10 +161,11 @@ def test_random_pools_against_autodiff_in_other_dtypes(drawn, dtype):
 class TestTheNotesWords:
     @pytest.mark.parametrize(("a", "w"), [((7,), (3,)), ((6, 5), (3, 2)), ((4, 5, 6), (2, 3, 2))])
     def test_single_channel_forms_against_scipy(self, a, w):
+        signal = pytest.importorskip("scipy.signal")  # slow to import
         a, w = normal(0, a), normal(1, w)
-        np.testing.assert_allclose(fn.convolve(a, w), scipy.signal.convolve(a, w, "valid"), atol=1e-12)
-        np.testing.assert_allclose(fn.cross_correlate(a, w), scipy.signal.correlate(a, w, "valid"), atol=1e-12)
-        full = scipy.signal.convolve(a, w, "full")
+        np.testing.assert_allclose(fn.convolve(a, w), signal.convolve(a, w, "valid"), atol=1e-12)
+        np.testing.assert_allclose(fn.cross_correlate(a, w), signal.correlate(a, w, "valid"), atol=1e-12)
+        full = signal.convolve(a, w, "full")
         np.testing.assert_allclose(fn.convolve(fn.pad_full(a, w.shape), w), full, atol=1e-12)
 
     def test_which_rotation_is_right(self):
@@ -287,6 +289,7 @@ def test_the_transpose_is_the_adjoint(algorithm):
     np.testing.assert_allclose(jnp.vdot(z, y), jnp.vdot(x, back), rtol=1e-12)
 
 
+@pytest.mark.thorough
 @many(dev=6, ci=30)
 @given(geometries(), channels, algorithms)
 def test_random_transposes_against_autodiff_of_the_convolution(geometry, channels, algorithm):
@@ -367,6 +370,7 @@ class TestTheBooksNetwork:
             jnp.arange(m, dtype=jnp.int32) % 10,
         )
 
+    @pytest.mark.thorough
     def test_against_autodiff_without_fnnet(self):
         batch = self.params_and_batch(6, jnp.float64)
         value, grads = fn.value_and_grad(book(), fn.log_likelihood)(*batch)
@@ -389,6 +393,7 @@ class TestTheBooksNetwork:
 
         assert space(512) <= 1.1 * space(128)
 
+    @pytest.mark.thorough
     def test_chunks_give_the_whole_batchs_gradient(self):
         batch = self.params_and_batch(130, jnp.float32)
         chunked = fn.value_and_grad(book(), fn.log_likelihood)(*batch)
@@ -401,6 +406,7 @@ class TestTheBooksNetwork:
         below = fn.Network(fn.Flatten(), fn.Dense(4, fn.sigmoid)).in_loop()
         assert below[1].loop
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("dtype", ["float32", *thorough("float64", "bfloat16")])
     def test_it_is_audited_clean(self, dtype):
         net = fn.Network(
@@ -433,6 +439,7 @@ class UndividedMean(fn.MeanPool):
         return 4 * super().propagate(params, cache, delta)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("layer", "equation", "place"),
     [

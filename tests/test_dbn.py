@@ -12,6 +12,7 @@ import scipy.stats
 import fnnet as fn
 from fnnet import dbn, rbm
 
+from .cases import thorough
 from .test_rbm import assert_close, machine
 
 KEY = jax.random.key(7)
@@ -26,6 +27,7 @@ def stack():
 
 
 class TestPretraining:
+    @pytest.mark.thorough
     def test_each_machine_learns_the_one_below(self):
         stack, histories = dbn.pretrain(X, (5, 4), **TRAINING)
         v = X
@@ -38,6 +40,7 @@ class TestPretraining:
         assert_close(dbn.up(stack, X), v)
         assert [len(h.reconstruction_error) for h in histories] == [3, 3]
 
+    @pytest.mark.thorough
     def test_real_data_and_held_out_data(self):
         stack, histories = dbn.pretrain(
             X - 3, (5, 4), visible="gaussian", validation=X[:4] - 3, **{**TRAINING, "optimizer": fn.sgd(0.001)}
@@ -46,6 +49,7 @@ class TestPretraining:
         assert histories[1].pseudo_likelihood.shape == histories[1].free_energy_gap.shape == (3,)
         assert dbn.up(stack, X - 3).shape == (20, 4)
 
+    @pytest.mark.thorough
     def test_a_resumed_stack_is_the_same_stack(self, tmp_path):
         """Interrupted in the second machine, saved, loaded and resumed."""
         calls = []
@@ -65,6 +69,7 @@ class TestPretraining:
         resumed, _ = dbn.pretrain(X, [5, 4, 3], resume=histories, **TRAINING)
         chex.assert_trees_all_equal(resumed, whole)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("name", ["init", "hidden_probabilities"])
     def test_an_interruption_between_two_machines(self, name, monkeypatch):
         """Nothing is lost, and nothing is trained after it."""
@@ -104,6 +109,7 @@ class TestPretraining:
 
 
 class TestUnrolling:
+    @pytest.mark.thorough
     def test_a_network_computes_what_the_stack_does(self, stack):
         net, params = dbn.to_network(stack, KEY, fn.Dense(4, fn.softmax))
         chex.assert_trees_all_equal_shapes_and_dtypes(params, net.init(KEY, (8,)))
@@ -115,7 +121,7 @@ class TestUnrolling:
         assert history.cost[-1] < 0.8 * fn.evaluate(net, fn.log_likelihood, params, (X, y))[0]
         chex.assert_trees_all_equal_shapes_and_dtypes(tuned, params)
 
-    @pytest.mark.parametrize("visible", ["bernoulli", "gaussian"])
+    @pytest.mark.parametrize("visible", ["bernoulli", *thorough("gaussian")])
     def test_an_autoencoder_goes_up_and_down(self, stack, visible):
         net, params = dbn.to_autoencoder(stack, visible=visible)
         assert len(net) == 6
@@ -139,6 +145,7 @@ class TestUnrolling:
 
 
 class TestGeneration:
+    @pytest.mark.thorough
     def test_one_machine_generates_its_own_distribution(self):
         """The top machine of a stack of one: the mean of what is drawn is E[v], by enumeration."""
         params = machine(5, 3)
@@ -148,6 +155,7 @@ class TestGeneration:
         share = jnp.exp(rbm.log_probability(params, states, rbm.log_partition(params)))
         np.testing.assert_allclose(made.mean(0), share @ states, atol=5 * 0.5 / 20_000**0.5)
 
+    @pytest.mark.thorough
     def test_the_machines_below_are_drawn_from_above(self):
         """Two machines: v's mean is Σ_h p(h) E[v | h] with p(h) from the top machine, not from the bottom one."""
         below, top = machine(5, 4), machine(4, 3, seed=3)
@@ -160,6 +168,7 @@ class TestGeneration:
         wrong = (wrong / wrong.sum()) @ rbm.visible_means(below, states)
         assert float(jnp.max(jnp.abs(made.mean(0) - wrong))) > 5 * 0.5 / 20_000**0.5
 
+    @pytest.mark.thorough
     def test_k_steps_are_k_steps(self):
         """From a given start, by enumeration of the top machine's hidden units and of what they are drawn into."""
         below, top = machine(5, 4), machine(4, 3, seed=3)
@@ -232,6 +241,7 @@ def test_the_pretrained_start_is_better_than_a_random_one(digits):
     assert right[0] > right[1]
 
 
+@pytest.mark.thorough
 def test_samples_of_the_machine_are_not_its_means():
     """generate draws hidden units: equal starts give samples whose counts pass chi-square."""
     params = machine(4, 3)

@@ -28,11 +28,6 @@ def is_excerpt(attributes, body):
     return "title=" in attributes or body.startswith("@jax.jit")
 
 
-def settle():
-    """The pages train networks, for which a little optimisation pays."""
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=1"
-
-
 def run(script, images):
     """One page, with so many images, in its own folder and with JAX's own settings, whatever the page before has changed."""
     whole = fn.datasets.mnist_subset
@@ -50,7 +45,7 @@ def run(script, images):
 @pytest.fixture(scope="module")
 def reader():
     """A process without the tests' settings, which keeps what it has compiled from page to page."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), settle) as process:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         yield process
 
 
@@ -60,7 +55,7 @@ LEARN = [page for page in RUN if "mnist_subset(" in page.read_text()]
 
 @pytest.mark.parametrize(
     "given",
-    [*((page, 500) for page in RUN), *thorough(*((page, None) for page in LEARN))],
+    [*((page, 200) for page in RUN), *thorough(*((page, None) for page in LEARN))],
     ids=lambda given: f"{given[0].name}{'' if given[1] else ' in full'}",
 )
 def test_the_code_runs(given, reader, tmp_path):

@@ -9,6 +9,8 @@ import fnnet as fn
 from fnnet import diagnostics, rbm
 from fnnet.layers._layer import run_forward
 
+from .cases import thorough
+
 KEY = jax.random.key(0)
 DTYPES = ["uint8", "int32", "bool"]
 NETS = {
@@ -42,7 +44,10 @@ def drawn(dtype, shape, seed=0):
     return x
 
 
-@pytest.mark.parametrize("name", NETS)
+FIRST = ("Dense", "Dropout", "Dropout per batch", "Conv", "MaxPool", "GRU")
+
+
+@pytest.mark.parametrize("name", [*FIRST, *thorough(*(name for name in NETS if name not in FIRST))])
 def test_integers_and_bools_give_what_floats_give(name):
     """Outputs of training and inference, the errors and gradients for integer targets."""
     net, shape = NETS[name]
@@ -110,6 +115,7 @@ def test_activations_of_integers(name):
         np.testing.assert_allclose(ours, floats, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_boltzmann_machines_of_integers():
     params = jax.tree.map(lambda leaf: leaf + 0.3, rbm.init(KEY, 5, 3))
     v = drawn("bool", (6, 5))

@@ -36,16 +36,18 @@ class TestOptax:
         [
             lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)),
             lambda: optax.polyak_sgd(0.1),
-            lambda: optax.contrib.momo(0.1),
-            lambda: optax.contrib.momo_adam(0.1),
             lambda: optax.chain(optax.sgd(0.5), optax.scale_by_backtracking_linesearch(max_backtracking_steps=5)),
             lambda: optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), opaque_mode=True),
-            lambda: optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05)),
-            lambda: optax.contrib.schedule_free_sgd(0.1),
-            lambda: optax.apply_if_finite(optax.polyak_sgd(0.1), 2),
-            lambda: optax.MultiSteps(optax.sgd(0.1), 2),
-            lambda: optax.inject_hyperparams(optax.adam)(0.01),
-            lambda: optax.contrib.prodigy(0.1),
+            *thorough(
+                lambda: optax.contrib.momo(0.1),
+                lambda: optax.contrib.momo_adam(0.1),
+                lambda: optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05)),
+                lambda: optax.contrib.schedule_free_sgd(0.1),
+                lambda: optax.apply_if_finite(optax.polyak_sgd(0.1), 2),
+                lambda: optax.MultiSteps(optax.sgd(0.1), 2),
+                lambda: optax.inject_hyperparams(optax.adam)(0.01),
+                lambda: optax.contrib.prodigy(0.1),
+            ),
         ],
     )  # fmt: skip
     def test_transformations_get_what_they_ask_for(self, build):
@@ -67,6 +69,7 @@ class TestOptax:
         assert np.all(np.diff([start, *history.cost]) <= 0)
         assert history.cost[2] < descent.cost[-1]
 
+    @pytest.mark.thorough
     def test_in_a_sweep(self):
         with jax.numpy_dtype_promotion("standard"):
             given = {"epochs": 2, "batch_size": 8, "progress": False, "keys": jax.random.split(KEY, 2)}
@@ -74,6 +77,7 @@ class TestOptax:
                 swept = fn.sweep(NET, fn.log_likelihood, (X, Y), optimizers=[optimizer], **given)
                 assert np.isfinite(swept.cost).all()
 
+    @pytest.mark.thorough
     def test_value_and_functions_by_hand(self):
         """The objective with its penalty, dropout's masks of the step in it, and its hand-written gradient as derivative."""
         seen = {}
@@ -111,6 +115,7 @@ class TestOptax:
         _, history = fit(optax.chain(optax.sgd(0.1), optax.scale_by_backtracking_linesearch(5)), gradient=gradient)
         assert history.cost[-1] < history.cost[0]
 
+    @pytest.mark.thorough
     def test_windows(self):
         net = fn.Network(fn.RNN(4), fn.Dense(2, fn.linear))
         x = jax.random.normal(KEY, (6, 8, 3))
@@ -211,7 +216,7 @@ NETS = {
 class TestTransfers:
     """NumPy data and Python numbers everywhere: they are put on the device explicitly."""
 
-    @pytest.mark.parametrize("name", NETS)
+    @pytest.mark.parametrize("name", ["dense", *thorough("conv", "recurrent", "embedding")])
     def test_networks(self, name):
         net, x = NETS[name]
         y, key, rows = np.arange(9) % 3, jax.random.key(5), jax.device_put(np.arange(9) % 3)
@@ -234,6 +239,7 @@ class TestTransfers:
                 stop = fn.EarlyStopping(5)
                 fn.fit(net, fn.log_likelihood, params, (x, y), optimizer=optimizer, early_stopping=stop, **given)
 
+    @pytest.mark.thorough
     def test_a_sweep_an_audit_and_checkpoints(self, tmp_path):
         (net, x), keys = NETS["dense"], jax.random.split(KEY, 2)
         y, params = np.arange(9) % 3, net.init(KEY, (5,))
@@ -244,10 +250,12 @@ class TestTransfers:
                 fn.sweep(net, fn.log_likelihood, (x, y), keys=keys, optimizers=[fn.sgd(0.1), fn.sgd(0.2)],
                          penalties=[fn.L2(0.0), fn.L2(1.0)], validation=(x, y), **given)  # fmt: skip
 
+    @pytest.mark.thorough
     def test_a_run_that_diverges(self):
         with jax.transfer_guard("disallow"), pytest.raises(fn.Diverged):
             fit(fn.sgd(float("inf")))
 
+    @pytest.mark.thorough
     def test_machines(self, tmp_path):
         x = np.random.default_rng(0).random((9, 5))
         given = {"key": KEY, "epochs": 2, "batch_size": 4, "optimizer": fn.sgd(0.1), "validation": x, "progress": False}
@@ -276,6 +284,7 @@ class TestMemory:
         gc.collect()
         return sum(reference() is not None for reference in references)
 
+    @pytest.mark.thorough
     def test_fresh_gradients(self):
         def build(i):
             return lambda params, x, y, *, key, weights: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))

@@ -22,6 +22,7 @@ def test_no_picture_without_matplotlib(path, monkeypatch, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_the_quickstart_speaks_at_once_and_needs_no_matplotlib(monkeypatch, capsys, tmp_path):
     path = next(p for p in EXAMPLES if p.name == "quickstart.py")
     monkeypatch.setitem(sys.modules, "matplotlib", None)

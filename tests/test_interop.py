@@ -8,7 +8,7 @@ import pytest
 import fnnet as fn
 from fnnet.layers._layer import run_forward
 
-from .cases import BY_CLASS, assert_agree
+from .cases import BY_CLASS, assert_agree, thorough
 
 KEY = jax.random.key(2)
 
@@ -49,9 +49,11 @@ def network():
     "cost",
     [
         lambda f: lambda p, xs: jnp.mean(f(p, xs[0]) ** 2),
-        lambda f: lambda p, xs: jnp.mean(jax.checkpoint(f)(p, xs[0]) ** 2),
-        lambda f: lambda p, xs: jnp.sum(jax.vmap(f, (None, 0))(p, xs) ** 3),
-        lambda f: lambda p, xs: jax.lax.scan(lambda c, x: (c * jnp.sum(f(p, x) ** 2), None), jnp.ones(()), xs)[0],
+        *thorough(
+            lambda f: lambda p, xs: jnp.mean(jax.checkpoint(f)(p, xs[0]) ** 2),
+            lambda f: lambda p, xs: jnp.sum(jax.vmap(f, (None, 0))(p, xs) ** 3),
+            lambda f: lambda p, xs: jax.lax.scan(lambda c, x: (c * jnp.sum(f(p, x) ** 2), None), jnp.ones(()), xs)[0],
+        ),
         lambda f: lambda p, xs: jnp.sum(f(jax.tree.map(jnp.sin, p), f(p, xs[0])[:, :1, None, None] * xs[1])),
     ],
     ids=["grad", "remat", "vmap", "scan", "twice"],

@@ -98,7 +98,7 @@ def test_a_layer_is_static_by_value(case):
     assert jax.jit(lambda layer: jnp.zeros((1,) * len(layer.output_shape(case.shape)))).eval_shape(copy).ndim == rank
 
 
-@pytest.mark.parametrize("case", LAYERS, ids=repr)
+@pytest.mark.parametrize("case", BY_CLASS, ids=repr)
 def test_output_shape_and_dtypes(case):
     for dtype in ("float64", "float32", "bfloat16"):
         a = jax.eval_shape(case.layer.apply, case.params(dtype), case.inputs(2, dtype))
@@ -303,6 +303,7 @@ class TestOwnLayer:
         ):
             fn.layer(fn.Dense(3, fn.sigmoid))
 
+    @pytest.mark.thorough
     def test_it_trains_in_a_network(self):
         net = fn.Network(fn.Dense(4, fn.sigmoid), Scale(2.0), fn.Dense(3, fn.softmax))
         params = net.init(jax.random.key(0), (5,))
@@ -465,6 +466,7 @@ def test_initialisers():
     np.testing.assert_allclose(jnp.std(kernel), 500**-0.5, rtol=0.03)
 
 
+@pytest.mark.thorough
 def test_the_notes_standard_deviations_of_z():
     # Section 4.4: 500 inputs of 1, 500 of 0. √501 ≈ 22.4, and √(3/2) ≈ 1.22 with weights of variance 1/1000.
     x = jnp.repeat(jnp.array([1.0, 0.0]), 500)[None]

@@ -290,13 +290,14 @@ MUTANTS = _mutants()
 def network(mutant: Mutant, place: str) -> tuple[fn.Network, int, tuple[int, ...]]:
     """A network with the mutant in a place, the place's index, and the input shape."""
     wrong = mutant.planted()
+    others = 2 if place == "middle" else 1
     if isinstance(mutant.layer, fn.Conv):
-        layers, shape = [CONV, CONV], (6, 6, 2)
+        layers, shape = [CONV] * others, (6, 6, 2)
     elif isinstance(mutant.layer, fn.MaxPool | fn.MeanPool):
         layers, shape = [fn.Conv(2, 3, fn.tanh, padding="same")], (6, 6, 2)
         layers = [*layers, fn.Conv(2, 1, fn.sigmoid)] if place == "middle" else layers
     else:
-        layers, shape = [DENSE, DENSE], (6,)
+        layers, shape = [DENSE] * others, (6,)
     index = {"first": 0, "middle": 1, "last": len(layers)}[place]
     layers.insert(index, wrong)
     return fn.Network(*layers), index, shape
@@ -420,7 +421,15 @@ COST_MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize(("cost", "activation", "hint"), [pytest.param(*row[1:], id=row[0]) for row in COST_MUTANTS])
+@pytest.mark.parametrize(
+    ("cost", "activation", "hint"),
+    [
+        pytest.param(
+            *row[1:], id=row[0], marks=pytest.mark.thorough if row[3] in {r[3] for r in COST_MUTANTS[:i]} else ()
+        )
+        for i, row in enumerate(COST_MUTANTS)
+    ],
+)
 def test_a_mutant_of_a_cost_is_named_and_explained(cost, activation, hint):
     net = fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, activation))
     params = net.init(jax.random.key(0), (5,))

@@ -135,6 +135,7 @@ def test_saturated_inputs_stay_finite(activation, dtype):
     assert_agree(bp.gradients, reference, TOLERANCE[dtype], zero=True, scale=largest(reference))
 
 
+@pytest.mark.thorough
 def test_finite_differences():
     net, params, x, y = small()
     f = fn.objective(net, fn.log_likelihood, penalty=fn.L2(2.0))
@@ -208,6 +209,7 @@ class TestBackprop:
         net, params, x, y = small(dropout=True)
         assert fn.backprop(net, fn.log_likelihood, params, x, y, key=jax.random.PRNGKey(3)).cost > 0
 
+    @pytest.mark.thorough
     def test_inside_a_users_scan_vmap_and_grad(self):
         net, params, x, y = small()
         gradient = fn.value_and_grad(net, fn.log_likelihood)
@@ -283,6 +285,7 @@ class TestNetwork:
         assert net.in_loop()[0] == fn.Dense(3, fn.tanh).in_loop()
         assert repr(net) == "Tripled(Dense(3, tanh))"
 
+    @pytest.mark.thorough
     def test_integer_inputs_and_a_first_layer_without_propagate(self):
         @fn.layer
         class Table:

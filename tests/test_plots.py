@@ -7,6 +7,8 @@ import pytest
 import fnnet as fn
 from fnnet import diagnostics
 
+from .cases import thorough
+
 plots = pytest.importorskip("fnnet.plots")
 plt = pytest.importorskip("matplotlib.pyplot")
 
@@ -37,6 +39,7 @@ def curves(ax):
     return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
 
 
+@pytest.mark.thorough
 def test_learning_curves_of_many_networks(data):
     runs = swept(data)
     ax = plots.learning_curves(runs, of="accuracy")
@@ -124,7 +127,7 @@ def test_misclassified(data):
     assert ax.get_title() == "0 of 100 images taken for something else"
 
 
-@pytest.mark.parametrize("style", ["default", "dark_background"])
+@pytest.mark.parametrize("style", ["dark_background", *thorough("default")])
 def test_print_and_dark_screens(style, data, tmp_path):
     """Nothing is drawn in the colour of what it stands on; and a given ax is the one that is returned."""
     _, test = data

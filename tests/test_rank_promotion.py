@@ -13,7 +13,7 @@ import fnnet as fn
 from fnnet import dbn, diagnostics, rbm
 from fnnet.layers._layer import run_forward
 
-from .cases import ACTIVATIONS, COSTS, LAYERS
+from .cases import ACTIVATIONS, BY_CLASS, COSTS, thorough
 
 KEY = jax.random.key(0)
 OPTIMIZER = fn.chain(fn.clip(1.0), fn.clip_by_global_norm(1.0), fn.sgd(fn.CosineDecay(0.1, 10), 0.9, True))
@@ -30,7 +30,7 @@ def test_it_is_refused():
         jnp.ones((2, 3)) + jnp.ones(3)
 
 
-@pytest.mark.parametrize("case", LAYERS, ids=repr)
+@pytest.mark.parametrize("case", BY_CLASS, ids=repr)
 def test_layers_penalties_and_optimizers(case):
     def run(x):
         params = case.layer.init(KEY, case.shape)
@@ -52,7 +52,7 @@ def test_activations():
             jax.eval_shape(lambda z, f=activation: (f(z), f.error(z, z), f.error(z, z, f(z))), jnp.ones(shape))
 
 
-@pytest.mark.parametrize("shape", [(4,), (5, 4)])
+@pytest.mark.parametrize("shape", [*thorough((4,)), (5, 4)])
 def test_costs(shape):
     x = jnp.ones((6, *shape))
     labels = jnp.zeros(x.shape[:-1], int)
@@ -126,6 +126,7 @@ def test_diagnostics_and_images():
     jax.eval_shape(run, jnp.ones((5, 4)), jnp.zeros(5, int))
 
 
+@pytest.mark.thorough
 def test_runs():
     net, x, y = fn.Dense(3, fn.softmax), jnp.ones((5, 4)), jnp.arange(5) % 3
     given = {"epochs": 1, "batch_size": 2, "progress": False}

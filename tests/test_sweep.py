@@ -52,6 +52,7 @@ def test_each_run_is_that_of_fit(data, at_once):
             np.testing.assert_allclose(getattr(swept, name)[i, j, k], getattr(history, name), rtol=1e-10)
 
 
+@pytest.mark.thorough
 def test_what_is_not_monitored_is_none(data):
     swept = fn.sweep(
         NET, fn.log_likelihood, data[0], keys=KEYS, optimizers=[optax.sgd(0.1)], monitor_training=False, **SETTINGS
@@ -62,6 +63,7 @@ def test_what_is_not_monitored_is_none(data):
     np.testing.assert_allclose(swept.cost[0, 0, 1], history.cost, rtol=1e-10)
 
 
+@pytest.mark.thorough
 def test_a_network_that_diverges_leaves_the_others_alone(data):
     optimizers = [fn.sgd(0.1), fn.sgd(jnp.inf)]
     swept = fn.sweep(NET, fn.log_likelihood, data[0], keys=KEYS, optimizers=optimizers, **SETTINGS)

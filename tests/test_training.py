@@ -53,6 +53,7 @@ class TestFit:
         )
         np.testing.assert_allclose(history.accuracy[-1], np.mean(np.argmax(net.apply(params, x), 1) == y))
 
+    @pytest.mark.thorough
     def test_digits_are_learnt(self, digits):
         (x, y), (x_test, y_test) = digits
         net = fn.Network(fn.Flatten(), fn.Dense(30, fn.sigmoid), fn.Dense(10, fn.softmax))
@@ -85,6 +86,7 @@ class TestFit:
         run(optimizer=fn.sgd(0.1, momentum=0.9), penalty=fn.L2(2.0))
         assert _program_of_run.cache_info().misses == before
 
+    @pytest.mark.thorough
     def test_weights_and_masks_travel_with_the_examples(self):
         net, params, (x, y) = problem(40)
         weights = jnp.where(jnp.arange(40) < 30, 1.0, 0.0)
@@ -145,6 +147,7 @@ class TestFit:
         run(epochs=2, progress=True)
         assert "2/2" in capsys.readouterr().err
 
+    @pytest.mark.thorough
     def test_optax_drops_in(self):
         optax = pytest.importorskip("optax")
         ours, _ = run(optimizer=fn.adam(1e-2))
@@ -223,7 +226,7 @@ class TestDiverged:
 
 class TestResume:
     @pytest.mark.parametrize(
-        "optimizer", [fn.sgd(0.3, momentum=0.9), fn.adam(fn.StepDecay(1e-2, 0.5, 7))], ids=["sgd", "adam"]
+        "optimizer", [*thorough(fn.sgd(0.3, momentum=0.9)), fn.adam(fn.StepDecay(1e-2, 0.5, 7))], ids=["sgd", "adam"]
     )
     def test_bit_for_bit(self, optimizer, tmp_path):
         data = problem(dropout=True)[2]
