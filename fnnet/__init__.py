@@ -19,6 +19,7 @@ from .activations import (
     step,
     tanh,
 )
+from .backpropagation import Backprop, backprop, objective, value_and_grad
 from .costs import Cost, accuracy, cross_entropy, log_likelihood, quadratic
 from .gradcheck import Report, Row, check_gradient, check_layer, check_vjp, compare_gradients
 from .interop import as_function, from_torch, manual_vjp, to_torch
@@ -40,6 +41,7 @@ from .layers import (
     LayerError,
     MaxPool,
     MeanPool,
+    Network,
     Upsample,
     convolve,
     cross_correlate,
@@ -51,7 +53,6 @@ from .layers import (
     unsample_max,
     unsample_mean,
 )
-from .network import Backprop, Network, backprop, objective, value_and_grad
 from .optimizers import (
     CosineDecay,
     ExponentialDecay,

@@ -19,8 +19,8 @@ from .activations import Activation, linear, sigmoid
 from .checkpoints import as_folder, check_checkpoint, checkpoints, is_path, keeping, stopping
 from .given import whole
 from .layers import Dense, Layer
+from .layers._composite import Network
 from .layers._layer import as_array
-from .network import Network
 from .training import Diverged
 
 __all__ = ["generate", "pretrain", "to_autoencoder", "to_network", "up"]

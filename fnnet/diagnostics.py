@@ -11,11 +11,14 @@ import numpy as np
 from jax import Array
 
 from .activations import at_least_float32, softmax
+from .backpropagation import backprop, errors_of
+from .chunks import chunk_size, mean_over_chunks
 from .costs import Cost
+from .given import check_batch
+from .layers._composite import Network
 from .layers._dense import Dense
 from .layers._layer import Layer, Params, run_forward
 from .layers._recurrent import Recurrent, state_errors
-from .network import Network, backprop, check_batch, chunk_size, errors_of, mean_over_chunks
 from .penalties import weights_in
 from .programs import program
 from .sweep import Sweep

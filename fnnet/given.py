@@ -1,13 +1,19 @@
 """Checks of what a function is given that more than one module makes."""
 
+import contextlib
+import weakref
 from numbers import Integral
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
 
-__all__ = ["whole"]
+from .costs import Cost, check_targets
+from .layers._layer import Layer, Params, Shape, as_array, as_data, check_key, run_forward
+from .programs import KEPT
 
 
 def whole(function: str, name: str, value: Any, least: int = 1) -> Any:
@@ -19,3 +25,106 @@ def whole(function: str, name: str, value: Any, least: int = 1) -> Any:
     if isinstance(value, bool) or not (is_array or isinstance(value, Integral)) or value < least:
         raise ValueError(f"{function}: expected {name} to be an integer of at least {least}, got {value!r}")
     return int(value)
+
+
+def check_feedback(params: Params, feedback: Params | None) -> None:
+    """Raise a ValueError unless feedback is None or a pytree of the parameters' structure and shapes."""
+    if feedback is None:
+        return
+    wanted, got = (
+        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (params, feedback)
+    )
+    for name in sorted(wanted.keys() | got.keys()):
+        if wanted.get(name) != got.get(name):
+            raise ValueError(
+                f"feedback: expected {name} of shape {wanted.get(name)}, as in params, got {got.get(name)}; draw it like the "
+                f"parameters, net.init(another_key, input_shape)"
+            )
+
+
+def check_net(net: Any) -> None:
+    """Raise a ValueError unless it is a layer."""
+    if not isinstance(net, Layer):
+        raise ValueError(f"net: expected an fn.Network or another layer, got {type(net).__name__}; see fn.layer")
+
+
+def check_cost(cost: Any) -> None:
+    """Raise a ValueError unless it is a cost."""
+    if not isinstance(cost, Cost):
+        raise ValueError(f"cost: expected an fn.Cost such as fn.cross_entropy, got {type(cost).__name__}")
+
+
+def check_batch(
+    net: Any,
+    cost: Any,
+    params: Params,
+    x: Any,
+    y: Any,
+    key: Any,
+    mask: Any = None,
+    weights: Any = None,
+    state: Any = None,
+) -> tuple[Array, Array, Any, Any, Any]:
+    """x, y, key, mask and weights, the data as arrays, or a ValueError that says what is wrong with them.
+
+    It stands in front of every call from a Python loop, so it reads types and shapes only; the targets of an array, which
+    have to be fetched from the device for it, are read once.
+    """
+    check_net(net)
+    check_cost(cost)
+    given = y
+    x, y, mask, weights = as_data("x", x), as_data("y", y), as_array(mask), as_array(weights)
+    m = x.shape[:1]
+    if m in ((), (0,)):
+        raise ValueError(f"x: expected a batch (m, ...) of at least one example, got shape {x.shape}")
+    if y.shape[:1] != m:
+        raise ValueError(
+            f"y: expected as many targets as there are examples in x, got {y.shape} beside {x.shape}; axis 0 of both is "
+            f"the example"
+        )
+    for name, extra in (("mask", mask), ("weights", weights)):
+        if extra is not None and extra.shape[:1] != m:
+            raise ValueError(f"{name}: expected {m[0]} examples on axis 0, as in x, got shape {extra.shape}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jnp.shape(leaf)[:1] != m:
+            raise ValueError(
+                f"state: expected arrays with {m[0]} examples on axis 0, as in x, got shape {jnp.shape(leaf)} at "
+                f"{jax.tree_util.keystr(path) or 'its top'}; give what apply_from returned for this batch"
+            )
+    to_check = (cost.probabilities or y.dtype.kind in "iu") and not isinstance(y, Tracer)
+    checked = id(y), net, x.shape, cost.probabilities
+    if to_check and CHECKED.get(checked) is not y and _targets_are_right(net, cost, params, x, given, mask, weights):
+        CHECKED[checked] = y
+    return x, y, check_key(key), mask, weights
+
+
+CHECKED: weakref.WeakValueDictionary[Any, Array] = weakref.WeakValueDictionary()
+"""The arrays of targets that were found right for a network: they cannot change, so they are not fetched again."""
+
+
+SHAPES: dict[Any, Shape] = {}
+"""The shapes of outputs by network and inputs."""
+
+
+def _targets_are_right(net: Layer, cost: Cost, params: Params, x: Array, y: Any, mask: Any, weights: Any) -> bool:
+    """`check_targets` for the outputs of this network, of which it needs the shape; False for targets of another shape.
+
+    The shape is traced once for a network and its inputs. A layer whose width is that of its parameters may have been given
+    others since, so it is traced again before targets are refused.
+    """
+
+    def right(shape: Shape) -> bool:
+        return jnp.shape(y) in (shape, shape[:-1]) and check_targets(cost, y, shape, weights)
+
+    def traced() -> Shape:
+        if len(SHAPES) >= KEPT:
+            SHAPES.clear()
+        SHAPES[key] = shape = jax.eval_shape(lambda: run_forward(net, params, x, mask=mask)[0]).shape
+        return shape
+
+    key = net, x.shape, x.dtype, None if mask is None else mask.shape
+    if (shape := SHAPES.get(key)) is not None and jnp.shape(y) in (shape, shape[:-1]):
+        with contextlib.suppress(ValueError):
+            return right(shape)
+    return right(traced())

@@ -29,8 +29,7 @@ from jax.core import Tracer
 from .activations import at_least_float32, on_last_axis, sigmoid_function, wide_dtype
 from .checkpoints import fingerprint, keeping, resumed
 from .given import whole
-from .layers._layer import as_array
-from .network import check_key
+from .layers._layer import as_array, check_key
 from .optimizers import Optimizer, apply_updates, is_transformation, traceable, updated
 from .penalties import Penalty, check_penalty
 from .programs import for_each_structure

@@ -13,9 +13,8 @@ from jax import Array
 
 from .checkpoints import fingerprint, keeping, resumed
 from .costs import Cost
-from .given import whole
+from .given import check_net, whole
 from .layers._layer import Layer, Params, as_array
-from .network import check_net
 from .optimizers import Optimizer, is_transformation, traceable
 from .penalties import Penalty, check_penalty
 from .programs import for_each_structure

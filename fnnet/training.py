@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .backpropagation import value_and_grad
 from .checkpoints import fingerprint, keeping, resumed
+from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost, accuracy
-from .given import whole
-from .layers._layer import Layer, Params, as_array, run_forward, split_key
-from .network import Network, check_batch, check_key, check_micro_batch, chunk_size, mean_over_chunks, value_and_grad
+from .given import check_batch, whole
+from .layers._composite import Network
+from .layers._layer import Layer, Params, as_array, check_key, run_forward, split_key
 from .optimizers import Optimizer, apply_updates, extra_arguments, is_transformation, traceable, updated
 from .penalties import Penalty, check_penalty
 from .programs import for_each_structure

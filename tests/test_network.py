@@ -17,7 +17,7 @@ from hypothesis import assume, given, seed
 from hypothesis import strategies as st
 
 import fnnet as fn
-from fnnet import network
+from fnnet import backpropagation
 from fnnet.programs import program
 
 from .cases import ACTIVATIONS, TOLERANCE, assert_agree, cast, largest, thorough
@@ -387,7 +387,7 @@ class TestCompilation:
         run(1.0)
         net, built = small(dropout=True)[0], program.cache_info().misses
         options = ({}, {"micro_batch": "auto", "carry": False}, {"carry": False})
-        functions = (network._backprop, network._value_and_grad, network._objective)
+        functions = (backpropagation._backprop, backpropagation._value_and_grad, backpropagation._objective)
         programs = [program(f, net, fn.log_likelihood, **o) for f, o in zip(functions, options, strict=True)]
         before = [run._cache_size() for run in programs]
         run(2.0)

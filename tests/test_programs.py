@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import fnnet as fn
-from fnnet import network
+from fnnet import given as checks
+from fnnet.backpropagation import _backprop, _value_and_grad
 from fnnet.programs import KEPT, program
 
 NET = fn.Network(fn.Dense(4, fn.sigmoid), fn.Dense(3, fn.softmax))
@@ -26,8 +27,8 @@ def given():
 class TestPrograms:
     def test_equal_arguments_give_one_program(self):
         equal = fn.Network(fn.Dense(4, fn.sigmoid), fn.Dense(3, fn.softmax))
-        assert program(network._backprop, NET, fn.quadratic) is program(network._backprop, equal, fn.quadratic)
-        assert program(network._backprop, NET, fn.quadratic) is not program(network._backprop, NET, fn.cross_entropy)
+        assert program(_backprop, NET, fn.quadratic) is program(_backprop, equal, fn.quadratic)
+        assert program(_backprop, NET, fn.quadratic) is not program(_backprop, NET, fn.cross_entropy)
 
     def test_what_nobody_uses_is_freed(self):
         def function(scale, x):
@@ -46,9 +47,9 @@ class TestPrograms:
     def test_a_function_holds_its_program(self, given):
         f = fn.value_and_grad(NET, fn.log_likelihood)
         f(*given)
-        own = program(network._value_and_grad, NET, fn.log_likelihood, micro_batch="auto", carry=False)
+        own = program(_value_and_grad, NET, fn.log_likelihood, micro_batch="auto", carry=False)
         for i in range(KEPT):
-            program(network._value_and_grad, fn.Dense(1 + i, fn.linear), fn.quadratic)
+            program(_value_and_grad, fn.Dense(1 + i, fn.linear), fn.quadratic)
         f(*given)
         assert own._cache_size() == 1
 
@@ -56,8 +57,8 @@ class TestPrograms:
 class TestTargetsAreFetchedOnce:
     @pytest.fixture
     def fetched(self, monkeypatch):
-        seen, check = [], network.check_targets
-        monkeypatch.setattr(network, "check_targets", lambda *given: seen.append(given[2][-1]) or check(*given))
+        seen, check = [], checks.check_targets
+        monkeypatch.setattr(checks, "check_targets", lambda *given: seen.append(given[2][-1]) or check(*given))
         return seen
 
     def test_for_each_array_and_network(self, given, fetched):

@@ -21,8 +21,8 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..costs import Cost
-from ..layers._layer import Layer, Params, run_forward
-from ..network import check_batch, check_key
+from ..given import check_batch
+from ..layers._layer import Layer, Params, check_key, run_forward
 from ..penalties import Penalty, check_penalty
 from .mistakes import Failure, explain, of_cost, of_function, of_layer, of_penalty
 from .report import Report, Row

@@ -15,9 +15,10 @@ from jax import Array
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..activations import at_least_float32
+from ..backpropagation import backprop, value_and_grad
 from ..costs import Cost
+from ..layers._composite import Network
 from ..layers._layer import Layer, Params, keywords, run_forward, split_key
-from ..network import Network, backprop, value_and_grad
 from ..programs import program
 
 

@@ -1,5 +1,6 @@
 """The layers: one file for each family, equations first, the dataclass that binds them last."""
 
+from ._composite import Network
 from ._conv import Conv, ConvTranspose, convolve, cross_correlate, pad_full, rot180
 from ._dense import Dense
 from ._dropout import Dropout
@@ -41,6 +42,7 @@ __all__ = [
     "LayerError",
     "MaxPool",
     "MeanPool",
+    "Network",
     "Upsample",
     "convolve",
     "cross_correlate",

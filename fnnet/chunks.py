@@ -1,0 +1,63 @@
+"""A batch run in chunks: how many examples at a time, and the mean over them."""
+
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from .layers._layer import ExampleKeys, Layer, Params, run_forward
+
+WHOLE_BATCH_BYTES, CHUNK_BYTES, SMALLEST_CHUNK = 16 * 2**20, 8 * 2**20, 32
+
+
+def chunk_size(net: Layer, params: Params, x: Array, key: Any, mask: Any, micro_batch: int | str | None) -> int:
+    """How many examples to run at a time, from static shapes.
+
+    "auto" keeps a batch whole where the activations and masks that its backward pass reads fit in 16 MiB, off the CPU,
+    and where examples mix; else it takes the power of two that fits in 8 MiB, at least 32. (Compiled temporaries above
+    about 16 MiB cost page faults at every call on CPU; a GPU likes its batch whole.)
+    """
+    m = x.shape[0]
+    if micro_batch is None or not net.independent:
+        return m
+    if not isinstance(micro_batch, str):
+        return min(int(micro_batch), m)
+    if jax.default_backend() != "cpu":
+        return m
+    _, cache = jax.eval_shape(lambda: run_forward(net, params, x, key=key, train=True, mask=mask))
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache) if hasattr(leaf, "dtype"))
+    if total <= WHOLE_BATCH_BYTES:
+        return m
+    return min(m, max(SMALLEST_CHUNK, 2 ** int(np.log2(max(1, CHUNK_BYTES * m // total)))))
+
+
+def mean_over_chunks(f: Callable, batch: tuple[Any, ...], key: Any, size: int) -> Any:
+    """(1/m) Σ size · f(*chunk, key) over chunks of the batch; f returns a pytree of means over its chunk."""
+    m = batch[0].shape[0]
+    if size >= m:
+        return f(*batch, key)
+
+    def part(start: Any, count: int) -> Any:
+        chunk = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, count), batch)
+        keys = None if key is None else ExampleKeys(key, start + jnp.arange(count))
+        return jax.tree.map(lambda mean: mean * jnp.asarray(count / m, mean.dtype), f(*chunk, keys))
+
+    def body(total: Any, start: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, part(start, size)), None
+
+    full = m // size
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: part(0, size)))
+    total, _ = jax.lax.scan(body, zeros, size * jnp.arange(full))
+    return jax.tree.map(jnp.add, total, part(full * size, m - full * size)) if m % size else total
+
+
+def check_micro_batch(micro_batch: Any) -> None:
+    """Raise a ValueError unless micro_batch is "auto", None or a positive integer."""
+    is_whole = isinstance(micro_batch, Integral) and not isinstance(micro_batch, bool)
+    if micro_batch is None or micro_batch == "auto" or (is_whole and int(micro_batch) >= 1):
+        return
+    raise ValueError(f"micro_batch: expected a positive integer, 'auto' or None, got {micro_batch!r}")
