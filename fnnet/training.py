@@ -22,8 +22,8 @@ from .checkpoints import fingerprint, keeping, resumed
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost, accuracy
 from .given import check_batch, whole
-from .layers._composite import Network
-from .layers._layer import Layer, Params, as_array, check_key, run_forward, split_key
+from .layers._composite import visited
+from .layers._layer import Layer, Params, as_array, check_key, run_forward
 from .optimizers import Optimizer, apply_updates, extra_arguments, is_transformation, traceable, updated
 from .penalties import Penalty, check_penalty
 from .programs import for_each_structure
@@ -580,24 +580,16 @@ def _first_not_finite(net: Layer, params: Params, x: Array, key: Any, mask: Any)
     if not _finite(x):
         return "the input data"
 
-    def walk(net: Layer, params: Params, a: Array, key: Any, place: str) -> tuple[Array, str | None]:
-        layers = (
-            zip(net, params, split_key(key, len(net)), strict=True)
-            if isinstance(net, Network)
-            else [(net, params, key)]
-        )
-        for i, (part, p, k) in enumerate(layers):
-            here = f"{place}{i}"
-            if isinstance(part, Network):
-                a, found = walk(part, p, a, k, f"{here}.")
-            else:
-                a, _ = run_forward(part, p, a, key=k, train=True, mask=mask)
-                found = None if _finite((p, a)) else f"layer {here} {part!r}"
-            if found:
-                return a, found
-        return a, None
+    found = []
 
-    return walk(net, params, x, key, "")[1] or "the cost of the last layer"
+    def visit(place: tuple[int, ...], part: Layer, p: Params, a: Array, **given: Any) -> tuple[Array, Any]:
+        a, cache = run_forward(part, p, a, **given)
+        if not found and not _finite((p, a)):
+            found.append(f"layer {'.'.join(map(str, place or (0,)))} {part!r}")
+        return a, cache
+
+    visited(net, params, x, visit, key=key, train=True, mask=mask)
+    return found[0] if found else "the cost of the last layer"
 
 
 def _finite(tree: Any) -> bool:

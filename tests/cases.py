@@ -102,6 +102,39 @@ def _layers() -> list[Case]:
         Case("Dropout per batch", fn.Dropout(0.4, per="batch"), (6,)),
         Case("Dropout on images", fn.Dropout(0.3), (4, 3, 2)),
         Case("Dropout of nothing", fn.Dropout(0.0), (5,)),
+        Case("Identity", fn.Identity(), (4,)),
+        Case(
+            "Parallel", fn.Parallel(fn.Dense(3, fn.tanh), fn.Network(fn.Dense(5, fn.silu), fn.Dense(3, fn.tanh))), (4,)
+        ),
+        Case(
+            "Parallel side by side",
+            fn.Parallel(fn.Identity(), fn.Dense(3, fn.tanh), fn.Dropout(0.3), join=fn.concatenate),
+            (2, 4),
+        ),
+        Case("Residual", fn.Residual(fn.Dense(6, fn.gelu), fn.Dropout(0.3), fn.Dense(4, fn.linear)), (4,)),
+        Case("Tied", fn.Tied(fn.Network(fn.Dense(4, fn.tanh), fn.Dense(4, fn.sigmoid)), "0.w", "-1.w"), (4,)),
+        Case(
+            "Tied embedding",
+            fn.Tied(fn.Network(fn.Embedding(6, 3), fn.Dense(3, fn.tanh), fn.Dense(6, fn.softmax)), "0.w", "2.w"),
+            (4,),
+            tokens=6,
+        ),
+        Case("Repeat", fn.Repeat(fn.Residual(fn.Dense(4, fn.tanh), fn.Dropout(0.3)), 3), (4,)),
+        Case("Repeat a softmax", fn.Repeat(fn.Dense(3, fn.softmax), 2), (3,)),
+        Case("Repeat a cell", fn.Repeat(fn.RNN(3), 2), (4, 3)),
+        Case(
+            "Recompute", fn.Recompute(fn.Network(fn.Dense(6, fn.tanh), fn.Dropout(0.3), fn.Dense(4, fn.softmax))), (5,)
+        ),
+        Case("Recompute a layer", fn.Recompute(fn.LSTM(3)), (4, 2)),
+        Case(
+            "Nested three deep",
+            fn.Network(
+                fn.Dense(4, fn.tanh),
+                fn.Residual(fn.Repeat(fn.Recompute(fn.Residual(fn.Dense(4, fn.silu), fn.Dropout(0.2))), 2)),
+                fn.Parallel(fn.Dense(2, fn.tanh), fn.Residual(fn.Dense(4, fn.sigmoid)), join=fn.concatenate),
+            ),
+            (5,),
+        ),
         Case(
             "Network",
             fn.Network(

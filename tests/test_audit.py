@@ -217,8 +217,8 @@ def test_without_float64_the_dtype_itself_is_the_judge():
 def test_forward_mode_finds_a_network_that_is_put_together_wrongly(dtype):
     @fn.layer
     class Short(fn.Network):
-        def _backward(self, params, cache, last):
-            da, gradients = super()._backward(params, cache, last)
+        def _backward(self, params, cache, da, **about):
+            da, gradients = super()._backward(params, cache, da, **about)
             return da, (*gradients[:-1], jax.tree.map(jnp.zeros_like, gradients[-1]))
 
     for cls, ok in ((fn.Network, True), (Short, False)):
@@ -679,8 +679,8 @@ class TestHardCases:
 
     @pytest.mark.parametrize("method", ["_backward", "output_backward"])
     def test_a_kink_hides_no_wrong_composition(self, method):
-        def doubled(self, params, cache, given):
-            da, gradients = getattr(super(Doubled, self), method)(params, cache, given)
+        def doubled(self, params, cache, given, **about):
+            da, gradients = getattr(super(Doubled, self), method)(params, cache, given, **about)
             return da, jax.tree.map(lambda g: 2 * g, gradients)
 
         Doubled = fn.layer(type("Doubled", (fn.Network,), {method: doubled}))

@@ -22,13 +22,13 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..costs import Cost
 from ..given import check_batch
+from ..layers._composite import Placed, walk
 from ..layers._layer import Layer, Params, check_key, run_forward
 from ..penalties import Penalty, check_penalty
 from .mistakes import Failure, explain, of_cost, of_function, of_layer, of_penalty
 from .report import Report, Row
 from .sides import (
     Given,
-    Placed,
     directions,
     function_gradient,
     function_vjp,
@@ -38,7 +38,6 @@ from .sides import (
     normals,
     penalty_gradient,
     probe_for,
-    walk,
     whole_network,
 )
 from .verdicts import (
@@ -342,7 +341,8 @@ class Chained(NamedTuple):
 def _layer_rows(
     placed: Placed, a_in: Array, da_real: Array | None, mask: Any, dtype: str, finite: bool, chained: Chained | None
 ) -> list[Row]:
-    name, layer, params, key = placed
+    _, layer, params, key = placed
+    name = placed.name
     a_out = jax.eval_shape(lambda p, a: run_forward(layer, p, a, key=key, train=True, mask=mask)[0], params, a_in)
     if not is_float(a_out):  # integers passed through: nothing to differentiate
         return [Row(name, "propagate", "", "vacuous")]
@@ -443,16 +443,21 @@ def _function_rows(name: str, equation: str, subject: Subject, about: Callable[.
 
 
 def _composed_rows(whole: Subject) -> list[Row]:
-    """The gradients as ``value_and_grad`` computes them, by each layer's composed backward pass."""
-    if "value_and_grad" not in whole:
-        return []
-    (compared,) = whole.compared("value_and_grad")
-    found = differences(compared)
-    verdict = judge(found, whole, found.size)
-    if verdict == "fail":
-        rounded = found.in_float64 <= TOLERANCE["float64"] and np.isfinite(found.difference)
-        verdict = "precision" if rounded else "consequence"
-    return [Row("network", "value_and_grad", "", verdict if found.size else "vacuous", *_fields(found))]
+    """The gradients as ``value_and_grad`` computes them, by each layer's composed backward pass, and those of ``backprop``
+    where they are wrong: the layers' own rows show them otherwise."""
+    rows = []
+    for name in ("backprop", "value_and_grad"):
+        if name not in whole:
+            continue
+        (compared,) = whole.compared(name)
+        found = differences(compared)
+        verdict = judge(found, whole, found.size)
+        if verdict == "fail":
+            rounded = found.in_float64 <= TOLERANCE["float64"] and np.isfinite(found.difference)
+            verdict = "precision" if rounded else "consequence"
+        if name == "value_and_grad" or verdict == "consequence":
+            rows.append(Row("network", name, "", verdict if found.size else "vacuous", *_fields(found)))
+    return rows
 
 
 def _product_rows(subject: Subject, name: str) -> list[Row]:

@@ -5,7 +5,7 @@ Autodiff is ``jax.vjp`` of the plain forward pass: no hand-written rule takes pa
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,8 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ..activations import at_least_float32
 from ..backpropagation import backprop, value_and_grad
 from ..costs import Cost
-from ..layers._composite import Network
-from ..layers._layer import Layer, Params, keywords, run_forward, split_key
+from ..layers._composite import is_walked, output_place, visited, walk
+from ..layers._layer import Layer, Params, keywords, run_forward
 from ..programs import program
 
 
@@ -40,15 +40,6 @@ class Given(NamedTuple):
     weights: Any = None
 
 
-class Placed(NamedTuple):
-    """A layer in its place."""
-
-    name: str
-    layer: Layer
-    params: Params
-    key: Any
-
-
 def compiled_once(*, fixed: int) -> Callable[[Callable], Callable]:
     """`program` with the first ``fixed`` arguments held, for one that runs once or twice: on CPU it is compiled without
     optimisation, in half the time."""
@@ -64,25 +55,12 @@ def compiled_once(*, fixed: int) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def parts(net: Layer) -> tuple[Layer, ...] | None:
-    """The layers of a network; None for another layer, and for a network with a forward pass of its own."""
-    return net.layers if isinstance(net, Network) and type(net).forward is Network.forward else None
-
-
-def walk(net: Layer, params: Params, key: Any, place: str = "") -> Iterator[Placed]:
-    """The layers in order, those of nested networks in their place, each with its parameters and its key."""
-    if (layers := parts(net)) is None:
-        yield Placed(f"{place or 0} {type(net).__name__}", net, params, key)
-        return
-    for i, (part, p, k) in enumerate(zip(layers, params, split_key(key, len(layers)), strict=True)):
-        yield from walk(part, p, k, f"{place}.{i}" if place else f"{i}")
-
-
-def by_layer(net: Layer, tree: Any) -> list[Any]:
-    """What a tuple with one entry per layer holds for each layer of `walk`."""
-    if (layers := parts(net)) is None:
-        return [tree]
-    return [leaf for part, entry in zip(layers, tree, strict=True) for leaf in by_layer(part, entry)]
+def by_layer(net: Layer, errors: Any) -> list[Any]:
+    """The errors of each layer of `walk`."""
+    if not is_walked(net):
+        return [errors]
+    layers = net.layers  # pyright: ignore[reportAttributeAccessIssue]
+    return [leaf for part, entry in zip(layers, errors, strict=True) for leaf in by_layer(part, entry)]
 
 
 def is_float(a: Any) -> bool:
@@ -123,41 +101,59 @@ def whole_network(net: Layer, cost: Cost | None, linear: bool, given: Given, u: 
     params, x, y, key, mask, weights = given
     m = x.shape[0]
 
-    def run(params: Params, probes: Sequence, taps: Sequence) -> tuple[Array, list[Any], list[Array]]:
-        a, outputs, inputs = x, [], []
-        for i, placed in enumerate(walk(net, params, key)):
-            inputs.append(a)
-            probe = probes[i] if probes else None
-            a, cache = run_forward(placed.layer, placed.params, a, key=placed.key, train=True, mask=mask, probe=probe)
-            outputs.append(placed.layer.output(placed.params, cache))
-            a = a + taps[i] if taps and taps[i] is not None else a
-        return a, outputs, inputs
+    places = list(walk(net, params, key))
 
-    a_out, outputs, inputs = run(params, [], [])
-    found: dict[str, Any] = {"inputs": inputs}
+    def run(params: Params, moved: dict) -> tuple[Array, dict]:
+        """The output and what each layer was seen to do; ``moved`` is added to its parameters, to z and to a_out."""
+        seen = {}
+
+        def visit(place: tuple, layer: Layer, p: Params, a: Array, **about: Any) -> tuple[Array, Any]:
+            own, probe, tap = moved.get(place, (None, None, None))
+            p = p if own is None else jax.tree.map(jnp.add, p, own)
+            a_out, cache = run_forward(layer, p, a, **{**about, "probe": probe})
+            seen[place] = (a, a_out, cache, layer.output(p, cache))
+            return a_out if tap is None else a_out + tap, cache
+
+        return visited(net, params, x, visit, key=key, train=True, mask=mask), seen
+
+    _, seen = run(params, {})
+    inputs, a_outs, caches, outputs = zip(*(seen[placed.place] for placed in places), strict=True)
+    found: dict[str, Any] = {"inputs": list(inputs)}
     if linear:
         found["product"] = _product(net, given, u, v)
     if cost is None:
         return found
 
-    def summed_cost(params: Params, probes: Sequence, taps: Sequence) -> Array:
-        a, outputs, _ = run(params, probes, taps)
-        return m * cost(a, y, weights=weights, output=outputs[-1])
+    last = output_place(net)
+
+    def summed_cost(params: Params, moved: dict) -> Array:
+        a, seen = run(params, moved)
+        return m * cost(a, y, weights=weights, output=None if last is None else seen[last][-1])
 
     about = {"key": key, "mask": mask, "weights": weights}
-    errors, gradients = (by_layer(net, tree) for tree in backprop(net, cost, params, x, y, **about)[1:])
-    probed = ["probe" in keywords(type(placed.layer)) for placed in walk(net, params, key)]
-    like = [delta if output is None else output[1] for delta, output in zip(errors, outputs, strict=True)]
-    probes = [jax.tree.map(jnp.zeros_like, delta) if yes else None for yes, delta in zip(probed, like, strict=True)]
-    taps = [jnp.zeros_like(a) if is_float(a) else None for a in (*inputs[1:], a_out)]
-    value, pull_back = jax.vjp(summed_cost, params, probes, taps)
-    d_params, deltas, found["das"] = pull_back(jnp.ones_like(value))
+    _, errors, whole = backprop(net, cost, params, x, y, **about)
+    errors = by_layer(net, errors)
+    probed = ["probe" in keywords(type(placed.layer)) for placed in places]
+    moved = {}
+    for placed, yes, delta, output, a in zip(places, probed, errors, outputs, a_outs, strict=True):
+        probe = jax.tree.map(jnp.zeros_like, _like(delta, output)) if yes else None
+        own = jax.tree.map(jnp.zeros_like, placed.params)
+        moved[placed.place] = own, probe, jnp.zeros_like(a) if is_float(a) else None
+    value, pull_back = jax.vjp(summed_cost, params, moved)
+    d_params, d_moved = pull_back(jnp.ones_like(value))
+    d_own, deltas, found["das"] = map(list, zip(*(d_moved[placed.place] for placed in places), strict=True))
     found["errors"] = Two([delta if yes else None for yes, delta in zip(probed, errors, strict=True)], deltas)
-    d_params = jax.tree.map(lambda g: (g / m).astype(g.dtype), d_params)
-    found["gradients"] = Two(gradients, by_layer(net, d_params))
+    of_layers = [placed.layer.gradients(placed.params, *of) for placed, *of in zip(places, caches, errors, strict=True)]
+    mean = functools.partial(jax.tree.map, lambda g: (g / m).astype(g.dtype))
+    found["gradients"] = Two(of_layers, mean(d_own))
     composed = value_and_grad(net, cost, micro_batch=None)(params, x, y, **about)[1]
-    found["value_and_grad"] = Two(composed, d_params)
+    found |= {"backprop": Two(whole, mean(d_params)), "value_and_grad": Two(composed, mean(d_params))}
     return {**found, **cost_derivative(net, cost, given)}
+
+
+def _like(delta: Any, output: Any) -> Any:
+    """What a probe is shaped like: z where there is one to show and δ is an array too, else δ."""
+    return delta if output is None or not hasattr(delta, "shape") else output[1]
 
 
 def _product(net: Layer, given: Given, u: Array, v: Any) -> Two:
@@ -195,14 +191,13 @@ def products(u: Any, moved: Any, pulled: Any, v: Any) -> Two:
 
 
 def probe_for(layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array) -> Any:
-    """Zeros shaped like z where the layer has a z to show, else like its δ; None for a layer without ``probe``."""
+    """Zeros shaped as `_like` says; None for a layer without ``probe``."""
     if "probe" not in keywords(type(layer)):
         return None
 
     def like(params: Params, a_in: Array) -> Any:
         _, cache = run_forward(layer, params, a_in, key=key, train=True, mask=mask)
-        output = layer.output(params, cache)
-        return layer.error(params, cache, da_out) if output is None else output[1]
+        return _like(layer.error(params, cache, da_out), layer.output(params, cache))
 
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(like, params, a_in))
 

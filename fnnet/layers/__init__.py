@@ -1,6 +1,6 @@
 """The layers: one file for each family, equations first, the dataclass that binds them last."""
 
-from ._composite import Network
+from ._composite import Composite, Identity, Join, Network, Parallel, Residual, add, concatenate
 from ._conv import Conv, ConvTranspose, convolve, cross_correlate, pad_full, rot180
 from ._dense import Dense
 from ._dropout import Dropout
@@ -23,12 +23,14 @@ from ._recurrent import (
     state_errors,
     through_time,
 )
+from ._shared import Recompute, Repeat, Tied
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
     "Bidirectional",
+    "Composite",
     "Conv",
     "ConvTranspose",
     "Dense",
@@ -37,13 +39,22 @@ __all__ = [
     "ExampleKeys",
     "Flatten",
     "GlobalMeanPool",
+    "Identity",
+    "Join",
     "LastStep",
     "Layer",
     "LayerError",
     "MaxPool",
     "MeanPool",
     "Network",
+    "Parallel",
+    "Recompute",
+    "Repeat",
+    "Residual",
+    "Tied",
     "Upsample",
+    "add",
+    "concatenate",
     "convolve",
     "cross_correlate",
     "example_keys",

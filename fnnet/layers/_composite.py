@@ -1,12 +1,22 @@
-"""Composition: layers made of layers.
+"""Composition, said once: what a layer made of layers does, whatever its wiring.
+
+The chain rule needs no tape. A composite runs its parts in some order and hands each one's output on; the errors travel the
+same wires in the opposite direction. Where a value goes to several parts, the errors that come back from them add up; where
+several values are joined, the error is split among them. So a composite says its parts and two short functions, `wire` and
+`unwire`, and all that a layer must do follows from them.
 
 Source: the notes, section 3.
 """
 
 import copy
-from collections.abc import Iterator
-from typing import Any, overload
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, overload
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -18,17 +28,310 @@ from ._layer import (
     Params,
     Shape,
     check_key,
+    keywords,
     layer,
     located,
     run_forward,
     split_key,
 )
 
-__all__ = ["Network"]
+__all__ = ["Composite", "Identity", "Join", "Network", "Parallel", "Residual", "add", "concatenate"]
+
+Run = Callable[[int, Array], Array]
+Back = Callable[[int, Any], Any]
+
+
+class Composite(Layer):
+    """A layer made of layers. Decorate a subclass with ``@fn.layer``; it says three things.
+
+    - ``layers``: its parts, a tuple (a field, or a property).
+    - ``wire(run, a_in) -> (a_out, extra)``: the forward pass, in which ``run(i, a)`` is the output of part i. Each part runs
+      once. ``extra`` is what `unwire` has to know beside, None for nothing.
+    - ``unwire(back, da_out, extra) -> da_in``: the backward pass, in which ``back(i, da)`` turns ∂C/∂(output of part i) into
+      ∂C/∂(its input). It calls `back` once for each part, a part after those that it feeds. ``da_out`` is None where every
+      part's error is known already; `unwire` then hands None on.
+
+    ``last`` is the index of the part whose output is the composite's own, through which a matched cost enters; None (the
+    default) where the output is made of several.
+
+    Parameters, errors, states and probes are tuples with an entry for each part, and so are caches, with ``extra`` at the end
+    where there is one. Each part gets a key of its own. A subclass with parameters of another structure also writes `parts`
+    and `joined`.
+    """
+
+    layers: tuple[Layer, ...]
+    last: ClassVar[int | None] = None
+
+    def wire(self, run: Run, a_in: Array) -> tuple[Array, Any]:
+        """(a_out, extra) by ``run(i, a)``."""
+        raise NotImplementedError(f"{type(self).__name__} defines no wire(run, a_in) -> (a_out, extra)")
+
+    def unwire(self, back: Back, da_out: Any, extra: Any) -> Any:
+        """da_in by ``back(i, da)``."""
+        raise NotImplementedError(f"{type(self).__name__} defines no unwire(back, da_out, extra) -> da_in")
+
+    def parts(self, params: Params) -> tuple[tuple[Layer, Params], ...]:
+        """The parts, each with its parameters."""
+        return tuple(zip(self.layers, self._entries("parameters", params, "init"), strict=True))
+
+    def joined(self, gradients: tuple[Params, ...]) -> Params:
+        """The parts' gradients in the structure of the parameters: the transpose of `parts`."""
+        return gradients
+
+    def _entries(self, what: str, tree: Any, source: str) -> tuple[Any, ...]:
+        n = len(self.layers)
+        if tree is None and what != "parameters":
+            return (None,) * n
+        if not isinstance(tree, tuple | list) or len(tree) != n:
+            got = f"{len(tree)} entries" if isinstance(tree, tuple | list) else type(tree).__name__
+            remedy = f"use what {source} of an equal network returned"
+            raise LayerError(self, f"{what} with {n} entries, one per layer", got, remedy)
+        return tuple(tree)
+
+    @property
+    def independent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return all(getattr(part, "independent", False) for part in self.layers)
+
+    @property
+    def kept(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return all(getattr(part, "kept", False) for part in self.layers)
+
+    def in_loop(self):
+        twin = copy.copy(self)
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            if isinstance(value, Layer):
+                object.__setattr__(twin, field.name, value.in_loop())
+            elif isinstance(value, tuple) and value and all(isinstance(part, Layer) for part in value):
+                object.__setattr__(twin, field.name, tuple(part.in_loop() for part in value))
+        return twin
+
+    def init(self, key: Array, input_shape: Shape) -> Params:
+        """One entry per layer; ``input_shape`` is the shape of one example, such as (784,)."""
+        if check_key(key) is None:
+            raise ValueError(
+                "key: expected one PRNG key to draw parameters with, got None; make one with jax.random.key(seed)"
+            )
+        shapes, _ = self._shapes(check_shape(self, input_shape))
+        params = []
+        for i, (part, k) in enumerate(zip(self.layers, split_key(key, len(shapes)), strict=True)):
+            with located(i):
+                params.append(part.init(k, shapes[i]))
+        return tuple(params)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if not is_walked(self):
+            return super().output_shape(input_shape)
+        return self._shapes(check_shape(self, input_shape))[1]
+
+    def _shapes(self, input_shape: Shape) -> tuple[list[Shape], Shape]:
+        """The input shape of each part, and the output's."""
+        shapes: list[Any] = [None] * len(self.layers)
+
+        def run(i: int, a: Array) -> Array:
+            shapes[i] = a.shape[1:]
+            with located(i):
+                return jnp.zeros((1, *self.layers[i].output_shape(shapes[i])))
+
+        a = jax.ShapeDtypeStruct((1, *input_shape), jnp.result_type(float))
+        return shapes, jax.eval_shape(lambda a: self.wire(run, a)[0], a).shape[1:]
+
+    def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
+        """``run(i, layer, params, a_in, **given)`` stands for `run_forward` of part i where it is given: what looks inside a
+        network (the audit) hands its own down."""
+        parts, run = self.parts(params), run or _run_part
+        given = zip(
+            split_key(key, len(parts)),
+            self._entries("a probe", probe, "error"),
+            self._entries("a state", state, "apply_from or final_state"),
+            strict=True,
+        )
+        of_parts = [{"key": k, "probe": q, "state": s, "train": train, "mask": mask} for k, q, s in given]
+        outputs: list[Any] = [None] * len(parts)
+        caches: list[Any] = [None] * len(parts)
+
+        def run_part(i: int, a: Array) -> Array:
+            if outputs[i] is not None:
+                remedy = "run each part once; weights that are used twice are tied: fn.Tied"
+                raise LayerError(parts[i][0], "one run of each part in wire", "two", remedy, (i,))
+            with located(i):
+                outputs[i], caches[i] = run(i, *parts[i], a, **of_parts[i])
+            return outputs[i]
+
+        a_out, extra = self.wire(run_part, a_in)
+        self._check_wiring(outputs, a_out)
+        return a_out, (*caches, *(() if extra is None else (extra,)))
+
+    def _check_wiring(self, outputs: list[Any], a_out: Array) -> None:
+        n, last = len(outputs), self.last
+        for i, output in enumerate(outputs):
+            if output is None:
+                remedy = "run each part once in wire, or leave it out"
+                raise LayerError(self.layers[i], "one run of each part in wire", "none", remedy, (i,))
+        found = next((i for i in reversed(range(n)) if outputs[i] is a_out), None)
+        if (last is None) != (found is None) or (last is not None and outputs[last] is not a_out):
+            expected = f"last = {found}, since wire returns what part {found} gives"
+            if found is None:
+                expected = "last = None, since wire returns what no part gives"
+            raise LayerError(
+                self, expected, f"last = {last}", f"write it in {type(self).__name__}: a cost enters there"
+            )
+
+    def moving(self, params: Params, cache: Cache) -> Params:
+        return tuple(part.moving(p, cache[i]) for i, (part, p) in enumerate(self.parts(params)))
+
+    def final_state(self, cache: Cache) -> Any:
+        states = []
+        for i, part in enumerate(self.layers):
+            with located(i):
+                states.append(part.final_state(cache[i]))
+        return tuple(states)
+
+    def output(self, params, cache):
+        if self.last is None:
+            return None
+        part, p = self.parts(params)[self.last]
+        return part.output(p, cache[self.last % len(self.layers)])
+
+    def error(self, params, cache, da_out):
+        """Every part's δ, each after those that it feeds."""
+        return self._errors(params, cache, da_out, at_output=False)
+
+    def output_error(self, params, cache, delta):
+        """Every part's δ given δ^L."""
+        return self._errors(params, cache, delta, at_output=True)
+
+    def propagate(self, params, cache, delta):
+        return self._backwards(params, cache, None, lambda i, part, p, da: part._propagated(p, cache[i], delta[i]))
+
+    def gradients(self, params, cache, delta):
+        """Every part's BP3 and BP4."""
+        parts = self.parts(params)
+        return self.joined(tuple(part.gradients(p, cache[i], delta[i]) for i, (part, p) in enumerate(parts)))
+
+    def backward(self, params, cache, da_out):
+        return self._backward(params, cache, da_out, at_output=False)
+
+    def output_backward(self, params, cache, delta):
+        return self._backward(params, cache, delta, at_output=True)
+
+    def _errors(self, params: Params, cache: Cache, da: Any, *, at_output: bool) -> tuple[Delta, ...]:
+        deltas: list[Any] = [None] * len(self.layers)
+
+        def through(i: int, part: Layer, p: Params, da: Any) -> Any:
+            equation = part.output_error if at_output and self._is_last(i) else part.error
+            deltas[i] = equation(p, cache[i], da)
+            return part._propagated(p, cache[i], deltas[i])
+
+        self._backwards(params, cache, da, through)
+        return tuple(deltas)
+
+    def _backward(self, params: Params, cache: Cache, da: Any, *, at_output: bool) -> tuple[Any, Params]:
+        gradients: list[Any] = [None] * len(self.layers)
+
+        def through(i: int, part: Layer, p: Params, da: Any) -> Any:
+            equation = part.output_backward if at_output and self._is_last(i) else part.backward
+            da, gradients[i] = equation(p, cache[i], da)
+            return da
+
+        da_in = self._backwards(params, cache, da, through)
+        return da_in, self.joined(tuple(gradients))
+
+    def _is_last(self, i: int) -> bool:
+        return self.last is not None and i == self.last % len(self.layers)
+
+    def _backwards(self, params: Params, cache: Cache, da_out: Any, through: Callable[..., Any]) -> Any:
+        """`unwire` with the equations of ``through``, which must reach each part once."""
+        parts, reached, silent = self.parts(params), set(), []
+
+        def back(i: int, da: Any) -> Any:
+            if i in reached:
+                raise LayerError(
+                    parts[i][0], "one back of each part in unwire", "two", "add up what comes back first", (i,)
+                )
+            if da is None and da_out is not None:
+                l = silent[-1] if silent else i
+                remedy = "write its propagate(params, cache, delta); a layer of integer inputs must come first"
+                raise LayerError(parts[l][0], "∂C/∂a_in for the layer below", "None", remedy, (l,))
+            reached.add(i)
+            with located(i):
+                da = through(i, *parts[i], da)
+            if da is None:
+                silent.append(i)
+            return da
+
+        da_in = self.unwire(back, da_out, cache[len(parts)] if len(cache) > len(parts) else None)
+        for i in set(range(len(parts))) - reached:
+            raise LayerError(parts[i][0], "one back of each part in unwire", "none", "hand its error back to it", (i,))
+        return da_in
+
+
+def _run_part(i: int, part: Layer, params: Params, a_in: Array, **given: Any) -> tuple[Array, Cache]:
+    return run_forward(part, params, a_in, **given)
+
+
+def is_walked(net: Layer) -> bool:
+    """Whether it is a composite whose forward pass is that of its parts: one with a forward pass of its own hides them."""
+    return isinstance(net, Composite) and "run" in keywords(type(net))
+
+
+class Placed(NamedTuple):
+    """A layer in its place, such as (2, 0) for the first part of the third layer."""
+
+    place: tuple[int, ...]
+    layer: Layer
+    params: Params
+    key: Any
+
+    @property
+    def name(self) -> str:
+        return f"{'.'.join(map(str, self.place or (0,)))} {type(self.layer).__name__}"
+
+
+def walk(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = ()) -> Iterator[Placed]:
+    """The layers at the bottom of every composite, in order, each with its parameters and its key."""
+    if not is_walked(net):
+        yield Placed(place, net, params, key)
+        return
+    parts = net.parts(params)  # pyright: ignore[reportAttributeAccessIssue]
+    for i, ((part, p), k) in enumerate(zip(parts, split_key(key, len(parts)), strict=True)):
+        yield from walk(part, p, k, (*place, i))
+
+
+Visit = Callable[..., tuple[Array, Cache]]
+
+
+def visited(net: Layer, params: Params, a_in: Array, visit: Visit, **given: Any) -> Array:
+    """The output of a net whose bottom layers are run by ``visit(place, layer, params, a_in, **given)`` -> (a_out, cache)."""
+
+    def runner(place: tuple[int, ...]) -> Callable[..., tuple[Array, Cache]]:
+        def run(i: int, part: Layer, p: Params, a: Array, **given: Any) -> tuple[Array, Cache]:
+            here = (*place, i)
+            if is_walked(part):
+                return run_forward(part, p, a, **given, run=runner(here))
+            return visit(here, part, p, a, **given)
+
+        return run
+
+    if not is_walked(net):
+        return visit((), net, params, a_in, **given)[0]
+    return run_forward(net, params, a_in, **given, run=runner(()))[0]
+
+
+def output_place(net: Layer) -> tuple[int, ...] | None:
+    """The place of the layer whose output is the net's, through which a matched cost enters."""
+    place: tuple[int, ...] = ()
+    while is_walked(net):
+        last = net.last  # pyright: ignore[reportAttributeAccessIssue]
+        if last is None:
+            return None
+        layers = net.layers  # pyright: ignore[reportAttributeAccessIssue]
+        place, net = (*place, last % len(layers)), layers[last]
+    return place
 
 
 @layer
-class Network(Layer):
+class Network(Composite):
     """Layers applied one after another; itself a layer, so networks nest. ``net[0]`` is a layer, ``net[1:]`` a network.
 
     Parameters, caches and errors are tuples with one entry per layer. Each layer gets a key of its own, split from the
@@ -40,18 +343,22 @@ class Network(Layer):
 
     layers: tuple[Layer, ...]
 
+    last = -1
+
     def __init__(self, *layers: Layer) -> None:
         object.__setattr__(self, "layers", layers)
-        for name in ("independent", "kept"):
-            object.__setattr__(self, name, all(getattr(part, name, False) for part in layers))
         if not layers:
             raise ValueError(
                 "Network(): expected at least one layer, got none; as in fn.Network(fn.Dense(10, fn.softmax))"
             )
-        for i, part in enumerate(layers):
-            if not isinstance(part, Layer):
-                remedy = "build a layer, as in fn.Dense(10, fn.softmax); decorate a class of your own with @fn.layer"
-                raise LayerError(part, "a layer", type(part).__name__, remedy, (i,))
+        _check_layers(layers)
+
+    def wire(self, run, a_in):
+        return functools.reduce(lambda a, i: run(i, a), range(len(self)), a_in), None
+
+    def unwire(self, back, da_out, extra):
+        """From last to first: BP1, then BP2 layer by layer."""
+        return functools.reduce(lambda da, i: back(i, da), reversed(range(len(self))), da_out)
 
     def in_loop(self):
         layers, kept = [], True
@@ -78,92 +385,124 @@ class Network(Layer):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
 
-    def init(self, key: Array, input_shape: Shape) -> tuple[Params, ...]:
-        """One entry per layer; ``input_shape`` is the shape of one example, such as (784,)."""
-        if check_key(key) is None:
-            raise ValueError(
-                "key: expected one PRNG key to draw parameters with, got None; make one with jax.random.key(seed)"
-            )
-        shape, params = _check_shape(self, input_shape), []
-        for i, (part, k) in enumerate(zip(self.layers, split_key(key, len(self)), strict=True)):
-            with located(i):
-                params.append(part.init(k, shape))
-                shape = part.output_shape(shape)
-        return tuple(params)
 
-    def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None):
-        if not isinstance(params, tuple | list) or len(params) != len(self):
-            got = f"{len(params)} entries" if isinstance(params, tuple | list) else type(params).__name__
-            remedy = "use what init of an equal network returned"
-            raise LayerError(self, f"parameters with {len(self)} entries, one per layer", got, remedy)
-        if state is not None and (not isinstance(state, tuple | list) or len(state) != len(self)):
-            got = f"{len(state)} entries" if isinstance(state, tuple | list) else type(state).__name__
-            remedy = "use what apply_from or final_state of an equal network returned"
-            raise LayerError(self, f"a state with {len(self)} entries, one per layer", got, remedy)
-        nothing = [None] * len(self)
-        given = zip(split_key(key, len(self)), probe or nothing, state or nothing, strict=True)
-        a, caches = a_in, []
-        for i, (part, p, (k, q, s)) in enumerate(zip(self.layers, params, given, strict=True)):
-            with located(i):
-                a, cache = run_forward(part, p, a, key=k, train=train, mask=mask, probe=q, state=s)
-            caches.append(cache)
-        return a, tuple(caches)
+@layer
+class Identity(Layer):
+    """a = a_in: the wire past the other branches of `Residual`. No parameters; its error δ is ∂C/∂a_out."""
 
-    def final_state(self, cache):
-        states = []
-        for i, (part, c) in enumerate(zip(self.layers, cache, strict=True)):
-            with located(i):
-                states.append(part.final_state(c))
-        return tuple(states)
+    independent = True
 
-    def output(self, params, cache):
-        return self.layers[-1].output(params[-1], cache[-1])
-
-    def error(self, params, cache, da_out):
-        """Every layer's δ, from last to first: BP1, then BP2 layer by layer."""
-        return self._errors(params, cache, self.layers[-1].error(params[-1], cache[-1], da_out))
-
-    def output_error(self, params, cache, delta):
-        """Every layer's δ given δ^L."""
-        return self._errors(params, cache, self.layers[-1].output_error(params[-1], cache[-1], delta))
-
-    def _errors(self, params: Params, cache: Cache, last: Delta) -> tuple[Delta, ...]:
-        deltas = [last]
-        for l in range(len(self) - 1, 0, -1):
-            da = self._needed(l, self.layers[l].propagate(params[l], cache[l], deltas[0]))
-            deltas.insert(0, self.layers[l - 1].error(params[l - 1], cache[l - 1], da))
-        return tuple(deltas)
+    def forward(self, params, a_in, *, probe=None):
+        return a_in if probe is None else a_in + probe, ()
 
     def propagate(self, params, cache, delta):
-        return self.layers[0].propagate(params[0], cache[0], delta[0])
-
-    def gradients(self, params, cache, delta):
-        """Every layer's BP3 and BP4."""
-        return tuple(part.gradients(p, c, d) for part, p, c, d in zip(self.layers, params, cache, delta, strict=True))
-
-    def backward(self, params, cache, da_out):
-        return self._backward(params, cache, self.layers[-1].backward(params[-1], cache[-1], da_out))
-
-    def output_backward(self, params, cache, delta):
-        return self._backward(params, cache, self.layers[-1].output_backward(params[-1], cache[-1], delta))
-
-    def _backward(self, params: Params, cache: Cache, last: tuple[Any, Params]) -> tuple[Any, tuple[Params, ...]]:
-        da, grads = last
-        gradients = [grads]
-        for l in range(len(self) - 2, -1, -1):
-            da, grads = self.layers[l].backward(params[l], cache[l], self._needed(l + 1, da))
-            gradients.insert(0, grads)
-        return da, tuple(gradients)
-
-    def _needed(self, l: int, da: Any) -> Any:
-        """What layer l propagates to the one below it, or a LayerError for None."""
-        if da is None:
-            remedy = "write its propagate(params, cache, delta); a layer of integer inputs must come first"
-            raise LayerError(self.layers[l], "∂C/∂a_in for the layer below", "None", remedy, (l,))
-        return da
+        return delta
 
 
-def _check_shape(owner: Layer, shape: Any) -> Shape:
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Join:
+    """How several outputs become one, and how its error is split among them.
+
+    Attributes:
+        name: shown in errors and pictures.
+        value: (*outputs) -> a_out; it raises a ValueError that says what it expects of them.
+        split: (da_out, *outputs) -> a tuple with ∂C/∂a of each output.
+    """
+
+    name: str
+    value: Callable[..., Array]
+    split: Callable[..., tuple[Array, ...]]
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _sum(*outputs: Array) -> Array:
+    if len({a.shape for a in outputs}) > 1:
+        raise ValueError("outputs of one shape, to add them")
+    return functools.reduce(jnp.add, outputs)
+
+
+def _side_by_side(*outputs: Array) -> Array:
+    if outputs[0].ndim < 2 or len({a.shape[:-1] for a in outputs}) > 1:
+        raise ValueError("outputs of one shape but for the last axis, to put them side by side")
+    return jnp.concatenate(outputs, axis=-1)
+
+
+def _parted(da: Array, *outputs: Array) -> tuple[Array, ...]:
+    return tuple(jnp.split(da, np.cumsum([a.shape[-1] for a in outputs])[:-1], axis=-1))
+
+
+add = Join("add", _sum, lambda da, *outputs: (da,) * len(outputs))
+concatenate = Join("concatenate", _side_by_side, _parted)
+
+
+@layer
+class Parallel(Composite):
+    """Branches that all read the same input, their outputs joined: a = join(a_1, a_2, …).
+
+    The error of a_out is split among the branches, and what they send back adds up, since each of them read a_in:
+    ∂C/∂a_in = Σ_b ∂C/∂a_in of branch b. Parameters and errors are tuples with one entry per branch.
+
+    Args:
+        branches: two layers or more.
+        join: ``fn.add`` (outputs of one shape; the default), ``fn.concatenate`` (along the last axis), or a `Join` of your
+            own.
+
+    Raises:
+        LayerError: for a single branch, something that is no layer or no join, and outputs that do not fit each other.
+    """
+
+    layers: tuple[Layer, ...]
+    join: Join = add
+
+    _example = "fn.Parallel(fn.Identity(), fn.Dense(10, fn.tanh), join=fn.add)"
+
+    def __init__(self, *branches: Layer, join: Join = add) -> None:
+        object.__setattr__(self, "layers", branches)
+        object.__setattr__(self, "join", join)
+        _check_layers(branches)
+        if len(branches) < 2:
+            raise LayerError(self, "two branches or more", f"{len(branches)}", f"as in {self._example}")
+        if not isinstance(join, Join):
+            raise LayerError(self, "a join", repr(join), "give fn.add, fn.concatenate or an fn.Join of your own")
+
+    def wire(self, run, a_in):
+        outputs = tuple(run(i, a_in) for i in range(len(self.layers)))
+        try:
+            return self.join.value(*outputs), outputs
+        except ValueError as error:
+            shapes = " and ".join(str(("m", *a.shape[1:])).replace("'", "") for a in outputs)
+            raise LayerError(self, str(error), shapes, "give the last layers of the branches as many units") from None
+
+    def unwire(self, back, da_out, extra):
+        das = (None,) * len(self.layers) if da_out is None else self.join.split(da_out, *extra)
+        back_in = [back(i, da) for i, da in enumerate(das)]
+        return None if any(da is None for da in back_in) else functools.reduce(jnp.add, back_in)
+
+    def __repr__(self) -> str:
+        return f"Parallel({', '.join(map(repr, self.layers))}, join={self.join!r})"
+
+
+def Residual(*layers: Layer) -> Parallel:
+    """a = a_in + f(a_in), with f the layers one after another: ``Parallel(Identity(), Network(*layers))``.
+
+    The error goes back through f and past it: ∂C/∂a_in = δ + (∂f/∂a_in)ᵀ δ.
+
+    Source: He et al. (2015).
+    """
+    return Parallel(Identity(), Network(*layers))
+
+
+def _check_layers(layers: tuple[Any, ...]) -> None:
+    for i, part in enumerate(layers):
+        if not isinstance(part, Layer):
+            remedy = "build a layer, as in fn.Dense(10, fn.softmax); decorate a class of your own with @fn.layer"
+            raise LayerError(part, "a layer", type(part).__name__, remedy, (i,))
+
+
+def check_shape(owner: Layer, shape: Any) -> Shape:
     if isinstance(shape, tuple | list) and all(isinstance(n, int | np.integer) and n > 0 for n in shape):
         return tuple(int(n) for n in shape)
     remedy = "give the shape of one example as a tuple, such as (784,)"

@@ -104,6 +104,11 @@ class Layer:
         """
         return program(_apply_from, self)(params, as_data("x", x), state, as_array(mask))
 
+    def moving(self, params: Params, cache: Cache) -> Params:
+        """The parameters with their moving statistics brought up to date with a batch, which no gradient does; the same
+        parameters where there are none. `fit` applies it after each update."""
+        return params
+
     def final_state(self, cache: Cache) -> Any:
         """The state after the last step, for ``forward(..., state=)`` of the steps that follow; None for a layer without."""
         return None
@@ -282,17 +287,17 @@ def _helpful(cls: type, init: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-KEYWORDS = {"key": None, "train": False, "mask": None, "probe": None, "state": None}
+KEYWORDS = {"key": None, "train": False, "mask": None, "probe": None, "state": None, "run": None}
 
 
 @functools.lru_cache(maxsize=256)
 def keywords(cls: type) -> frozenset[str]:
-    """Those of the keywords key, train, mask, probe and state that ``cls.forward`` declares."""
+    """Those of the keywords key, train, mask, probe and state that ``cls.forward`` declares, and a composite's run."""
     declared = inspect.signature(cls.forward).parameters.values()  # pyright: ignore[reportAttributeAccessIssue]
-    everything = frozenset(KEYWORDS)
+    named = frozenset(KEYWORDS) & {p.name for p in declared}
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in declared):
-        return everything
-    return everything & {p.name for p in declared}
+        return named | (frozenset(KEYWORDS) - {"run"})
+    return named
 
 
 def run_forward(layer: Layer, params: Params, a_in: Array, **given: Any) -> tuple[Array, Cache]:

@@ -1,0 +1,370 @@
+"""Composites whose parameters or caches are not one entry for each part: tied, repeated and recomputed layers."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._composite import Composite, Network, is_walked
+from ._layer import Cache, ExampleKeys, Layer, LayerError, Params, layer, located, run_forward, split_key, whole_number
+
+__all__ = ["Recompute", "Repeat", "Tied"]
+
+
+@layer
+class Tied(Composite):
+    """A network in which several places use the same array: one leaf of the parameters, in the first place.
+
+    Inside, each place sees the array as its own, so nothing else changes; the gradient of the array is the sum over its uses,
+    ∂C/∂w = Σ_places ∂C/∂w_place. Everything else (errors, names in the audit) is the network's.
+
+    Args:
+        net: a composite, such as an `Network`.
+        places: paths to leaves of its parameters of one shape, entries joined by dots: ``"0.w", "-1.w"``.
+
+    Raises:
+        LayerError: for something that is no composite, fewer than two places, a place without a leaf, or leaves of different
+            shapes.
+    """
+
+    net: Composite
+    places: tuple[str, ...]
+
+    _example = 'fn.Tied(net, "0.w", "-1.w")'
+
+    def __init__(self, net: Composite, *places: str) -> None:
+        object.__setattr__(self, "net", net)
+        object.__setattr__(self, "places", places)
+        if not isinstance(net, Composite):
+            raise LayerError(self, "a network", repr(net), f"as in {self._example}")
+        if len(set(places)) < max(2, len(places)) or not all(
+            isinstance(place, str) and "." in place for place in places
+        ):
+            raise LayerError(self, "two places or more, an entry and a leaf", repr(places), f"as in {self._example}")
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.net.layers
+
+    @property
+    def last(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.net.last
+
+    def _at(self, tree: Any, place: str) -> list[Any]:
+        """The keys from the top to the leaf."""
+        keys: list[Any] = []
+        for name in place.split("."):
+            found = dict(enumerate(tree)) if isinstance(tree, tuple | list) else tree if isinstance(tree, dict) else {}
+            key = int(name) % max(len(found), 1) if name.lstrip("-").isdigit() else name
+            if key not in found or (key != name and not -len(found) <= int(name) < len(found)):
+                remedy = "the places are those of net.init(key, input_shape): entries, then the leaf's name"
+                raise LayerError(self, f"parameters with a place {place!r}", f"{sorted(found)} at {name!r}", remedy)
+            keys.append(key)
+            tree = found[key]  # pyright: ignore[reportArgumentType]
+        return keys
+
+    def _changed(self, tree: Any, keys: list[Any], change: Callable[[dict], dict]) -> Any:
+        """The tree with the dict that holds the leaf changed."""
+        if len(keys) == 1:
+            return change(tree)
+        if isinstance(tree, dict):
+            return {**tree, keys[0]: self._changed(tree[keys[0]], keys[1:], change)}
+        return tuple(self._changed(t, keys[1:], change) if i == keys[0] else t for i, t in enumerate(tree))
+
+    def _where(self, tree: Any, place: str) -> list[Any]:
+        """As `_at`, for a tree from which the leaf is missing."""
+        above, name = place.rsplit(".", 1)
+        return [*self._at(tree, above), name]
+
+    def init(self, key, input_shape):
+        params = self.net.init(key, input_shape)
+        first = _leaf(params, self._at(params, self.places[0]))
+        for place in self.places[1:]:
+            keys = self._at(params, place)
+            leaf = _leaf(params, keys)
+            if jnp.shape(leaf) != jnp.shape(first) or jax.tree.structure(leaf) != jax.tree.structure(first):
+                got = f"{jnp.shape(leaf)} in {place!r}"
+                remedy = "tie leaves of one shape: an embedding w (V, n) with a Dense(V) on n units, say"
+                raise LayerError(self, f"{jnp.shape(first)} as in {self.places[0]!r}", got, remedy)
+            params = self._changed(params, keys, functools.partial(_without, name=keys[-1]))
+        return params
+
+    def expanded(self, params: Params) -> Params:
+        """The parameters of ``net``: the tied leaf in each of its places."""
+        leaf = _leaf(params, self._at(params, self.places[0]))
+        for place in self.places[1:]:
+            keys = self._where(params, place)
+            params = self._changed(params, keys, lambda leaves, name=keys[-1]: {**leaves, name: leaf})
+        return params
+
+    def collapsed(self, gradients: Params) -> Params:
+        """The sum over the places, in the first: the transpose of `expanded`."""
+        for place in self.places[1:]:
+            keys = self._at(gradients, place)
+            own = _leaf(gradients, keys)
+            gradients = self._changed(gradients, keys, functools.partial(_without, name=keys[-1]))
+            first = self._at(gradients, self.places[0])
+            gradients = self._changed(
+                gradients, first, lambda leaves, own=own, n=first[-1]: {**leaves, n: leaves[n] + own}
+            )
+        return gradients
+
+    def parts(self, params):
+        return self.net.parts(self.expanded(params))
+
+    def joined(self, gradients):
+        return self.collapsed(self.net.joined(gradients))
+
+    def moving(self, params, cache):
+        params = self.net.moving(self.expanded(params), cache)
+        for place in self.places[1:]:
+            params = self._changed(
+                params, self._at(params, place), functools.partial(_without, name=place.rsplit(".", 1)[1])
+            )
+        return params
+
+    def wire(self, run, a_in):
+        return self.net.wire(run, a_in)
+
+    def unwire(self, back, da_out, extra):
+        return self.net.unwire(back, da_out, extra)
+
+    def __repr__(self) -> str:
+        return f"Tied({self.net!r}, {', '.join(map(repr, self.places))})"
+
+
+def _without(leaves: dict, name: str) -> dict:
+    return {k: leaf for k, leaf in leaves.items() if k != name}
+
+
+def _leaf(tree: Any, keys: list[Any]) -> Any:
+    return functools.reduce(lambda tree, key: tree[key], keys, tree)
+
+
+@layer
+class Repeat(Composite):
+    """The same layer n times in a row, each time with parameters of its own, as one loop in the compiled program.
+
+    Its parameters are those of the layer with a first axis of length n, so that compilation takes as long as that of one
+    layer. Errors and states are tuples with one entry per repetition, as a network's; in a cache the repetitions are on axis
+    0 and the examples on axis 1.
+
+    Args:
+        layer: what is repeated; its outputs are shaped like its inputs.
+        n: how often.
+
+    Raises:
+        LayerError: for an n that is no positive integer, something that is no layer, a layer whose outputs are of another
+            shape than its inputs, and parameters without the first axis.
+    """
+
+    layer: Layer
+    n: int
+
+    last = -1
+    _example = "fn.Repeat(fn.Residual(fn.Dense(64, fn.tanh)), 12)"
+
+    def __post_init__(self) -> None:
+        whole_number(self, "n", "a positive number of repetitions")
+        if not isinstance(self.layer, Layer):
+            raise LayerError(self, "a layer", repr(self.layer), f"as in {self._example}")
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (self.layer,) * self.n
+
+    def init(self, key, input_shape):
+        return self.joined(super().init(key, input_shape))
+
+    def _shapes(self, input_shape):
+        with located(0):
+            out = self.layer.output_shape(input_shape)
+        if out != input_shape:
+            remedy = "end with a layer of as many units as come in, or put it into fn.Residual"
+            raise LayerError(self, f"outputs of shape {input_shape}, as the inputs", str(out), remedy)
+        return [input_shape] * self.n, out
+
+    def parts(self, params):
+        self._check(params)
+        return tuple((self.layer, _sliced(params, i)) for i in range(self.n))
+
+    def joined(self, gradients):
+        return _stacked(gradients)
+
+    def _check(self, params: Params) -> None:
+        for leaf in jax.tree.leaves(params):
+            if jnp.shape(leaf)[:1] != (self.n,):
+                remedy = "use the parameters that init of an equal layer returned"
+                raise LayerError(
+                    self, f"parameters with a first axis of {self.n} repetitions", str(jnp.shape(leaf)), remedy
+                )
+
+    def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
+        given = {"key": key, "train": train, "mask": mask, "probe": probe, "state": state}
+        if run is not None:
+            return super().forward(params, a_in, **given, run=run)
+        self._check(params)
+        keys = split_key(key, self.n)
+        index = keys[0].index if isinstance(key, ExampleKeys) else None
+        if key is not None:
+            keys = jnp.stack([k.key if isinstance(k, ExampleKeys) else k for k in keys])
+        probes = _stacked(self._entries("a probe", probe, "error"))
+        states = _stacked(self._entries("a state", state, "apply_from or final_state"))
+
+        def step(a: Any, given: tuple) -> tuple[Any, Cache]:
+            p, k, q, s = given
+            k = k if index is None else ExampleKeys(k, index)
+            with located(0):
+                return run_forward(self.layer, p, a, key=k, train=train, mask=mask, probe=q, state=s)
+
+        given = (params, None if key is None else keys, probes, states)
+        a = jax.eval_shape(lambda a, g: step(a, _sliced(g, 0))[0], a_in, given)
+        if a.shape != a_in.shape:
+            remedy = "give inputs of the shape for which the parameters were drawn"
+            raise LayerError(self, f"outputs of shape {a_in.shape}, as the inputs", str(a.shape), remedy)
+        return jax.lax.scan(step, a_in.astype(a.dtype), given, length=self.n)
+
+    def final_state(self, cache):
+        return tuple(self.layer.final_state(_sliced(cache, i)) for i in range(self.n))
+
+    def moving(self, params, cache):
+        return jax.vmap(self.layer.moving)(params, cache)
+
+    def output(self, params, cache):
+        return self.layer.output(_sliced(params, -1), _sliced(cache, -1))
+
+    def propagate(self, params, cache, delta):
+        return self.layer._propagated(_sliced(params, 0), _sliced(cache, 0), delta[0])
+
+    def gradients(self, params, cache, delta):
+        return jax.lax.map(lambda given: self.layer.gradients(*given), (params, cache, _stacked(delta)))
+
+    def _errors(self, params, cache, da, *, at_output):
+        def back(equation: Callable, p: Params, c: Cache, da: Any) -> tuple[Any, Any]:
+            delta = equation(p, c, da)
+            return self.layer._propagated(p, c, delta), delta
+
+        equations = self.layer.error, self.layer.output_error
+        return self._through(params, cache, da, [functools.partial(back, e) for e in equations], at_output)[1]
+
+    def _backward(self, params, cache, da, *, at_output):
+        equations = [self.layer.backward, self.layer.output_backward]
+        da_in, gradients = self._through(params, cache, da, equations, at_output)
+        return da_in, _stacked(gradients)
+
+    def _through(self, params: Params, cache: Cache, da: Any, equations: Any, at_output: bool) -> tuple[Any, tuple]:
+        """From the last repetition to the first: (da_in, what each gave besides)."""
+        inner, at_the_end = equations
+        rest, of_last = (params, cache), ()
+        if at_output:
+            da, given = at_the_end(_sliced(params, -1), _sliced(cache, -1), da)
+            rest, of_last = jax.tree.map(lambda leaf: leaf[:-1], rest), (given,)
+
+        def step(da: Any, of_one: tuple) -> tuple[Any, Any]:
+            with located(0):
+                da, given = inner(*of_one, da)
+            if da is None:
+                remedy = "write its propagate(params, cache, delta); a layer of integer inputs cannot be repeated"
+                raise LayerError(self.layer, "∂C/∂a_in for the layer below", "None", remedy, (0,))
+            return da, given
+
+        n = self.n - len(of_last)
+        da, given = jax.lax.scan(step, da, rest, length=n, reverse=True)
+        return da, (*(_sliced(given, i) for i in range(n)), *of_last)
+
+
+def _sliced(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def _stacked(trees: tuple[Any, ...]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Fixed:
+    """A Python value in a cache that is no array to a transformation."""
+
+    value: Any
+
+
+@layer
+class Recompute(Composite):
+    """A layer that keeps its input only and runs its forward pass again for the backward pass: less memory, one more forward
+    pass. Same numbers, and the parameters and errors are those of the layer (of a network of it, for one that is no
+    composite).
+
+    The second forward pass waits for ∂C/∂a_out, so that the compiler neither shares it with the first nor runs it early.
+
+    Raises:
+        LayerError: for something that is no layer.
+
+    Source: Chen et al. (2016).
+    """
+
+    net: Composite
+
+    _example = "fn.Recompute(fn.Network(fn.Dense(64, fn.tanh), fn.Dense(64, fn.tanh)))"
+
+    def __init__(self, layer: Layer) -> None:
+        if not isinstance(layer, Layer):
+            raise LayerError(self, "a layer", repr(layer), f"as in {self._example}")
+        object.__setattr__(self, "net", layer if is_walked(layer) else Network(layer))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.net.layers
+
+    def parts(self, params):
+        return self.net.parts(params)
+
+    def joined(self, gradients):
+        return self.net.joined(gradients)
+
+    def init(self, key, input_shape):
+        return self.net.init(key, input_shape)
+
+    def _shapes(self, input_shape):
+        return self.net._shapes(input_shape)
+
+    def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
+        given = {"key": key, "mask": mask, "probe": probe, "state": state}
+        a, _ = self.net.forward(params, a_in, **given, train=train, run=run)
+        return a, (a_in, given, Fixed(train))
+
+    def moving(self, params, cache):
+        return self.net.moving(params, self._again(params, cache))
+
+    def output(self, params, cache):
+        return self.net.output(params, self._again(params, cache))
+
+    def _again(self, params: Params, cache: Cache) -> Cache:
+        a_in, given, train = cache
+        return self.net.forward(params, a_in, **given, train=train.value)[1]
+
+    def _after(self, params: Params, cache: Cache, d: Any) -> tuple[Cache, Any]:
+        """The layer's cache, computed once an error is there."""
+        a_in, d = jax.lax.optimization_barrier((cache[0], d))
+        return self._again(params, (a_in, *cache[1:])), d
+
+    def error(self, params, cache, da_out):
+        return self.net.error(params, *self._after(params, cache, da_out))
+
+    def output_error(self, params, cache, delta):
+        return self.net.output_error(params, *self._after(params, cache, delta))
+
+    def propagate(self, params, cache, delta):
+        return self.net.propagate(params, *self._after(params, cache, delta))
+
+    def gradients(self, params, cache, delta):
+        return self.net.gradients(params, *self._after(params, cache, delta))
+
+    def backward(self, params, cache, da_out):
+        return self.net.backward(params, *self._after(params, cache, da_out))
+
+    def output_backward(self, params, cache, delta):
+        return self.net.output_backward(params, *self._after(params, cache, delta))
