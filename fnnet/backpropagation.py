@@ -202,6 +202,12 @@ def _completed(value, gradients, params, x, penalty, n_examples):
         gradients = treedef.unflatten(
             g.astype(p.dtype) for g, p in zip(jax.tree.leaves(gradients), leaves, strict=True)
         )
+        for (path, p), g in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(gradients), strict=True):
+            if jnp.shape(g) != jnp.shape(p):
+                raise ValueError(
+                    f"gradients: expected {jax.tree_util.keystr(path)} of shape {jnp.shape(p)}, as the parameter, got "
+                    f"{jnp.shape(g)}; fn.compare_gradients with the same arguments names the equation"
+                )
     if penalty is None:
         return value, gradients
     n = x.shape[0] if n_examples is None else n_examples
