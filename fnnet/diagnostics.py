@@ -14,7 +14,8 @@ from .activations import at_least_float32, softmax
 from .costs import Cost
 from .layers._dense import Dense
 from .layers._layer import Layer, Params, run_forward
-from .layers._recurrent import Recurrent, state_errors
+from .layers._recurrent import Recurrent
+from .layers._time import state_errors
 from .network import Network, backprop, check_batch, chunk_size, errors_of, mean_over_chunks
 from .penalties import weights_in
 from .programs import program
