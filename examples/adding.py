@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fnnet as fn
+from pictures import pyplot, save
 
 CELLS = {"RNN": fn.RNN, "LSTM": fn.LSTM, "GRU": fn.GRU}
 BASELINE = 1 / 6
@@ -83,13 +84,8 @@ def main(
 
 def picture(histories: dict, credits: dict, path: Path) -> None:
     """The error by epoch, and the credit of each step before training."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
     from fnnet import plots
@@ -107,10 +103,7 @@ def picture(histories: dict, credits: dict, path: Path) -> None:
         top.grid(alpha=0.3)
         top.legend()
         bottom.set_title("before training: what h at step t counts")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

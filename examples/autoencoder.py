@@ -18,6 +18,7 @@ import numpy as np
 
 import fnnet as fn
 from fnnet import dbn
+from pictures import pyplot, save
 
 
 def main(
@@ -96,14 +97,8 @@ def principal_axes(x, n: int):
 
 def picture(test, shown: dict, codes: dict, labels, path: Path) -> None:
     """Ten digits and their reconstructions; the digits in the plane of both codes of 2 numbers."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from fnnet import plots
 
     figure = plt.figure(figsize=(15, 8.5), layout="constrained")
@@ -123,10 +118,7 @@ def picture(test, shown: dict, codes: dict, labels, path: Path) -> None:
         )
         ax.set(title=name, xlabel="first number", ylabel="second number")
     figure.colorbar(points, ax=ax, ticks=range(10), label="digit")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

@@ -20,6 +20,7 @@ import numpy as np
 
 import fnnet as fn
 from fnnet import dbn
+from pictures import pyplot, save
 
 
 def main(
@@ -101,14 +102,8 @@ def spread(values) -> float:
 
 def picture(stack, samples, errors: dict[int, np.ndarray], path: Path) -> None:
     """Receptive fields of the bottom machine, samples of the belief network, and the errors by number of labels."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from fnnet import plots
 
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.8), layout="constrained", width_ratios=(1.15, 1, 1))
@@ -127,10 +122,7 @@ def picture(stack, samples, errors: dict[int, np.ndarray], path: Path) -> None:
     axes[2].yaxis.set_minor_formatter("{x:g}")
     axes[2].grid(alpha=0.3, which="both")
     axes[2].legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

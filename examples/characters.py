@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fnnet as fn
+from pictures import pyplot, save
 
 CELLS = {"RNN": fn.RNN, "LSTM": fn.LSTM, "GRU": fn.GRU}
 
@@ -120,14 +121,8 @@ def credit(net: fn.Network, params, x, y):
 
 def picture(bits: dict, maps: dict, path: Path) -> None:
     """The cost by epoch, and the credit maps on one scale."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from fnnet import plots
 
     figure, axes = plt.subplots(1, 1 + len(maps), figsize=(4.2 * (1 + len(maps)), 4), layout="constrained")
@@ -139,10 +134,8 @@ def picture(bits: dict, maps: dict, path: Path) -> None:
     top = max(float(jnp.max(norms)) for norms in maps.values())
     for ax, (name, norms) in zip(axes[1:], maps.items(), strict=True):
         plots.credit_map(norms, span=(1e-6 * top, top), ax=ax).set_title(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"\nwrote {path}")
+    print()
+    save(figure, path)
 
 
 # %%

@@ -16,6 +16,7 @@ import numpy as np
 
 import fnnet as fn
 from fnnet import rbm
+from pictures import pyplot, save
 
 
 def main(
@@ -73,13 +74,8 @@ def relative_bias(params, starts, exact, k: int, groups: int) -> tuple[float, fl
 
 def picture(ks, bias: dict[int, np.ndarray], path: Path) -> None:
     """The bias by k, a line for each stage, where it is more than two standard errors from 0."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for epochs, values in bias.items():
@@ -93,10 +89,7 @@ def picture(ks, bias: dict[int, np.ndarray], path: Path) -> None:
     ax.set_xticks([], minor=True)
     ax.grid(alpha=0.3, which="both")
     ax.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

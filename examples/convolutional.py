@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 import fnnet as fn
+from pictures import pyplot, save
 
 
 def main(
@@ -69,14 +70,8 @@ def main(
 
 def picture(net: fn.Network, params, history: fn.History, digit, path: Path) -> None:
     """Learning curves; the kernels of the first layer; a digit, its feature maps and what pooling leaves of them."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from fnnet import plots
 
     features = net[:1].apply(params[:1], digit[None])[0]
@@ -90,10 +85,7 @@ def picture(net: fn.Network, params, history: fn.History, digit, path: Path) -> 
     plots.maps(kernels, ax=figure.add_subplot(grid[0, 1])).set_title("layer 0: 20 kernels, 5×5")
     plots.maps(features, ax=figure.add_subplot(grid[1, 1])).set_title("layer 0: its feature maps, 24×24")
     plots.maps(pooled, ax=figure.add_subplot(grid[2, 1])).set_title("layer 1: their maxima, 12×12")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

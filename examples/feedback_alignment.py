@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fnnet as fn
+from pictures import pyplot, save
 
 COST = fn.log_likelihood
 
@@ -79,13 +80,8 @@ def main(epochs: int = 20, examples: int | None = None, hidden: int = 100, outpu
 
 def picture(result: dict, path: Path) -> None:
     """The angles and the accuracies by epoch; nothing without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     epochs = np.arange(len(result["angle"]))
@@ -100,10 +96,7 @@ def picture(result: dict, path: Path) -> None:
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
         ax.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import fnnet as fn
+from pictures import pyplot, save
 
 COST = fn.log_likelihood
 
@@ -102,14 +103,8 @@ def main(epochs: int = 12, examples: int | None = None, output: str = "output") 
 
 
 def picture(reports: dict, histories: dict, path: Path) -> None:
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from fnnet import plots
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(3, 2))
@@ -120,10 +115,8 @@ def picture(reports: dict, histories: dict, path: Path) -> None:
     right.set(xlabel="epoch", ylabel="cost C on the training data (nats)", yscale="log", title="All three drafts learn")
     right.grid(alpha=0.3)
     right.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    print(f"\nwrote {path}")
+    print()
+    save(figure, path, dpi=130)
 
 
 if __name__ == "__main__":

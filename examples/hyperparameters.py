@@ -13,10 +13,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from spread import spread
 
 import fnnet as fn
 from fnnet.initializers import normal, scaled_normal
+from pictures import pyplot, save
+from spread import spread
 
 ROWS = [  # hidden units, cost, weights, λ of 50,000 images, η, epochs, what is measured, published
     (30, fn.cross_entropy, scaled_normal(), 5.0, 0.025, 30, "training cost", "0.339"),
@@ -108,13 +109,8 @@ def main(
 
 def picture(curves: dict[float, fn.Sweep], mean: np.ndarray, path: Path) -> None:
     """Training cost by learning rate, and the grid of the search."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -136,10 +132,7 @@ def picture(curves: dict[float, fn.Sweep], mean: np.ndarray, path: Path) -> None
     right.set_xticks(range(len(lams)), [f"{lam}" for lam in lams])
     right.set(xlabel="λ", ylabel="learning rate η", title="Search on a thousand images: validation accuracy")
     figure.colorbar(shown, ax=right, label="validation accuracy (%)", extend="min")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

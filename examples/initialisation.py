@@ -14,10 +14,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from spread import spread
 
 import fnnet as fn
 from fnnet import diagnostics
+from pictures import pyplot, save
+from spread import spread
 
 STARTS = {"N(0, 1)": fn.initializers.normal(), "N(0, 1/n_in)": fn.initializers.scaled_normal()}
 PUBLISHED = {
@@ -79,14 +80,8 @@ def main(
 
 def picture(hidden: dict, swept: dict, path: Path) -> None:
     """The hidden activations at the start, and the learning curves."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from fnnet import plots
 
     figure = plt.figure(figsize=(13, 4), layout="constrained")
@@ -97,10 +92,7 @@ def picture(hidden: dict, swept: dict, path: Path) -> None:
         for start in STARTS:
             plots.learning_curves(swept[start, size], of="accuracy", label=start, ax=ax)
         ax.set_title(f"784-{size}-10: validation accuracy by epoch")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from spread import spread
 
 import fnnet as fn
 from fnnet import diagnostics
+from pictures import pyplot, save
+from spread import spread
 
 PUBLISHED = {  # of --mnist; the book's single runs
     0.0: "accuracy 82.27 % at best, 82.23 % at the end; training 100 % from epoch 67; cost 1.203 at epoch 14, 1.773 at "
@@ -156,14 +157,8 @@ def main(
 
 def picture(swept: fn.Sweep, n_few: int, more: fn.Sweep, n: int, sizes: dict, path: Path) -> None:
     """Costs and accuracies on a thousand images and on many, and the accuracy by number of images."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from fnnet import plots
 
     figure = plt.figure(figsize=(13, 8), layout="constrained")
@@ -187,10 +182,7 @@ def picture(swept: fn.Sweep, n_few: int, more: fn.Sweep, n: int, sizes: dict, pa
     )
     axes[1, 2].grid(alpha=0.3)
     axes[1, 2].legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 import fnnet as fn
+from pictures import pyplot, save
 
 
 def main(mnist: str | None = None, epochs: int = 20, examples: int | None = None, output: str = "output") -> float:
@@ -63,14 +64,8 @@ def main(mnist: str | None = None, epochs: int = 20, examples: int | None = None
 
 def picture(history: fn.History, images, labels, predictions, path: Path) -> None:
     """Learning curves, and digits with their predictions: some that are right, then some that are wrong."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from fnnet import plots
 
     wrong = np.flatnonzero(predictions != labels)[:16]
@@ -81,10 +76,7 @@ def picture(history: fn.History, images, labels, predictions, path: Path) -> Non
     plots.learning_curves(history, of="accuracy", ax=figure.add_subplot(grid[1, 0]))
     ax = plots.digits(images[shown], labels[shown], predictions[shown], ax=figure.add_subplot(grid[:, 1]))
     ax.set_title(f"Test images: {np.mean(predictions == labels):.1%} right\nsome of those, then {len(wrong)} mistakes")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

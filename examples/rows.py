@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import fnnet as fn
+from pictures import pyplot, save
 
 CELLS = {"RNN": fn.RNN, "LSTM": fn.LSTM, "GRU": fn.GRU}
 
@@ -86,14 +87,8 @@ def credit(net: fn.Network, params, x, y):
 
 def picture(history: fn.History, credits: dict, path: Path) -> None:
     """Learning curves, and what the state after each row contributes."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from fnnet import plots
 
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
@@ -101,10 +96,7 @@ def picture(history: fn.History, credits: dict, path: Path) -> None:
     plots.learning_curves(history, of="accuracy", ax=axes[1])
     for name, norms in credits.items():
         plots.credit_map(norms, label=name, ax=axes[2])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

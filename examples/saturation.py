@@ -14,10 +14,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from spread import spread
 
 import fnnet as fn
 from fnnet import diagnostics
+from pictures import pyplot, save
+from spread import spread
 
 NEURON = [  # cost, w, b, learning rate, as in the book
     (fn.quadratic, 0.6, 0.9, 0.15),
@@ -117,14 +118,8 @@ def main(
 
 def picture(runs: dict, swept: dict, path: Path) -> None:
     """The neuron's output and error, and the networks' learning curves."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from fnnet import plots
 
     figure = plt.figure(figsize=(13, 4), layout="constrained")
@@ -141,10 +136,7 @@ def picture(runs: dict, swept: dict, path: Path) -> None:
     right.set_title("784-30-10: test accuracy by epoch")
     for ax in (left, middle):
         ax.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

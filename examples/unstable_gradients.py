@@ -15,10 +15,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from spread import spread
 
 import fnnet as fn
 from fnnet import diagnostics, initializers
+from pictures import pyplot, save
+from spread import spread
 
 NORMAL, SCALED = initializers.normal(), initializers.scaled_normal()
 PUBLISHED = {2: (0.0657, 0.3092), 3: (0.0118, 0.0600, 0.2831), 4: (0.0030, 0.0171, 0.0695, 0.2851)}
@@ -151,14 +152,8 @@ def train_depths(data: fn.datasets.Dataset, epochs: int, seeds: int = 5) -> None
 
 def picture(over_time: np.ndarray, remedy: np.ndarray, spectra: dict, path: Path) -> None:
     """Learning speed by layer over training, sigmoid and ReLU, and the singular values of the product behind it."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture, since matplotlib is not installed: pip install 'fnnet[examples]'")
+    if (plt := pyplot()) is None:
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from fnnet import plots
 
     figure = plt.figure(figsize=(13, 4), layout="constrained")
@@ -174,10 +169,7 @@ def picture(over_time: np.ndarray, remedy: np.ndarray, spectra: dict, path: Path
         for l, of_layer in values.items():
             plots.spectra(of_layer, label=f"{name}, from the output to hidden layer {l}", ax=axes[2])
     axes[2].set_title("Singular values of Σ'(w)ᵀΣ'…, at the start")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save(figure, path)
 
 
 # %%

@@ -21,6 +21,8 @@ from .given import whole
 from .layers import Dense, Layer
 from .layers._composite import Network
 from .layers._layer import as_array
+from .rbm.machine import check_given, check_kind, check_machine
+from .rbm.training import history_of, run
 from .training import Diverged
 
 __all__ = ["generate", "pretrain", "to_autoencoder", "to_network", "up"]
@@ -73,7 +75,7 @@ def pretrain(
             f"dbn.pretrain: expected sizes, the hidden units of each machine such as (500, 500), got {sizes!r}"
         )
     check_checkpoint("dbn.pretrain", checkpoint)
-    rbm.check_given("dbn.pretrain", key)
+    check_given("dbn.pretrain", key)
     whole("dbn.pretrain", "epochs", epochs, least=0)
     every = whole("dbn.pretrain", "every", every)
     given = _machines(resume, checkpoint, sizes)
@@ -92,17 +94,17 @@ def pretrain(
             kind = visible if i == 0 else "bernoulli"
             start = rbm.init(init_key, v.shape[-1], n_hidden, data=v if kind == "bernoulli" else None)
             own = None if checkpoint is None else as_folder(checkpoint) / f"machine-{i}"
-            states = rbm.training(
+            states = run(
                 start, v, key=fit_key, epochs=epochs, visible=kind, validation=held_out, checkpoint=own, source=source,
                 resume=given[i] if i < len(given) else None, **training,
             )  # fmt: skip
-            histories.append(rbm.history_of(next(states)))
+            histories.append(history_of(next(states)))
             if i < len(given) - 1:
                 continue
             try:
                 with keeping(own, every) as keep:
                     for state in states:
-                        histories[i] = rbm.history_of(state)
+                        histories[i] = history_of(state)
                         keep(state)
                         if keep.stopped():
                             break
@@ -229,7 +231,7 @@ def to_autoencoder(
     Raises:
         ValueError: for machines that do not fit on each other.
     """
-    rbm.check_kind(visible)
+    check_kind(visible)
     ups = _encoder(stack, code)
     downs = []
     for i in range(len(stack) - 1, -1, -1):
@@ -255,7 +257,7 @@ def check_stack(stack: Any) -> None:
         got = "an empty one" if isinstance(stack, tuple | list) else type(stack).__name__
         raise ValueError(f"dbn: expected a stack, a tuple of at least one machine {{w, b, c}}, got {got}")
     for i, params in enumerate(stack):
-        rbm.check_machine(params, f"dbn: machine {i}")
+        check_machine(params, f"dbn: machine {i}")
         if i and params["w"].shape[1] != stack[i - 1]["w"].shape[0]:
             raise ValueError(
                 f"dbn: expected machine {i} with {stack[i - 1]['w'].shape[0]} visible units, the hidden units of machine "

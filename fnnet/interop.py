@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from .activations import integers_as_floats
+from .layers._cells import GRU
 from .layers._layer import Cache, Layer, Params, as_array, check_key, check_leaf, run_forward
-from .layers._recurrent import GRU, Recurrent
+from .layers._recurrent import Recurrent
 
 __all__ = ["as_function", "from_torch", "manual_vjp", "to_torch"]
 

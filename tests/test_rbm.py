@@ -218,12 +218,12 @@ class TestPhases:
         params, v = machine(), batch()
         jitted = jax.jit(rbm.contrastive_divergence)
         assert_close(jitted(params, KEY, v, k=3), rbm.contrastive_divergence(params, KEY, v, k=3))
-        compiled = jitted._cache_size(), rbm._contrast._cache_size()
+        compiled = jitted._cache_size(), rbm.contrast.contrast._cache_size()
         for k in (1, 5):
             assert_close(jitted(params, KEY, 1 - v, k=k), rbm.contrastive_divergence(params, KEY, 1 - v, k=k))
         own, other = (rbm.contrastive_divergence(params, KEY, v, k=k) for k in (2, np.uint8(2)))
         assert_close(own, other, 0)
-        assert (jitted._cache_size(), rbm._contrast._cache_size()) == compiled
+        assert (jitted._cache_size(), rbm.contrast.contrast._cache_size()) == compiled
 
 
 def transition(params, v, h):
@@ -412,7 +412,7 @@ class TestFit:
         params, whole = rbm.fit(rbm.init(KEY, 9, 5), x, epochs=1, validation=x, **TRAINING)
         assert whole.reconstruction_error[0] == pytest.approx(float(rbm.reconstruction_error(params, x)))
         assert abs(whole.free_energy_gap[0]) < 1e-12
-        monkeypatch.setattr(rbm, "MONITORED", 10)
+        monkeypatch.setattr(rbm.training, "MONITORED", 10)
         same, part = rbm.fit(rbm.init(KEY, 9, 5), x, epochs=1, validation=x, **TRAINING)
         chex.assert_trees_all_equal(same, params)
         assert part.reconstruction_error[0] != whole.reconstruction_error[0]

@@ -1,5 +1,6 @@
 """The layers: one file for each family, equations first, the dataclass that binds them last."""
 
+from ._cells import GRU, LSTM, RNN, gru_step, gru_step_error, lstm_step, lstm_step_error
 from ._composite import Composite, Identity, Join, Network, Parallel, Residual, add, concatenate
 from ._conv import Conv, ConvTranspose, convolve, cross_correlate, pad_full, rot180
 from ._dense import Dense
@@ -8,22 +9,9 @@ from ._embedding import Embedding
 from ._flatten import Flatten
 from ._layer import ExampleKeys, Layer, LayerError, example_keys, layer
 from ._pool import GlobalMeanPool, MaxPool, MeanPool, Upsample, unsample_max, unsample_mean
-from ._recurrent import (
-    GRU,
-    LSTM,
-    RNN,
-    Bidirectional,
-    LastStep,
-    forward_in_time,
-    gru_step,
-    gru_step_error,
-    length_mask,
-    lstm_step,
-    lstm_step_error,
-    state_errors,
-    through_time,
-)
+from ._sequence import Bidirectional, LastStep, length_mask
 from ._shared import Recompute, Repeat, Tied
+from ._time import forward_in_time, state_errors, through_time
 
 __all__ = [
     "GRU",
