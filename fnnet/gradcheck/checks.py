@@ -22,7 +22,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..costs import Cost
 from ..given import check_batch
-from ..layers._composite import Placed, walk
+from ..layers._composite import Placed, add, composites, concatenate, walk
 from ..layers._layer import Layer, Params, check_key, run_forward
 from ..penalties import Penalty, check_penalty
 from .mistakes import Failure, explain, of_cost, of_function, of_layer, of_penalty
@@ -38,6 +38,7 @@ from .sides import (
     normals,
     penalty_gradient,
     probe_for,
+    split_error,
     whole_network,
 )
 from .verdicts import (
@@ -181,8 +182,11 @@ def _network_rows(net: Layer, cost: Cost | None, given: Given, finite: bool) -> 
     for i, (placed, a_in, da) in enumerate(zip(places, whole.values[0]["inputs"], das, strict=True)):
         progress.step(f"layer {placed.name} ({i + 1} of {len(places)})")
         rows = _layer_rows(placed, a_in, da, mask, dtype, finite, chained and chained.of(i)) + rows
+    rows = _join_rows(net, params, whole, dtype) + rows
     if broken is not None and not any(map(_failed, rows)):
         raise broken
+    if not any(map(_failed, rows)) and any(row.verdict == "consequence" for row in [*rows, *_composed_rows(whole)]):
+        rows = _wiring_rows(net, given, whole, dtype) + rows
     for equation in ("output_error", "output_gradient"):
         if cost is not None and equation in whole:
             about = functools.partial(of_cost, net, cost, whole)
@@ -396,6 +400,37 @@ def _layer_rows(
             rows.append(row(equation, keystr(path), source=f"{equation} gradients", path=path, scales=scales))
     alone = "error" in subject or (type(layer).error is Layer.error and sum(map(_ran, rows)) < 2)
     return rows if alone else _judged_jointly(name, rows)
+
+
+def _join_rows(net: Layer, params: Params, whole: Subject, dtype: str) -> list[Row]:
+    """How joins of one's own split errors: one row for each branch."""
+    rows = []
+    for placed in composites(net, params):
+        if (outputs := whole.values[0]["branches"].get(placed.place)) is None:
+            continue
+        join = placed.layer.join  # pyright: ignore[reportAttributeAccessIssue]
+        if join in (add, concatenate) or not all(map(is_float, outputs)):
+            continue
+        case = outputs, normals(jax.eval_shape(join.value, *outputs), 0)
+        subject = Subject(
+            functools.partial(split_error, join), [case], dtype, lambda outputs, da, j=join: j.value(*outputs)
+        )
+        about = functools.partial(of_function, subject, case[1].shape[0])
+        rows += _function_rows(placed.name, "split", subject, about)
+    return rows
+
+
+def _wiring_rows(net: Layer, given: Given, whole: Subject, dtype: str) -> list[Row]:
+    """The composite inside the network whose parts are right and which is wrong as a layer: the innermost one."""
+    for placed in composites(net, given.params, given.key):
+        if placed.place == ():
+            continue
+        a_in = whole.values[0]["composites"][placed.place]
+        wrong = [row for row in _layer_rows(placed, a_in, None, given.mask, dtype, False, None) if _failed(row)]
+        if wrong:
+            hint = "its parts are right by themselves: the way their errors are handed on (unwire) is not"
+            return [dataclasses.replace(wrong[0], hint=hint)]
+    return []
 
 
 def _ran(row: Row) -> bool:

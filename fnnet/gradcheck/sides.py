@@ -17,7 +17,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ..activations import at_least_float32
 from ..backpropagation import backprop, value_and_grad
 from ..costs import Cost
-from ..layers._composite import is_walked, output_place, visited, walk
+from ..layers._composite import composites, is_walked, output_place, visited, walk
 from ..layers._layer import Layer, Params, keywords, run_forward
 from ..programs import program
 
@@ -111,14 +111,19 @@ def whole_network(net: Layer, cost: Cost | None, linear: bool, given: Given, u: 
             own, probe, tap = moved.get(place, (None, None, None))
             p = p if own is None else jax.tree.map(jnp.add, p, own)
             a_out, cache = run_forward(layer, p, a, **{**about, "probe": probe})
-            seen[place] = (a, a_out, cache, layer.output(p, cache))
+            seen[place] = (a, a_out, cache, None if "run" in about else layer.output(p, cache))
             return a_out if tap is None else a_out + tap, cache
 
         return visited(net, params, x, visit, key=key, train=True, mask=mask), seen
 
     _, seen = run(params, {})
     inputs, a_outs, caches, outputs = zip(*(seen[placed.place] for placed in places), strict=True)
-    found: dict[str, Any] = {"inputs": list(inputs)}
+    found: dict[str, Any] = {"inputs": list(inputs), "composites": {}, "branches": {}}
+    for composite in composites(net, params):
+        found["composites"][composite.place] = seen[composite.place][0]
+        if hasattr(composite.layer, "join"):
+            branches = range(len(composite.layer.layers))  # pyright: ignore[reportAttributeAccessIssue]
+            found["branches"][composite.place] = tuple(seen[(*composite.place, i)][1] for i in branches)
     if linear:
         found["product"] = _product(net, given, u, v)
     if cost is None:
@@ -232,6 +237,13 @@ def isolated(
         if type(layer).output_backward is not Layer.output_backward:
             sides |= composed("output_backward", *layer.output_backward(params, cache, last))
     return sides
+
+
+@compiled_once(fixed=1)
+def split_error(join: Any, branches: tuple[Array, ...], da_out: Array) -> dict[str, Two]:
+    """How a join splits an error among its branches."""
+    autodiff = jax.vjp(join.value, *branches)[1](da_out)
+    return {"split": Two(tuple(join.split(da_out, *branches)), autodiff)}
 
 
 def pulled(

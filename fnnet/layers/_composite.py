@@ -298,24 +298,27 @@ def walk(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = (
         yield from walk(part, p, k, (*place, i))
 
 
+def composites(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = ()) -> Iterator[Placed]:
+    """The composites that `walk` goes through, the inner ones first."""
+    if is_walked(net):
+        parts = net.parts(params)  # pyright: ignore[reportAttributeAccessIssue]
+        for i, ((part, p), k) in enumerate(zip(parts, split_key(key, len(parts)), strict=True)):
+            yield from composites(part, p, k, (*place, i))
+        yield Placed(place, net, params, key)
+
+
 Visit = Callable[..., tuple[Array, Cache]]
 
 
 def visited(net: Layer, params: Params, a_in: Array, visit: Visit, **given: Any) -> Array:
-    """The output of a net whose bottom layers are run by ``visit(place, layer, params, a_in, **given)`` -> (a_out, cache)."""
+    """The output of a net all of whose layers are run by ``visit(place, layer, params, a_in, **given)`` -> (a_out, cache),
+    composites too: they are given a ``run`` that visits their parts."""
 
-    def runner(place: tuple[int, ...]) -> Callable[..., tuple[Array, Cache]]:
-        def run(i: int, part: Layer, p: Params, a: Array, **given: Any) -> tuple[Array, Cache]:
-            here = (*place, i)
-            if is_walked(part):
-                return run_forward(part, p, a, **given, run=runner(here))
-            return visit(here, part, p, a, **given)
+    def run(place: tuple[int, ...], part: Layer, p: Params, a: Array, **given: Any) -> tuple[Array, Cache]:
+        inner = {"run": lambda i, *args, **about: run((*place, i), *args, **about)} if is_walked(part) else {}
+        return visit(place, part, p, a, **given, **inner)
 
-        return run
-
-    if not is_walked(net):
-        return visit((), net, params, a_in, **given)[0]
-    return run_forward(net, params, a_in, **given, run=runner(()))[0]
+    return run((), net, params, a_in, **given)[0]
 
 
 def output_place(net: Layer) -> tuple[int, ...] | None:
