@@ -20,6 +20,7 @@ from .activations import (
     tanh,
 )
 from .backpropagation import Backprop, backprop, objective, value_and_grad
+from .calibration import calibrate
 from .costs import Cost, accuracy, cross_entropy, log_likelihood, quadratic
 from .gradcheck import Report, Row, check_gradient, check_layer, check_vjp, compare_gradients
 from .interop import as_function, from_torch, manual_vjp, to_torch
@@ -68,6 +69,7 @@ from .optimizers import (
     ExponentialDecay,
     StepDecay,
     adam,
+    adamw,
     apply_updates,
     chain,
     clip,
@@ -105,8 +107,8 @@ __all__ = [
     # manual against autodiff
     "Report", "Row", "check_gradient", "check_layer", "check_vjp", "compare_gradients",
     # training
-    "Diverged", "EarlyStopping", "History", "L1", "L2", "Sweep", "TrainingState", "adam", "apply_updates", "chain", "clip",
-    "clip_by_global_norm", "evaluate", "fit", "load", "save", "sgd", "sweep",
+    "Diverged", "EarlyStopping", "History", "L1", "L2", "Sweep", "TrainingState", "adam", "adamw", "apply_updates",
+    "calibrate", "chain", "clip", "clip_by_global_norm", "evaluate", "fit", "load", "save", "sgd", "sweep",
     # learning-rate schedules
     "CosineDecay", "ExponentialDecay", "StepDecay",
     # modules

@@ -22,9 +22,11 @@ from jax import Array
 from jax.core import Tracer
 
 from .activations import at_least_float32
+from .penalties import is_weight
 
 __all__ = [
     "Adam",
+    "AdamW",
     "Chain",
     "ClipByGlobalNorm",
     "ClipByValue",
@@ -34,6 +36,7 @@ __all__ = [
     "Sgd",
     "StepDecay",
     "adam",
+    "adamw",
     "apply_updates",
     "chain",
     "clip",
@@ -293,6 +296,59 @@ def adam(learning_rate: Any = 1e-3, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1
     """
     _check("adam", learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
     return Adam(traceable(learning_rate), b1, b2, eps)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AdamW:
+    """See `adamw`."""
+
+    adam: Adam
+    weight_decay: Any
+
+    def init(self, params: Any) -> AdamState:
+        """As `Adam`'s."""
+        return self.adam.init(params)
+
+    def update(self, grads: Any, state: AdamState, params: Any = None) -> tuple[Any, AdamState]:
+        """Adam's update less η λ w for the weights."""
+        if params is None:
+            raise ValueError(
+                "adamw: expected the parameters, which it decays, got None; give update(grads, state, params)"
+            )
+        eta = _at(self.adam.learning_rate, state.step)
+        updates, state = self.adam.update(grads, state, params)
+
+        def decayed(path: tuple[Any, ...], update: Array, w: Array) -> Array:
+            if not is_weight(path):
+                return update
+            shrunk = _times(eta, _times(self.weight_decay, at_least_float32(w)))
+            return (at_least_float32(update) - shrunk.astype(at_least_float32(update).dtype)).astype(update.dtype)
+
+        return jax.tree_util.tree_map_with_path(decayed, updates, params), state
+
+
+def adamw(
+    learning_rate: Any = 1e-3, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, weight_decay: Any = 0.01
+) -> AdamW:
+    """Adam with decoupled weight decay: each weight also shrinks by η λ w, outside of the running means.
+
+    Only weights shrink, as under `L2`: leaves named ``w`` or ``w_…``; biases, gains and moving statistics do not.
+
+    Args:
+        learning_rate: η, a number or a function of the step.
+        b1: decay of the running mean of g.
+        b2: decay of the running mean of g².
+        eps: added to the root of the second mean.
+        weight_decay: λ.
+
+    Raises:
+        ValueError: for a negative number; by ``update`` without parameters.
+
+    Source: Loshchilov and Hutter (2019).
+    """
+    _check("adamw", weight_decay=weight_decay)
+    return AdamW(adam(learning_rate, b1, b2, eps), weight_decay)
 
 
 @jax.tree_util.register_dataclass

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .backpropagation import value_and_grad
+from .backpropagation import counted, value_and_grad
 from .checkpoints import fingerprint, keeping, resumed
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost, accuracy
 from .given import check_batch, whole
-from .layers._composite import visited
+from .layers._composite import has_moving, visited
 from .layers._layer import Layer, Params, as_array, check_key, run_forward
 from .optimizers import Optimizer, apply_updates, extra_arguments, is_transformation, traceable, updated
 from .penalties import Penalty, check_penalty
@@ -293,11 +293,12 @@ def _epoch(
     n = data.x.shape[0]
     shuffle_key, step_key = jax.random.split(key)
     order = jax.random.permutation(shuffle_key, n)
+    moves = has_moving(net)
     gradient = gradient or value_and_grad(net.in_loop(), cost, micro_batch=micro_batch, carry=window is not None)
 
-    def improved(params: Params, opt_state: Any, run: Callable) -> tuple[Params, Any, Any]:
+    def improved(params: Params, opt_state: Any, run: Callable, seen: Callable) -> tuple[Params, Any, Any]:
         """(params, optimiser state, value) after a step, with run(params) -> value, gradients of the mini-batch; value is a
-        cost, or (cost, state)."""
+        cost, or (cost, state). ``seen(params)`` is the forward pass of that batch, which the compiler shares with run's."""
 
         def penalised(params: Params, value: Any, grads: Params) -> tuple[Array, Params]:
             value = jnp.asarray(value if window is None else value[0])
@@ -311,7 +312,14 @@ def _epoch(
         objective, grads = penalised(params, value, grads)
         asked = extra_arguments(objective, grads, lambda params: penalised(params, *run(params)))
         updates, opt_state = updated("fit", optimizer, grads, opt_state, params, **asked)
-        return apply_updates(params, updates), opt_state, value
+        new_params = apply_updates(params, updates)
+        if moves:
+            new_params = net.moving(new_params, seen(params)[1])
+        return new_params, opt_state, value
+
+    def forward(x: Array, key: Array, given: dict[str, Any], state: Any = None) -> Callable:
+        about = {"key": key, "train": True, "mask": given.get("mask"), "state": state}
+        return lambda params: run_forward(net, params, counted(x, given["weights"]), **about)
 
     def step(carry: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Any], Array]:
         rows, i = batch
@@ -319,7 +327,8 @@ def _epoch(
         key, given = jax.random.fold_in(step_key, i), {"weights": None, **extras}
         if window is not None:
             return through_windows(carry, x, y, given, key, min(window, x.shape[1]))
-        params, opt_state, value = improved(*carry, lambda params: gradient(params, x, y, key=key, **given))
+        run = lambda params: gradient(params, x, y, key=key, **given)  # noqa: E731
+        params, opt_state, value = improved(*carry, run, forward(x, key, given))
         return (params, opt_state), value
 
     def through_windows(carry: Any, x: Array, y: Array, given: dict[str, Any], key: Array, window: int) -> Any:
@@ -333,7 +342,8 @@ def _epoch(
             x_part, y_part, more = jax.tree.map(lambda a: part(a, start, size), (x, y, given))
             own = jax.random.fold_in(key, start)
             run = lambda params: gradient(params, x_part, y_part, key=own, state=state, **more)  # noqa: E731
-            params, opt_state, (value, state) = improved(params, opt_state, run)
+            seen = forward(x_part, own, more, state)
+            params, opt_state, (value, state) = improved(params, opt_state, run, seen)
             return (params, opt_state, state), value
 
         zero_state = jax.tree.map(jnp.zeros_like, _state_after(net, carry[0], part(x, 0, window)))

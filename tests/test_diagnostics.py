@@ -336,7 +336,7 @@ def test_convolutions_have_them_too():
         ),
         (
             lambda net, c, p, x, y: diagnostics.activations(net, p[:1], x),
-            r"an entry for each of 3 layers, got 1 entries",
+            r"parameters with 3 entries, one per layer, got 1 entries",
         ),
         (
             lambda net, c, p, x, y: diagnostics.saturation(net, p, x[:0]),

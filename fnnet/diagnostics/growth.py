@@ -90,6 +90,8 @@ def singular_values(net: Network, params: Params, x: Any, *, layer: int = 0, k: 
 
     Source: the notes, section 6.1.
     """
+    if not isinstance(net, Network):
+        raise ValueError(f"singular_values: expected a network, got {net!r}; wrap a layer as fn.Network(layer)")
     x = check_inputs("singular_values", net, params, x)
     if not -len(net) <= operator.index(layer) < len(net) or isinstance(net[layer], Network):
         got = layer if not -len(net) <= layer < len(net) else f"{layer}, which is {net[layer]!r}"

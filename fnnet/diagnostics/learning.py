@@ -10,7 +10,7 @@ from jax import Array
 from ..activations import at_least_float32
 from ..backpropagation import backprop
 from ..costs import Cost
-from ..layers._composite import Network
+from ..layers._composite import is_walked
 from ..layers._layer import Layer, Params
 from ..penalties import weights_in
 from ..sweep import Sweep
@@ -43,7 +43,7 @@ def learning_speed(
     """
     errors = backprop(net, cost, params, x, y, key=key, mask=mask, weights=weights).errors
     sizes = []
-    for delta in errors if isinstance(net, Network) else (errors,):
+    for delta in errors if is_walked(net) else (errors,):
         flat = as_rows(delta)
         sizes.append((norm_of(jnp.mean(flat, axis=0)), jnp.mean(norm_of(flat, axis=1)), norm_of(flat) / flat.size**0.5))
     return LearningSpeed(*(jnp.stack(size) for size in zip(*sizes, strict=True)))

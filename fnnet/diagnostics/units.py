@@ -9,8 +9,8 @@ from jax import Array
 
 from ..activations import at_least_float32, softmax
 from ..chunks import chunk_size, mean_over_chunks
-from ..layers._composite import Network
-from ..layers._layer import Layer, Params, run_forward
+from ..layers._composite import is_walked, run_parts
+from ..layers._layer import Layer, Params
 from ..programs import program
 
 __all__ = ["Histograms", "Saturation", "activations", "histograms", "saturation"]
@@ -28,13 +28,13 @@ class Saturation(NamedTuple):
     dead: Array
 
 
-def saturation(net: Network, params: Params, x: Any, *, bound: float = 0.01) -> Saturation:
+def saturation(net: Layer, params: Params, x: Any, *, bound: float = 0.01) -> Saturation:
     """The share of units with |σ'(z)| ≤ ``bound``: they hardly learn. A ReLU is flat where it is off, so ``dead`` counts
     those that no example turns on. Steps of a sequence count like examples, padded ones too; an activation of your own is
     taken to act on each unit alone.
 
     Args:
-        net: a network; x is run through it in inference mode, in chunks where it is large.
+        net: a network or another composite; x is run through it in inference mode, in chunks where it is large.
         params: from ``net.init``.
         x: inputs (m, ...), a whole data set to find dead units.
         bound: up to which a slope counts as flat; a sigmoid's largest is 1/4.
@@ -52,8 +52,7 @@ def saturation(net: Network, params: Params, x: Any, *, bound: float = 0.01) -> 
 def _saturation(net, params, x, bound, *, size) -> Saturation:
     def units(x: Array, key: None) -> list[tuple[Array, Array] | None]:
         """For each unit, the shares of the examples for which it is flat and for which it is steep."""
-        _, caches = run_forward(net, params, x)
-        slopes = [slope_of(part, p, cache) for part, p, cache in zip(net, params, caches, strict=True)]
+        slopes = [slope_of(part, p, cache) for part, p, _, cache in run_parts(net, params, x)]
         flat = [None if s is None else (jnp.abs(s) <= bound).astype(s.dtype) for s in slopes]
         return [None if f is None else (jnp.mean(f, axis=0), jnp.mean(1 - f, axis=0)) for f in flat]
 
@@ -64,11 +63,11 @@ def _saturation(net, params, x, bound, *, size) -> Saturation:
     return Saturation(jnp.stack(shares), jnp.stack(dead))
 
 
-def activations(net: Network, params: Params, x: Any, *, mask: Any = None) -> tuple[Array, ...]:
+def activations(net: Layer, params: Params, x: Any, *, mask: Any = None) -> tuple[Array, ...]:
     """a^l of every layer, from the first to the last, in inference mode.
 
     Args:
-        net: a network.
+        net: a network or another composite.
         params: from ``net.init``.
         x: inputs (m, ...).
         mask: (m, T), True for the valid steps of sequences.
@@ -76,11 +75,8 @@ def activations(net: Network, params: Params, x: Any, *, mask: Any = None) -> tu
     Raises:
         ValueError: for something that is no network, or no examples.
     """
-    a, outputs = check_inputs("activations", net, params, x), []
-    for part, p in zip(net, params, strict=True):
-        a, _ = run_forward(part, p, a, mask=mask)
-        outputs.append(a)
-    return tuple(outputs)
+    x = check_inputs("activations", net, params, x)
+    return tuple(a for _, _, a, _ in run_parts(net, params, x, mask=mask))
 
 
 class Histograms(NamedTuple):
@@ -129,11 +125,9 @@ def histograms(values: Any, *, bins: int = 50) -> Histograms:
 
 def check_inputs(function: str, net: Any, params: Any, x: Any) -> Array:
     """x as an array, or a ValueError."""
-    if not isinstance(net, Network):
+    if not is_walked(net):
         raise ValueError(f"{function}: expected a network, got {net!r}; wrap a layer as fn.Network(layer)")
-    if not isinstance(params, tuple) or len(params) != len(net):
-        got = f"{len(params)} entries" if isinstance(params, tuple) else type(params).__name__
-        raise ValueError(f"{function}: expected parameters with an entry for each of {len(net)} layers, got {got}")
+    net.parts(params)
     x = jnp.asarray(x)
     if not x.size:
         raise ValueError(f"{function}: expected at least one example, got x of shape {x.shape}")
@@ -142,7 +136,7 @@ def check_inputs(function: str, net: Any, params: Any, x: Any) -> Array:
 
 def slope_of(layer: Layer, params: Params, cache: Any) -> Array | None:
     """σ'(z) of a layer; None without an activation that acts on each unit alone."""
-    output = None if isinstance(layer, Network) else layer.output(params, cache)
+    output = None if is_walked(layer) else layer.output(params, cache)
     if output is None or output[0].pullback is softmax.pullback:
         return None
     activation, z = output

@@ -11,6 +11,7 @@ Source: the notes, section 3.
 import copy
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, overload
@@ -97,13 +98,17 @@ class Composite(Layer):
         return all(getattr(part, "kept", False) for part in self.layers)
 
     def in_loop(self):
+        return self.mapped(lambda part: part.in_loop())
+
+    def mapped(self, change: Callable[[Layer], Layer]) -> Any:
+        """This composite of changed parts: every field that is a layer, or a tuple of layers."""
         twin = copy.copy(self)
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
             if isinstance(value, Layer):
-                object.__setattr__(twin, field.name, value.in_loop())
+                object.__setattr__(twin, field.name, change(value))
             elif isinstance(value, tuple) and value and all(isinstance(part, Layer) for part in value):
-                object.__setattr__(twin, field.name, tuple(part.in_loop() for part in value))
+                object.__setattr__(twin, field.name, tuple(change(part) for part in value))
         return twin
 
     def init(self, key: Array, input_shape: Shape) -> Params:
@@ -298,6 +303,20 @@ def walk(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = (
         yield from walk(part, p, k, (*place, i))
 
 
+def run_parts(net: Layer, params: Params, a_in: Array, **given: Any) -> list[tuple[Layer, Params, Array, Cache]]:
+    """Of each part of a composite, after a forward pass: the layer, its parameters, its output and its cache; a cache of a
+    composite is as good as none."""
+    seen = {}
+
+    def visit(place: tuple[int, ...], part: Layer, p: Params, a: Array, **about: Any) -> tuple[Array, Cache]:
+        a_out, cache = run_forward(part, p, a, **about)
+        seen[place] = part, p, a_out, cache
+        return a_out, cache
+
+    visited(net, params, a_in, visit, **given)
+    return [seen[(i,)] for i in range(len(net.layers))]  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def composites(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = ()) -> Iterator[Placed]:
     """The composites that `walk` goes through, the inner ones first."""
     if is_walked(net):
@@ -319,6 +338,20 @@ def visited(net: Layer, params: Params, a_in: Array, visit: Visit, **given: Any)
         return visit(place, part, p, a, **given, **inner)
 
     return run((), net, params, a_in, **given)[0]
+
+
+def bottom(net: Layer) -> Iterator[Layer]:
+    """The layers of `walk`, without parameters."""
+    if not is_walked(net):
+        yield net
+        return
+    for part in net.layers:  # pyright: ignore[reportAttributeAccessIssue]
+        yield from bottom(part)
+
+
+def has_moving(net: Layer) -> bool:
+    """Whether some layer has moving statistics."""
+    return any(type(part).moving is not Layer.moving for part in bottom(net))
 
 
 def output_place(net: Layer) -> tuple[int, ...] | None:
@@ -364,13 +397,9 @@ class Network(Composite):
         return functools.reduce(lambda da, i: back(i, da), reversed(range(len(self))), da_out)
 
     def in_loop(self):
-        layers, kept = [], True
-        for part in self.layers:
-            layers.append(part.in_loop() if kept else part)
-            kept = kept and part.kept
-        twin = copy.copy(self)
-        object.__setattr__(twin, "layers", tuple(layers))
-        return twin
+        below_all_kept = itertools.accumulate(self.layers, lambda kept, part: kept and part.kept, initial=True)
+        kept = iter(below_all_kept)
+        return self.mapped(lambda part: part.in_loop() if next(kept) else part)
 
     def __len__(self) -> int:
         return len(self.layers)
