@@ -26,6 +26,7 @@ from .layers import (
     GRU,
     LSTM,
     RNN,
+    BatchNorm,
     Bidirectional,
     Conv,
     ConvTranspose,
@@ -35,11 +36,14 @@ from .layers import (
     ExampleKeys,
     Flatten,
     GlobalMeanPool,
+    GroupNorm,
     LastStep,
     Layer,
     LayerError,
+    LayerNorm,
     MaxPool,
     MeanPool,
+    RMSNorm,
     Upsample,
     convolve,
     cross_correlate,
@@ -77,8 +81,9 @@ __all__ = [
     # costs
     "Cost", "accuracy", "cross_entropy", "log_likelihood", "quadratic",
     # layers
-    "Bidirectional", "Conv", "ConvTranspose", "Dense", "Dropout", "Embedding", "Flatten", "GRU", "GlobalMeanPool", "LSTM",
-    "LastStep", "MaxPool", "MeanPool", "Network", "RNN", "Upsample",
+    "BatchNorm", "Bidirectional", "Conv", "ConvTranspose", "Dense", "Dropout", "Embedding", "Flatten", "GRU",
+    "GlobalMeanPool", "GroupNorm", "LSTM", "LastStep", "LayerNorm", "MaxPool", "MeanPool", "Network", "RMSNorm", "RNN",
+    "Upsample",
     # convolution and pooling in the notes' words
     "convolve", "cross_correlate", "pad_full", "rot180", "unsample_max", "unsample_mean",
     # sequences

@@ -51,6 +51,10 @@ def thorough(*values):
     return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
 
 
+STATISTICS = ("gradients", "backward")
+"""Of the moving statistics of batch normalisation, which no gradient trains."""
+
+
 def _layers() -> list[Case]:
     return [
         Case("Dense", fn.Dense(7, fn.tanh), (5,)),
@@ -90,6 +94,15 @@ def _layers() -> list[Case]:
         Case("Upsample", fn.Upsample(2), (3, 4, 2)),
         Case("Upsample 3-D", fn.Upsample((2, 1, 3)), (2, 3, 2, 2)),
         Case("Embedding", fn.Embedding(6, 3), (4,), tokens=6),
+        Case("LayerNorm", fn.LayerNorm(), (6,)),
+        Case("LayerNorm on steps", fn.LayerNorm(0.1), (3, 5)),
+        Case("RMSNorm", fn.RMSNorm(), (6,)),
+        Case("RMSNorm on steps", fn.RMSNorm(0.1), (3, 5)),
+        Case("GroupNorm", fn.GroupNorm(3), (4, 3, 6)),
+        Case("GroupNorm of one group", fn.GroupNorm(1), (5,)),
+        Case("GroupNorm of each channel", fn.GroupNorm(2, 0.1), (7, 2)),
+        Case("BatchNorm", fn.BatchNorm(), (4, 3), zero=STATISTICS),
+        Case("BatchNorm on images", fn.BatchNorm(eps=0.1), (3, 2, 5), zero=STATISTICS),
         Case("RNN", fn.RNN(4), (5, 3)),
         Case("RNN cut", fn.RNN(3, fn.silu, truncate=2), (5, 2)),
         Case("LSTM", fn.LSTM(4), (5, 3)),

@@ -6,6 +6,7 @@ from ._dropout import Dropout
 from ._embedding import Embedding
 from ._flatten import Flatten
 from ._layer import ExampleKeys, Layer, LayerError, example_keys, layer
+from ._norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from ._pool import GlobalMeanPool, MaxPool, MeanPool, Upsample, unsample_max, unsample_mean
 from ._recurrent import (
     GRU,
@@ -27,6 +28,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "BatchNorm",
     "Bidirectional",
     "Conv",
     "ConvTranspose",
@@ -36,11 +38,14 @@ __all__ = [
     "ExampleKeys",
     "Flatten",
     "GlobalMeanPool",
+    "GroupNorm",
     "LastStep",
     "Layer",
     "LayerError",
+    "LayerNorm",
     "MaxPool",
     "MeanPool",
+    "RMSNorm",
     "Upsample",
     "convolve",
     "cross_correlate",

@@ -104,6 +104,11 @@ class Layer:
         """
         return program(_apply_from, self)(params, as_data("x", x), state, as_array(mask))
 
+    def moving(self, params: Params, cache: Cache) -> Params:
+        """The parameters after a step of training with this cache: those that follow the data, as the statistics of batch
+        normalisation do, moved on; the others as they are. Pure, called outside of the gradient."""
+        return params
+
     def final_state(self, cache: Cache) -> Any:
         """The state after the last step, for ``forward(..., state=)`` of the steps that follow; None for a layer without."""
         return None
