@@ -1,14 +1,17 @@
-"""Normalisation: layer, RMS, group and batch normalisation, one formula over different axes.
+"""Normalisation: layer, group, batch and RMS normalisation, one formula with different means.
 
-Legend: m examples (axis 0), *n positions, c channels (the last axis); a activation, μ and σ² its mean and variance over the
-axes that are normalised, r = 1/√(σ² + ε), x̂ = (a − μ) r; g gain (c,), b bias (c,), δ = ∂C/∂a_out the error, u = g δ.
+Legend: m examples (axis 0), *n positions, c channels (the last axis); a activation, μ and σ² its mean and variance over what
+is normalised together, r = 1/√(σ² + ε), x̂ = (a − μ) r; g gain (c,), b bias (c,), δ = ∂C/∂a_out the error, u = g δ.
 Statistics and sums are taken in at least float32.
+
+The barriers keep the compiler from computing what is kept anew for each use of it.
 
 Source: docs/normalisation.md; Ioffe and Szegedy (2015), Ba et al. (2016), Wu and He (2018), Zhang and Sennrich (2019).
 """
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,35 +28,83 @@ __all__ = [
     "RMSNorm",
     "gain_gradient",
     "input_error",
-    "inverse_deviation",
-    "inverse_rms",
+    "inverse_root",
+    "mean_over_batch",
+    "mean_over_channels",
+    "mean_over_groups",
     "normalised",
+    "product",
     "rms_input_error",
     "scaled",
-    "statistics",
 ]
 
 
-@functools.partial(jax.jit, static_argnames="axes")
-def statistics(a: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """μ = mean(a), σ² = mean((a − μ)²), the biased variance.
+@jax.jit
+def mean_over_channels(t: Array, g: Array | None = None) -> Array:
+    """mean(g t) over the channels: of layer and RMS normalisation.
 
     Args:
-        a: any shape.
-        axes: those that the means run over.
+        t: (m, ..., c).
+        g: (c,), or None for 1.
 
     Returns:
-        (μ, σ²), each shaped like a with 1 for those axes.
+        (m, ..., 1).
     """
-    a = at_least_float32(a)
-    mu = jnp.mean(a, axes, keepdims=True)
-    return mu, jnp.mean(jnp.square(a - mu), axes, keepdims=True)
+    if g is None:
+        return jnp.mean(t, -1, keepdims=True)
+    return (jnp.einsum("...c,c->...", t, g) / t.shape[-1])[..., None]
+
+
+@functools.partial(jax.jit, static_argnames="groups")
+def mean_over_groups(t: Array, groups: int, g: Array | None = None) -> Array:
+    """mean(g t) over all positions and the channels of each group: of group normalisation. g is the same at all positions,
+    so it multiplies their mean.
+
+    Args:
+        t: (m, ..., c).
+        groups: they divide c.
+        g: (c,), or None for 1.
+
+    Returns:
+        (m, 1, ..., 1, c), the channels of a group alike.
+    """
+    mean = mean_over_positions(t, tuple(range(1, t.ndim - 1)), g)
+    parts = mean.reshape(*mean.shape[:-1], groups, t.shape[-1] // groups)
+    return jnp.broadcast_to(jnp.mean(parts, -1, keepdims=True), parts.shape).reshape(mean.shape)
 
 
 @jax.jit
-def inverse_deviation(var: Array, eps: float) -> Array:
-    """r = 1/√(σ² + ε)."""
-    return jax.lax.rsqrt(var + eps)
+def mean_over_batch(t: Array, g: Array | None = None) -> Array:
+    """mean(g t) over examples and positions: of batch normalisation.
+
+    Args:
+        t: (m, ..., c).
+        g: (c,), or None for 1.
+
+    Returns:
+        (1, ..., 1, c).
+    """
+    return mean_over_positions(t, tuple(range(t.ndim - 1)), g)
+
+
+def mean_over_positions(t: Array, axes: tuple[int, ...], g: Array | None) -> Array:
+    """g mean(t) over axes without the last."""
+    mean = jnp.mean(t, axes, keepdims=True)
+    return mean if g is None else scaled(g, mean)
+
+
+@jax.jit
+def inverse_root(square: Array, eps: float) -> Array:
+    """r = 1/√(σ² + ε).
+
+    Args:
+        square: σ², or the mean square of RMS normalisation.
+        eps: ε.
+
+    Returns:
+        Shaped like σ².
+    """
+    return jax.lax.optimization_barrier(jax.lax.rsqrt(square + eps))
 
 
 @jax.jit
@@ -61,18 +112,18 @@ def normalised(a: Array, mu: Array, r: Array) -> Array:
     """x̂ = (a − μ) r.
 
     Args:
-        a: any shape.
-        mu, r: of the same rank, 1 along the axes of the statistics.
+        a: (m, ..., c).
+        mu, r: of the same rank.
 
     Returns:
-        Shaped like a, in at least float32.
+        (m, ..., c), in at least float32.
     """
     return (at_least_float32(a) - mu) * r
 
 
 @jax.jit
 def scaled(g: Array, a: Array) -> Array:
-    """g_c a_c: the gain forwards, of x̂, and backwards, u = g δ.
+    """g_c a_c: of x̂ forwards, and of δ backwards, where it is u.
 
     Args:
         g: (c,).
@@ -85,62 +136,59 @@ def scaled(g: Array, a: Array) -> Array:
     return on_last_axis(g.astype(a.dtype), a.ndim) * a
 
 
-@functools.partial(jax.jit, static_argnames="axes")
-def input_error(u: Array, x_hat: Array, r: Array, axes: tuple[int, ...]) -> Array:
-    """BP2 through the statistics: ∂C/∂a = r (u − mean(u) − x̂ mean(u x̂)).
-
-    What is left of u after its part along 1 (μ removes it) and its part along x̂ (σ removes it) are taken away.
-
-    Args:
-        u: g δ, any shape.
-        x_hat: likewise.
-        r: of the same rank, 1 along the axes.
-        axes: those of the statistics.
-
-    Returns:
-        Shaped like u. Source: docs/normalisation.md.
-    """
-    along_1 = jnp.mean(u, axes, keepdims=True)
-    along_x = jnp.mean(u * x_hat, axes, keepdims=True)
-    return r * (u - along_1 - x_hat * along_x)
-
-
 @jax.jit
-def inverse_rms(a: Array, eps: float) -> Array:
-    """r = 1/√(mean(a²) + ε) over the last axis, in at least float32.
-
-    Args:
-        a: (m, ..., c).
-        eps: ε.
-
-    Returns:
-        (m, ..., 1).
-    """
-    return inverse_deviation(jnp.mean(jnp.square(at_least_float32(a)), -1, keepdims=True), eps)
-
-
-@jax.jit
-def rms_input_error(u: Array, x_hat: Array, r: Array) -> Array:
-    """BP2 without a mean: ∂C/∂a = r (u − x̂ mean(u x̂)) over the last axis; arguments and result as `input_error`."""
-    return r * (u - x_hat * jnp.mean(u * x_hat, -1, keepdims=True))
-
-
-@jax.jit
-def gain_gradient(delta: Array, x_hat: Array) -> Array:
-    """∂C/∂g_c = (1/m) Σ_x Σ_n δ_c x̂_c: BP4 with one weight for each channel.
+def product(delta: Array, x_hat: Array) -> Array:
+    """δ x̂, which BP2 and the gradient of g share.
 
     Args:
         delta: (m, ..., c).
         x_hat: (m, ..., c).
 
     Returns:
+        (m, ..., c), in at least float32.
+    """
+    return jax.lax.optimization_barrier(at_least_float32(delta) * x_hat)
+
+
+@jax.jit
+def input_error(u: Array, x_hat: Array, r: Array, mean_u: Array, mean_ux: Array) -> Array:
+    """BP2 through the statistics: ∂C/∂a = r (u − mean(u) − x̂ mean(u x̂)).
+
+    What u has in the direction of 1, which μ takes out, and in the direction of x̂, which σ takes out, is taken out of it.
+
+    Args:
+        u: g δ (m, ..., c).
+        x_hat: (m, ..., c).
+        r, mean_u, mean_ux: of the same rank.
+
+    Returns:
+        (m, ..., c). Source: docs/normalisation.md.
+    """
+    mean_u, mean_ux = jax.lax.optimization_barrier((mean_u, mean_ux))
+    return r * (u - mean_u - x_hat * mean_ux)
+
+
+@jax.jit
+def rms_input_error(u: Array, x_hat: Array, r: Array, mean_ux: Array) -> Array:
+    """BP2 of RMS normalisation, without a mean: ∂C/∂a = r (u − x̂ mean(u x̂)). Arguments and result as `input_error`."""
+    return r * (u - x_hat * jax.lax.optimization_barrier(mean_ux))
+
+
+@jax.jit
+def gain_gradient(product: Array) -> Array:
+    """∂C/∂g_c = (1/m) Σ δ_c x̂_c over examples and positions: BP4 with one weight for each channel.
+
+    Args:
+        product: δ x̂ (m, ..., c).
+
+    Returns:
         (c,).
     """
-    return bias_gradient(at_least_float32(delta) * x_hat)
+    return bias_gradient(product)
 
 
 class Normalisation(Layer):
-    """What the layers share: a_out = g x̂ + b, x̂ normalised over `axes` of a `view` of the input. Cache (a_in, μ, r)."""
+    """What the layers share: a_out = g x̂ + b, and the mean over what is normalised together. Cache (a_in, μ, r, ...)."""
 
     eps: float
 
@@ -161,44 +209,48 @@ class Normalisation(Layer):
             raise LayerError(self, "an input shape (..., c) with c ≥ 1", str(input_shape), remedy)
         return input_shape[-1]
 
-    def view(self, a: Array) -> Array:
-        """The array as it is normalised."""
-        return a
+    def mean(self, t: Array, g: Array | None = None) -> Array:
+        """mean(g t) over what is normalised together."""
+        return mean_over_channels(t, g)
 
-    def axes(self, rank: int) -> tuple[int, ...]:
-        """The axes of the statistics in the view of an input of this rank."""
-        raise NotImplementedError("Normalisation: expected one of its subclasses, got their base class")
-
-    def checked(self, params, a_in: Array) -> Array:
+    def checked(self, params: Any, a_in: Array) -> Array:
         """The inputs as floats, or a LayerError where they do not fit the parameters."""
         g = check_leaf(self, params, "g", (None,))
         check_input(self, a_in, g.shape[0])
         return as_floats(self, a_in, g.dtype)
 
-    def x_hat(self, cache) -> Array:
-        a_in, mu, r, *_ = cache
-        return normalised(self.view(a_in), mu, r).reshape(a_in.shape)
+    def statistics(self, a_in: Array) -> tuple[Array, Array]:
+        """μ = mean(a), σ² = mean((a − μ)²)."""
+        a = at_least_float32(a_in)
+        mu = self.mean(a)
+        return mu, self.mean(jnp.square(a - mu))
 
-    def result(self, params, cache, probe):
+    def result(self, params: Any, cache: Any, probe: Array | None) -> tuple[Array, Any]:
         """(a_out, cache) from the cache."""
-        a_in, x_hat, g = cache[0], self.x_hat(cache), params["g"]
+        (a_in, *_), x_hat, g = cache, self.x_hat(cache), params["g"]
         b = check_leaf(self, params, "b", g.shape)
-        a = scaled(g, x_hat) + on_last_axis(b.astype(x_hat.dtype), a_in.ndim)
+        a = scaled(g, x_hat) + on_last_axis(b.astype(x_hat.dtype), x_hat.ndim)
         a = a.astype(jnp.result_type(a_in, g, b))
         return a if probe is None else a + probe, cache
 
+    def x_hat(self, cache: Any) -> Array:
+        a_in, mu, r, *_ = cache
+        return normalised(a_in, mu, r)
+
     def forward(self, params, a_in, *, probe=None):
         a_in = self.checked(params, a_in)
-        mu, var = statistics(self.view(a_in), self.axes(a_in.ndim))
-        return self.result(params, (a_in, mu, inverse_deviation(var, self.eps)), probe)
+        mu, var = self.statistics(a_in)
+        return self.result(params, (a_in, mu, inverse_root(var, self.eps)), probe)
 
     def propagate(self, params, cache, delta):
         _, _, r, *_ = cache
-        u, x_hat = self.view(scaled(params["g"], delta)), self.view(self.x_hat(cache))
-        return input_error(u, x_hat, r, self.axes(delta.ndim)).reshape(delta.shape).astype(delta.dtype)
+        x_hat, wide = self.x_hat(cache), at_least_float32(delta)
+        g = params["g"].astype(wide.dtype)
+        mean_u, mean_ux = self.mean(wide, g), self.mean(product(wide, x_hat), g)
+        return input_error(scaled(g, wide), x_hat, r, mean_u, mean_ux).astype(delta.dtype)
 
     def gradients(self, params, cache, delta):
-        grads = {"g": gain_gradient(delta, self.x_hat(cache)), "b": bias_gradient(delta)}
+        grads = {"g": gain_gradient(product(delta, self.x_hat(cache))), "b": bias_gradient(delta)}
         return {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
 
 
@@ -221,9 +273,6 @@ class LayerNorm(Normalisation):
 
     independent = True
     _example = "fn.LayerNorm()"
-
-    def axes(self, rank):
-        return (-1,)
 
 
 @layer
@@ -268,11 +317,8 @@ class GroupNorm(Normalisation):
         self.divided(a_in.shape[-1])
         return a_in
 
-    def view(self, a):
-        return a.reshape(*a.shape[:-1], self.groups, a.shape[-1] // self.groups)
-
-    def axes(self, rank):
-        return (*range(1, rank - 1), rank)
+    def mean(self, t, g=None):
+        return mean_over_groups(t, self.groups, g)
 
 
 @layer
@@ -311,8 +357,8 @@ class BatchNorm(Normalisation):
         params = super().init(key, input_shape)
         return {**params, "mean": jnp.zeros_like(params["b"]), "var": jnp.ones_like(params["g"])}
 
-    def axes(self, rank):
-        return tuple(range(rank - 1))
+    def mean(self, t, g=None):
+        return mean_over_batch(t, g)
 
     def forward(self, params, a_in, *, train=False, probe=None):
         a_in = self.checked(params, a_in)
@@ -323,11 +369,11 @@ class BatchNorm(Normalisation):
                     "a single number has no variance: train with larger batches, or use fn.GroupNorm or fn.LayerNorm"
                 )
                 raise LayerError(self, "at least 2 numbers of each channel while training", str(a_in.shape), remedy)
-            mu, var = batch = statistics(a_in, self.axes(a_in.ndim))
+            mu, var = batch = self.statistics(a_in)
         else:
             mu, var = (on_last_axis(jax.lax.stop_gradient(at_least_float32(s)), a_in.ndim) for s in (mean, var))
             batch = None
-        return self.result(params, (a_in, mu, inverse_deviation(var, self.eps), batch), probe)
+        return self.result(params, (a_in, mu, inverse_root(var, self.eps), batch), probe)
 
     def propagate(self, params, cache, delta):
         _, _, r, batch = cache
@@ -382,7 +428,8 @@ class RMSNorm(Normalisation):
 
     def forward(self, params, a_in, *, probe=None):
         a_in = self.checked(params, a_in)
-        g, cache = params["g"], (a_in, inverse_rms(a_in, self.eps))
+        r = inverse_root(self.mean(jnp.square(at_least_float32(a_in))), self.eps)
+        g, cache = params["g"], (a_in, r)
         a = scaled(g, self.x_hat(cache)).astype(jnp.result_type(a_in, g))
         return a if probe is None else a + probe, cache
 
@@ -391,8 +438,10 @@ class RMSNorm(Normalisation):
         return at_least_float32(a_in) * r
 
     def propagate(self, params, cache, delta):
-        _, r = cache
-        return rms_input_error(scaled(params["g"], delta), self.x_hat(cache), r).astype(delta.dtype)
+        (_, r), x_hat = cache, self.x_hat(cache)
+        products = product(delta, x_hat)
+        mean_ux = self.mean(products, params["g"].astype(products.dtype))
+        return rms_input_error(scaled(params["g"], delta), x_hat, r, mean_ux).astype(delta.dtype)
 
     def gradients(self, params, cache, delta):
-        return {"g": gain_gradient(delta, self.x_hat(cache)).astype(params["g"].dtype)}
+        return {"g": gain_gradient(product(delta, self.x_hat(cache))).astype(params["g"].dtype)}
