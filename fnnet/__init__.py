@@ -26,6 +26,7 @@ from .layers import (
     GRU,
     LSTM,
     RNN,
+    Attention,
     BatchNorm,
     Bidirectional,
     Conv,
@@ -43,6 +44,7 @@ from .layers import (
     LayerNorm,
     MaxPool,
     MeanPool,
+    Position,
     RMSNorm,
     Upsample,
     convolve,
@@ -81,9 +83,9 @@ __all__ = [
     # costs
     "Cost", "accuracy", "cross_entropy", "log_likelihood", "quadratic",
     # layers
-    "BatchNorm", "Bidirectional", "Conv", "ConvTranspose", "Dense", "Dropout", "Embedding", "Flatten", "GRU",
-    "GlobalMeanPool", "GroupNorm", "LSTM", "LastStep", "LayerNorm", "MaxPool", "MeanPool", "Network", "RMSNorm", "RNN",
-    "Upsample",
+    "Attention", "BatchNorm", "Bidirectional", "Conv", "ConvTranspose", "Dense", "Dropout", "Embedding", "Flatten", "GRU",
+    "GlobalMeanPool", "GroupNorm", "LSTM", "LastStep", "LayerNorm", "MaxPool", "MeanPool", "Network", "Position", "RMSNorm",
+    "RNN", "Upsample",
     # convolution and pooling in the notes' words
     "convolve", "cross_correlate", "pad_full", "rot180", "unsample_max", "unsample_mean",
     # sequences

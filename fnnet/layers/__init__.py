@@ -1,5 +1,6 @@
 """The layers: one file for each family, equations first, the dataclass that binds them last."""
 
+from ._attention import Attention, Position
 from ._conv import Conv, ConvTranspose, convolve, cross_correlate, pad_full, rot180
 from ._dense import Dense
 from ._dropout import Dropout
@@ -28,6 +29,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Attention",
     "BatchNorm",
     "Bidirectional",
     "Conv",
@@ -45,6 +47,7 @@ __all__ = [
     "LayerNorm",
     "MaxPool",
     "MeanPool",
+    "Position",
     "RMSNorm",
     "Upsample",
     "convolve",
