@@ -56,7 +56,7 @@ def split_heads(a: Array, heads: int) -> tuple[Array, Array, Array]:
 @jax.jit
 def join_heads(q: Array, k: Array, v: Array) -> Array:
     """[q | k | v] (m, T, 3n) from its parts (m, T, h, d): `split_heads` undone, and its BP2."""
-    return jnp.concatenate([jax.lax.collapse(part, 2) for part in (q, k, v)], axis=-1)
+    return jax.lax.collapse(jnp.stack([q, k, v], axis=2), 2)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "size", "base"))
@@ -94,6 +94,11 @@ def rotated(x: Array, cos: Array, sin: Array) -> Array:
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
+def scaled(q: Array) -> Array:
+    """q / √d, so that q·k has the variance 1 where q and k have."""
+    return q / math.sqrt(q.shape[-1])
+
+
 def dot(form: str, x: Array, y: Array) -> Array:
     """``einsum`` of x in the dtype of y and y, summed in at least float32."""
     return jnp.einsum(form, x.astype(y.dtype), y, preferred_element_type=wide_dtype(y.dtype))
@@ -121,8 +126,7 @@ def attend(q: Array, k: Array, v: Array, valid: Array | None, causal: bool) -> t
         o (m, T, h, d), p (m, h, T, T). Source: Vaswani et al. (2017), section 3.2.
     """
     steps = jnp.arange(q.shape[1])
-    scores = dot("mthd,mshd->mhts", q, k) / math.sqrt(q.shape[-1])
-    scores = jnp.where(allowed(steps, steps, valid, valid, causal), scores, -jnp.inf)
+    scores = jnp.where(allowed(steps, steps, valid, valid, causal), dot("mthd,mshd->mhts", scaled(q), k), -jnp.inf)
     top = jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(scores.dtype).min)
     e = jnp.exp(scores - jax.lax.stop_gradient(top))
     p = e / unless_zero(jnp.sum(e, axis=-1, keepdims=True))
@@ -163,8 +167,9 @@ def attend_error(q: Array, k: Array, v: Array, p: Array, o: Array, do: Array) ->
         dq, dk, dv, each (m, T, h, d). Source: docs/attention.md.
     """
     dp, correction = dot("mthd,mshd->mhts", do, v), dot("mthd,mthd->mht", do, o)
-    ds = score_error(p, dp, correction) / math.sqrt(q.shape[-1])
-    return dot("mhts,mshd->mthd", ds, k), dot("mhts,mthd->mshd", ds, q), dot("mhts,mthd->mshd", p, do)
+    ds = score_error(p, dp, correction)
+    dq, dk = scaled(dot("mhts,mshd->mthd", ds, k)), dot("mhts,mthd->mshd", ds, scaled(q))
+    return dq, dk, dot("mhts,mthd->mshd", p, do)
 
 
 @functools.partial(jax.jit, static_argnames=("causal", "block"))
@@ -173,8 +178,8 @@ def attend_in_blocks(
 ) -> tuple[Array, Array]:
     """`attend` block by block, with the largest score μ, the sum l and the output o so far:
 
-    μ' = max(μ, max_s s_ts), l' = e^{μ − μ'} l + Σ_s e^{s_ts − μ'}, o' = e^{μ − μ'} o + Σ_s e^{s_ts − μ'} v_s, and o / l at the
-    end.
+    μ' = max(μ, max_s s_ts), l' = e^{μ − μ'} l + Σ_s e^{s_ts − μ'}, o' = e^{μ − μ'} o + Σ_s e^{s_ts − μ'} v_s, and at the end
+    o / l.
 
     Args:
         q, k, v, valid, causal: as of `attend`.
@@ -184,7 +189,7 @@ def attend_in_blocks(
         o (m, T, h, d), and ln Σ_s e^{s_ts} (m, T, h), ∞ for a query without any key. Source: Dao et al. (2022), algorithm 1.
     """
     steps, valid = q.shape[1], valid_blocks(valid, q.shape[1], block)
-    q, k, v = jax.lax.optimization_barrier(tuple(in_blocks(x, block) for x in (q, k, v)))
+    q, k, v = jax.lax.optimization_barrier(tuple(in_blocks(x, block) for x in (scaled(q), k, v)))
 
     def step(so_far, pair):
         (i, j), (o, top, total) = pair, so_far
@@ -218,7 +223,7 @@ def attend_in_blocks_error(
     steps, valid = q.shape[1], valid_blocks(valid, q.shape[1], block)
     correction = dot("mthd,mthd->mth", do, o)
     parts = (
-        *(in_blocks(x, block) for x in (q, k, v, do)),
+        *(in_blocks(x, block) for x in (scaled(q), k, v, do)),
         *(in_blocks(x[..., None], block) for x in (total, correction)),
     )
     q, k, v, do, total, correction = jax.lax.optimization_barrier(parts)
@@ -226,15 +231,15 @@ def attend_in_blocks_error(
     def step(so_far, pair):
         (i, j), (dq, dk, dv) = pair, so_far
         p = jnp.exp(block_scores(q, k, valid, causal, i, j) - total[i])
-        ds = score_error(p, dot("mhtd,mhsd->mhts", do[i], v[j]), correction[i][..., 0]) / math.sqrt(q.shape[-1])
+        ds = score_error(p, dot("mhtd,mhsd->mhts", do[i], v[j]), correction[i][..., 0])
         p, ds = jax.lax.optimization_barrier((p, ds))
         dq = dq.at[i].add(dot("mhts,mhsd->mhtd", ds, k[j]))
         dk = dk.at[j].add(dot("mhts,mhtd->mhsd", ds, q[i]))
         return (dq, dk, dv.at[j].add(dot("mhts,mhtd->mhsd", p, do[i]))), None
 
     start = (jnp.zeros_like(q, wide_dtype(q.dtype)),) * 3
-    errors, _ = jax.lax.scan(step, start, pairs_of_blocks(len(q), causal))
-    return tuple(out_of_blocks(x, steps) for x in errors)
+    (dq, dk, dv), _ = jax.lax.scan(step, start, pairs_of_blocks(len(q), causal))
+    return out_of_blocks(scaled(dq), steps), out_of_blocks(dk, steps), out_of_blocks(dv, steps)
 
 
 def pairs_of_blocks(blocks: int, causal: bool) -> tuple[Array, Array]:
@@ -244,8 +249,8 @@ def pairs_of_blocks(blocks: int, causal: bool) -> tuple[Array, Array]:
 
 
 def block_scores(q: Array, k: Array, valid: Array | None, causal: bool, i: Array, j: Array) -> Array:
-    """s_ts = q_t·k_s / √d of the i-th block of queries and the j-th of keys, −∞ where t may not see s."""
-    scores, steps = dot("mhtd,mhsd->mhts", q[i], k[j]) / math.sqrt(q.shape[-1]), jnp.arange(q.shape[3])
+    """s_ts = q_t·k_s, q scaled, of the i-th block of queries and the j-th of keys, −∞ where t may not see s."""
+    scores, steps = dot("mhtd,mhsd->mhts", q[i], k[j]), jnp.arange(q.shape[3])
     valid_i, valid_j = (None, None) if valid is None else (valid[i], valid[j])
     pairs = allowed(i * len(steps) + steps, j * len(steps) + steps, valid_i, valid_j, causal)
     return jnp.where(pairs, scores, -jnp.inf)
