@@ -51,6 +51,10 @@ def thorough(*values):
     return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
 
 
+STATISTICS = ("gradients", "backward")
+"""Of the moving statistics of batch normalisation, which no gradient trains."""
+
+
 def _layers() -> list[Case]:
     return [
         Case("Dense", fn.Dense(7, fn.tanh), (5,)),
@@ -60,6 +64,7 @@ def _layers() -> list[Case]:
         Case("Dense on images", fn.Dense(3, fn.silu), (4, 2, 5)),
         Case("Dense in a loop", fn.Dense(7, fn.tanh).in_loop(), (5,)),
         Case("Dense wide", fn.Dense(70, fn.elu), (80,)),
+        Case("Dense without a bias", fn.Dense(7, fn.tanh, bias=False), (5,)),
         Case("Flatten", fn.Flatten(), (3, 4, 2)),
         Case("Flatten a row", fn.Flatten(), (3,)),
         Case("Flatten a number", fn.Flatten(), ()),
@@ -75,6 +80,8 @@ def _layers() -> list[Case]:
         Case("ConvTranspose", fn.ConvTranspose(3, 3, fn.tanh, stride=2, padding="same"), (4, 3, 2)),
         Case("ConvTranspose in groups", fn.ConvTranspose(4, (3, 2), fn.tanh, (1, 3), 1, groups=2), (4, 3, 6)),
         Case("ConvTranspose 1-D", fn.ConvTranspose(2, 2, fn.sigmoid, 3, "same", algorithm="library"), (5, 3)),
+        Case("Conv without a bias", fn.Conv(3, 2, fn.tanh, bias=False), (5, 4, 2)),
+        Case("ConvTranspose without a bias", fn.ConvTranspose(3, 2, fn.tanh, 2, bias=False), (3, 2, 2)),
         Case("MaxPool", fn.MaxPool(2), (6, 4, 3)),
         Case("MaxPool with a remainder", fn.MaxPool((2, 3)), (5, 7, 2)),
         Case("MaxPool overlapping", fn.MaxPool(3, 2, "same"), (7, 6, 2)),
@@ -90,6 +97,23 @@ def _layers() -> list[Case]:
         Case("Upsample", fn.Upsample(2), (3, 4, 2)),
         Case("Upsample 3-D", fn.Upsample((2, 1, 3)), (2, 3, 2, 2)),
         Case("Embedding", fn.Embedding(6, 3), (4,), tokens=6),
+        Case("Attention", fn.Attention(2), (5, 12)),
+        Case("Attention of one head both ways", fn.Attention(1, causal=False), (4, 9)),
+        Case("Attention of one step", fn.Attention(2, block=3), (1, 12)),
+        Case("Attention turned", fn.Attention(2, rotary=100.0), (5, 24)),
+        Case("Attention in blocks", fn.Attention(2, block=2), (5, 12)),
+        Case("Attention in blocks both ways", fn.Attention(3, causal=False, block=4), (6, 9)),
+        Case("Attention in blocks turned", fn.Attention(1, True, 3, 10_000.0), (6, 12)),
+        Case("Position", fn.Position(), (4, 3)),
+        Case("LayerNorm", fn.LayerNorm(), (6,)),
+        Case("LayerNorm on steps", fn.LayerNorm(0.1), (3, 5)),
+        Case("RMSNorm", fn.RMSNorm(), (6,)),
+        Case("RMSNorm on steps", fn.RMSNorm(0.1), (3, 5)),
+        Case("GroupNorm", fn.GroupNorm(3), (4, 3, 6)),
+        Case("GroupNorm of one group", fn.GroupNorm(1), (5,)),
+        Case("GroupNorm of each channel", fn.GroupNorm(2, 0.1), (7, 2)),
+        Case("BatchNorm", fn.BatchNorm(), (4, 3), zero=STATISTICS),
+        Case("BatchNorm on images", fn.BatchNorm(eps=0.1), (3, 2, 5), zero=STATISTICS),
         Case("RNN", fn.RNN(4), (5, 3)),
         Case("RNN cut", fn.RNN(3, fn.silu, truncate=2), (5, 2)),
         Case("LSTM", fn.LSTM(4), (5, 3)),

@@ -84,7 +84,7 @@ def test_under_jit_and_vmap(case, form):
         a_out, cache = run_forward(layer, params, x, key=KEY, train=True)
         return a_out, layer.backward(params, cache, jnp.cos(jnp.arange(a_out.size * 1.0)).reshape(a_out.shape))
 
-    assert_agree(form(run)(x), one_by_one(jax.jit(run))(x), 1e-12)
+    assert_agree(form(run)(x), one_by_one(jax.jit(run))(x), 1e-12, zero="backward" in case.zero)
 
 
 @pytest.mark.parametrize("case", LAYERS, ids=repr)
@@ -368,6 +368,11 @@ class TestOwnLayer:
         ),
         (lambda: fn.Dense(2.5, fn.sigmoid), r"expected a positive number of neurons, got 2\.5"),
         (lambda: fn.Dense(2, jnp.tanh), r"expected an fn\.Activation, got .*; give one of fnnet's activations"),
+        (
+            lambda: fn.Dense(2, fn.tanh, bias=fn.initializers.zeros()),
+            r"expected bias to be True or False, got zeros\(\); bias says whether there is a b; bias_init says how",
+        ),
+        (lambda: fn.Conv(2, 3, fn.tanh, bias=0.5), r"expected bias to be True or False, got 0\.5; bias says"),
         (lambda: fn.Dropout(1.0), r"Dropout\(1\.0\): expected a rate of at least 0 and below 1, got 1\.0; rate is"),
         (lambda: fn.Dropout(-0.1), r"expected a rate of at least 0 and below 1"),
         (lambda: fn.Dropout(0.5, per="layer"), r"expected per to be 'example' or 'batch', got 'layer'"),

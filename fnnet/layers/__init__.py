@@ -1,5 +1,6 @@
 """The layers: one file for each family, equations first, the dataclass that binds them last."""
 
+from ._attention import Attention, Position
 from ._cells import GRU, LSTM, RNN, gru_step, gru_step_error, lstm_step, lstm_step_error
 from ._composite import Composite, Identity, Join, Network, Parallel, Residual, add, concatenate
 from ._conv import Conv, ConvTranspose, convolve, cross_correlate, pad_full, rot180
@@ -8,6 +9,7 @@ from ._dropout import Dropout
 from ._embedding import Embedding
 from ._flatten import Flatten
 from ._layer import ExampleKeys, Layer, LayerError, example_keys, layer
+from ._norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from ._pool import GlobalMeanPool, MaxPool, MeanPool, Upsample, unsample_max, unsample_mean
 from ._sequence import Bidirectional, LastStep, length_mask
 from ._shared import Recompute, Repeat, Tied
@@ -17,6 +19,8 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Attention",
+    "BatchNorm",
     "Bidirectional",
     "Composite",
     "Conv",
@@ -27,15 +31,19 @@ __all__ = [
     "ExampleKeys",
     "Flatten",
     "GlobalMeanPool",
+    "GroupNorm",
     "Identity",
     "Join",
     "LastStep",
     "Layer",
     "LayerError",
+    "LayerNorm",
     "MaxPool",
     "MeanPool",
     "Network",
     "Parallel",
+    "Position",
+    "RMSNorm",
     "Recompute",
     "Repeat",
     "Residual",

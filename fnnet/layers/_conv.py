@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..activations import Activation, at_least_float32, on_last_axis, wide_dtype
+from ..activations import Activation, at_least_float32, wide_dtype
 from ..initializers import Initializer, scaled_normal, zeros
-from ._dense import bias_gradient
+from ._dense import biased, check_bias, weight_and_bias
 from ._layer import Layer, LayerError, Shape, as_floats, check_activation, check_leaf, check_real, drawing_key, layer
 from ._window import (
     MANY,
@@ -264,6 +264,7 @@ class Convolution(Layer):
     weight_init: Initializer = scaled_normal()
     bias_init: Initializer = zeros()
     algorithm: Algorithm = "auto"
+    bias: bool = True
 
     independent = True
 
@@ -278,6 +279,7 @@ class Convolution(Layer):
         if self.padding != "same":
             check_padding(self, self.padding)
         check_activation(self, self.activation)
+        check_bias(self)
         if self.algorithm not in ("auto", "gemm", "library"):
             remedy = "'auto' takes the faster form; all give the same result"
             raise LayerError(self, "algorithm 'auto', 'gemm' or 'library'", repr(self.algorithm), remedy)
@@ -295,21 +297,19 @@ class Convolution(Layer):
         size = check_sizes(self, "size", self.size, len(n_in))
         shape, dtype = (*size, c_in // self.groups, self.features), jnp.result_type(float)
         w_key, b_key = jax.random.split(drawing_key(self, key))
-        return {
-            "w": self.weight_init(w_key, shape, dtype, in_axis=-2, out_axis=-1),
-            "b": self.bias_init(b_key, (self.features,), dtype),
-        }
+        w = {"w": self.weight_init(w_key, shape, dtype, in_axis=-2, out_axis=-1)}
+        return {**w, "b": self.bias_init(b_key, (self.features,), dtype)} if self.bias else w
 
     def forward(self, params, a_in, *, probe=None):
         rank = jnp.ndim(params["w"]) - 2 if isinstance(params, dict) and "w" in params else a_in.ndim - 2
         size = check_sizes(self, "size", self.size, rank)
         w = check_leaf(self, params, "w", (*size, None, self.features))
-        b = check_leaf(self, params, "b", (self.features,))
+        b = check_leaf(self, params, "b", (self.features,)) if self.bias else None
         check_images(self, a_in.shape, rank, w.shape[-2] * self.groups)
         a_in = as_floats(self, a_in, w.dtype)
-        dtype = jnp.result_type(a_in, w, b)
+        dtype = jnp.result_type(a_in, *jax.tree.leaves((w, b)))
         a_in = a_in.astype(dtype)
-        z = self.product(w.astype(dtype), a_in) + on_last_axis(b, a_in.ndim)
+        z = biased(self.product(w.astype(dtype), a_in), b)
         if probe is not None:
             z = z + probe
         a = self.activation(z)
@@ -349,6 +349,7 @@ class Conv(Convolution):
         bias_init: initialiser of b, 0 by default.
         algorithm: "auto" takes the form of each equation that is faster for its shapes and backend; "library" and "gemm"
             force XLA's convolution or one matrix product over patches.
+        bias: whether there is a b; without one the parameters are {w}.
 
     Raises:
         LayerError: for a field that is none of these, inputs or parameters of another shape, or a window larger than the
@@ -374,7 +375,7 @@ class Conv(Convolution):
     def gradients(self, params, cache, delta):
         a_in, _, _ = cache
         w = weight_gradient(delta, a_in.astype(delta.dtype), self.window(a_in.shape[1:-1]), self.groups, self.algorithm)
-        return {"w": w.astype(params["w"].dtype), "b": bias_gradient(delta).astype(params["b"].dtype)}
+        return weight_and_bias(self, params, w, delta)
 
 
 @layer
@@ -386,7 +387,7 @@ class ConvTranspose(Convolution):
     n_out = s (n − 1) + d (k − 1) + 1 − p_before − p_after places.
 
     Args:
-        features, size, activation, stride, dilation, groups, weight_init, bias_init, algorithm: as of `Conv`.
+        features, size, activation, stride, dilation, groups, weight_init, bias_init, algorithm, bias: as of `Conv`.
         padding: what is cut off the output: an integer or one for each axis, a pair (before, after) for each axis, "valid"
             (0), or "same" (as much as leaves s·n places).
 
@@ -430,4 +431,4 @@ class ConvTranspose(Convolution):
         a_in, _, _ = cache
         win = self.window(a_in.shape[1:-1])
         w = swapped(weight_gradient(a_in.astype(delta.dtype), delta, win, self.groups, self.algorithm), self.groups)
-        return {"w": w.astype(params["w"].dtype), "b": bias_gradient(delta).astype(params["b"].dtype)}
+        return weight_and_bias(self, params, w, delta)

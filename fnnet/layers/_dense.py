@@ -7,6 +7,7 @@ Source: the notes, sections 2 and 3.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,18 +32,23 @@ __all__ = ["Dense", "bias_gradient", "input_error", "weight_gradient", "weight_g
 
 
 @jax.jit
-def weighted_input(w: Array, b: Array, a_in: Array) -> Array:
+def weighted_input(w: Array, b: Array | None, a_in: Array) -> Array:
     """z_j = Σ_k w_jk a_k + b_j.
 
     Args:
         w: (n_out, n_in).
-        b: (n_out,).
+        b: (n_out,), or None for 0.
         a_in: (m, ..., n_in).
 
     Returns:
         z (m, ..., n_out). Source: the notes, section 2.
     """
-    return jnp.einsum("...k,jk->...j", a_in, w) + on_last_axis(b, a_in.ndim)
+    return biased(jnp.einsum("...k,jk->...j", a_in, w), b)
+
+
+def biased(z: Array, b: Array | None) -> Array:
+    """z + b, or z where there is no b."""
+    return z if b is None else z + on_last_axis(b, z.ndim)
 
 
 @jax.jit
@@ -123,9 +129,22 @@ def sum_of_outer_products(delta: Array, a_in: Array) -> Array:
     return sum_of_outer_products(delta[:half], a_in[:half]) + sum_of_outer_products(delta[half:], a_in[half:])
 
 
+def check_bias(layer: Any) -> None:
+    """Raise a LayerError unless the layer's field ``bias`` is True or False."""
+    if not isinstance(layer.bias, bool):
+        remedy = "bias says whether there is a b; bias_init says how it starts"
+        raise LayerError(layer, "bias to be True or False", repr(layer.bias), remedy)
+
+
+def weight_and_bias(layer: Any, params: Any, w: Array, delta: Array) -> dict[str, Array]:
+    """The gradients {w, b}, that of w given; {w} for a layer without a bias."""
+    grads = {"w": w.astype(params["w"].dtype)}
+    return {**grads, "b": bias_gradient(delta).astype(params["b"].dtype)} if layer.bias else grads
+
+
 @layer
 class Dense(Layer):
-    """A fully connected layer: a = σ(z), z = a_in wᵀ + b. Parameters {w (n_out, n_in), b (n_out)}.
+    """A fully connected layer: a = σ(z), z = a_in wᵀ + b. Parameters {w (n_out, n_in), b (n_out)}; {w} without a bias.
 
     Inputs (m, ..., n_in), outputs (m, ..., n_out): axes between are time steps or positions that share the weights.
 
@@ -134,6 +153,7 @@ class Dense(Layer):
         activation: σ.
         weight_init: initialiser of w, N(0, 1/n_in) by default.
         bias_init: initialiser of b, 0 by default.
+        bias: whether there is a b.
         loop: set by `in_loop`.
 
     Raises:
@@ -146,6 +166,7 @@ class Dense(Layer):
     activation: Activation
     weight_init: Initializer = scaled_normal()
     bias_init: Initializer = zeros()
+    bias: bool = True
     loop: bool = False
 
     independent = True
@@ -154,6 +175,7 @@ class Dense(Layer):
     def __post_init__(self) -> None:
         whole_number(self, "n_out", "a positive number of neurons")
         check_activation(self, self.activation)
+        check_bias(self)
 
     def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
         if not isinstance(input_shape, tuple) or not input_shape or input_shape[-1] < 1:
@@ -161,14 +183,12 @@ class Dense(Layer):
             raise LayerError(self, "an input shape (..., n_in) with n_in ≥ 1", str(input_shape), remedy)
         w_key, b_key = jax.random.split(drawing_key(self, key))
         dtype = jnp.result_type(float)
-        return {
-            "w": self.weight_init(w_key, (self.n_out, input_shape[-1]), dtype),
-            "b": self.bias_init(b_key, (self.n_out,), dtype),
-        }
+        w = {"w": self.weight_init(w_key, (self.n_out, input_shape[-1]), dtype)}
+        return {**w, "b": self.bias_init(b_key, (self.n_out,), dtype)} if self.bias else w
 
     def forward(self, params, a_in, *, probe=None):
         w = check_leaf(self, params, "w", (self.n_out, None))
-        b = check_leaf(self, params, "b", (self.n_out,))
+        b = check_leaf(self, params, "b", (self.n_out,)) if self.bias else None
         check_input(self, a_in, w.shape[1])
         a_in = as_floats(self, a_in, w.dtype)
         z = weighted_input(w, b, a_in)
@@ -191,8 +211,7 @@ class Dense(Layer):
     def gradients(self, params, cache, delta):
         a_in, _, _ = cache
         equation = weight_gradient_in_loop if self.loop else weight_gradient
-        w, b = equation(delta, a_in), bias_gradient(delta)
-        return {"w": w.astype(params["w"].dtype), "b": b.astype(params["b"].dtype)}
+        return weight_and_bias(self, params, equation(delta, a_in), delta)
 
     def in_loop(self):
         return dataclasses.replace(self, loop=True)

@@ -1,0 +1,447 @@
+"""Normalisation: layer, group, batch and RMS normalisation, one formula with different means.
+
+Legend: m examples (axis 0), *n positions, c channels (the last axis); a activation, μ and σ² its mean and variance over what
+is normalised together, r = 1/√(σ² + ε), x̂ = (a − μ) r; g gain (c,), b bias (c,), δ = ∂C/∂a_out the error, u = g δ.
+Statistics and sums are taken in at least float32.
+
+The barriers keep the compiler from computing what is kept anew for each use of it.
+
+Source: docs/normalisation.md; Ioffe and Szegedy (2015), Ba et al. (2016), Wu and He (2018), Zhang and Sennrich (2019).
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..activations import at_least_float32, on_last_axis
+from ._dense import bias_gradient
+from ._layer import Layer, LayerError, Shape, as_floats, check_input, check_leaf, layer, whole_number
+
+__all__ = [
+    "BatchNorm",
+    "GroupNorm",
+    "LayerNorm",
+    "RMSNorm",
+    "gain_gradient",
+    "input_error",
+    "inverse_root",
+    "mean_over_batch",
+    "mean_over_channels",
+    "mean_over_groups",
+    "normalised",
+    "product",
+    "rms_input_error",
+    "scaled",
+]
+
+
+@jax.jit
+def mean_over_channels(t: Array, g: Array | None = None) -> Array:
+    """mean(g t) over the channels: of layer and RMS normalisation.
+
+    Args:
+        t: (m, ..., c).
+        g: (c,), or None for 1.
+
+    Returns:
+        (m, ..., 1).
+    """
+    if g is None:
+        return jnp.mean(t, -1, keepdims=True)
+    return (jnp.einsum("...c,c->...", t, g) / t.shape[-1])[..., None]
+
+
+@functools.partial(jax.jit, static_argnames="groups")
+def mean_over_groups(t: Array, groups: int, g: Array | None = None) -> Array:
+    """mean(g t) over all positions and the channels of each group: of group normalisation. g is the same at all positions,
+    so it multiplies their mean.
+
+    Args:
+        t: (m, ..., c).
+        groups: they divide c.
+        g: (c,), or None for 1.
+
+    Returns:
+        (m, 1, ..., 1, c), the channels of a group alike.
+    """
+    mean = mean_over_positions(t, tuple(range(1, t.ndim - 1)), g)
+    parts = mean.reshape(*mean.shape[:-1], groups, t.shape[-1] // groups)
+    return jnp.broadcast_to(jnp.mean(parts, -1, keepdims=True), parts.shape).reshape(mean.shape)
+
+
+@jax.jit
+def mean_over_batch(t: Array, g: Array | None = None) -> Array:
+    """mean(g t) over examples and positions: of batch normalisation.
+
+    Args:
+        t: (m, ..., c).
+        g: (c,), or None for 1.
+
+    Returns:
+        (1, ..., 1, c).
+    """
+    return mean_over_positions(t, tuple(range(t.ndim - 1)), g)
+
+
+def mean_over_positions(t: Array, axes: tuple[int, ...], g: Array | None) -> Array:
+    """g mean(t) over axes without the last."""
+    mean = jnp.mean(t, axes, keepdims=True)
+    return mean if g is None else scaled(g, mean)
+
+
+@jax.jit
+def inverse_root(square: Array, eps: float) -> Array:
+    """r = 1/√(σ² + ε).
+
+    Args:
+        square: σ², or the mean square of RMS normalisation.
+        eps: ε.
+
+    Returns:
+        Shaped like σ².
+    """
+    return jax.lax.optimization_barrier(jax.lax.rsqrt(square + eps))
+
+
+@jax.jit
+def normalised(a: Array, mu: Array, r: Array) -> Array:
+    """x̂ = (a − μ) r.
+
+    Args:
+        a: (m, ..., c).
+        mu, r: of the same rank.
+
+    Returns:
+        (m, ..., c), in at least float32.
+    """
+    return (at_least_float32(a) - mu) * r
+
+
+@jax.jit
+def scaled(g: Array, a: Array) -> Array:
+    """g_c a_c: of x̂ forwards, and of δ backwards, where it is u.
+
+    Args:
+        g: (c,).
+        a: (m, ..., c).
+
+    Returns:
+        (m, ..., c), in at least float32.
+    """
+    a = at_least_float32(a)
+    return on_last_axis(g.astype(a.dtype), a.ndim) * a
+
+
+@jax.jit
+def product(delta: Array, x_hat: Array) -> Array:
+    """δ x̂, which BP2 and the gradient of g share.
+
+    Args:
+        delta: (m, ..., c).
+        x_hat: (m, ..., c).
+
+    Returns:
+        (m, ..., c), in at least float32.
+    """
+    return jax.lax.optimization_barrier(at_least_float32(delta) * x_hat)
+
+
+@jax.jit
+def input_error(u: Array, x_hat: Array, r: Array, mean_u: Array, mean_ux: Array) -> Array:
+    """BP2 through the statistics: ∂C/∂a = r (u − mean(u) − x̂ mean(u x̂)).
+
+    What u has in the direction of 1, which μ takes out, and in the direction of x̂, which σ takes out, is taken out of it.
+
+    Args:
+        u: g δ (m, ..., c).
+        x_hat: (m, ..., c).
+        r, mean_u, mean_ux: of the same rank.
+
+    Returns:
+        (m, ..., c). Source: docs/normalisation.md.
+    """
+    mean_u, mean_ux = jax.lax.optimization_barrier((mean_u, mean_ux))
+    return r * (u - mean_u - x_hat * mean_ux)
+
+
+@jax.jit
+def rms_input_error(u: Array, x_hat: Array, r: Array, mean_ux: Array) -> Array:
+    """BP2 of RMS normalisation, without a mean: ∂C/∂a = r (u − x̂ mean(u x̂)). Arguments and result as `input_error`."""
+    return r * (u - x_hat * jax.lax.optimization_barrier(mean_ux))
+
+
+@jax.jit
+def gain_gradient(product: Array) -> Array:
+    """∂C/∂g_c = (1/m) Σ δ_c x̂_c over examples and positions: BP4 with one weight for each channel.
+
+    Args:
+        product: δ x̂ (m, ..., c).
+
+    Returns:
+        (c,).
+    """
+    return bias_gradient(product)
+
+
+class Normalisation(Layer):
+    """What the layers share: a_out = g x̂ + b, and the mean over what is normalised together. Cache (a_in, μ, r, ...)."""
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.eps, bool) or not isinstance(self.eps, int | float) or not 0 < self.eps < math.inf:
+            raise LayerError(
+                self, "a positive number eps", repr(self.eps), "it is added to the variance; 1e-5 is usual"
+            )
+
+    def init(self, key, input_shape):
+        c, dtype = self.channels(input_shape), jnp.result_type(float)
+        return {"g": jnp.ones(c, dtype), "b": jnp.zeros(c, dtype)}
+
+    def channels(self, input_shape: Shape) -> int:
+        """The size of the last axis of one example's shape, checked."""
+        if not isinstance(input_shape, tuple) or not input_shape or input_shape[-1] < 1:
+            remedy = "give the shape of one example, as in net.init(key, (28, 28, 16))"
+            raise LayerError(self, "an input shape (..., c) with c ≥ 1", str(input_shape), remedy)
+        return input_shape[-1]
+
+    def mean(self, t: Array, g: Array | None = None) -> Array:
+        """mean(g t) over what is normalised together."""
+        return mean_over_channels(t, g)
+
+    def checked(self, params: Any, a_in: Array) -> Array:
+        """The inputs as floats, or a LayerError where they do not fit the parameters."""
+        g = check_leaf(self, params, "g", (None,))
+        check_input(self, a_in, g.shape[0])
+        return as_floats(self, a_in, g.dtype)
+
+    def statistics(self, a_in: Array) -> tuple[Array, Array]:
+        """μ = mean(a), σ² = mean((a − μ)²)."""
+        a = at_least_float32(a_in)
+        mu = jax.lax.optimization_barrier(self.mean(a))
+        return mu, self.mean(jnp.square(a - mu))
+
+    def result(self, params: Any, cache: Any, probe: Array | None) -> tuple[Array, Any]:
+        """(a_out, cache) from the cache."""
+        (a_in, *_), x_hat, g = cache, self.x_hat(cache), params["g"]
+        b = check_leaf(self, params, "b", g.shape)
+        a = scaled(g, x_hat) + on_last_axis(b.astype(x_hat.dtype), x_hat.ndim)
+        a = a.astype(jnp.result_type(a_in, g, b))
+        return a if probe is None else a + probe, cache
+
+    def x_hat(self, cache: Any) -> Array:
+        a_in, mu, r, *_ = cache
+        return normalised(a_in, mu, r)
+
+    def forward(self, params, a_in, *, probe=None):
+        a_in = self.checked(params, a_in)
+        mu, var = self.statistics(a_in)
+        return self.result(params, (a_in, mu, inverse_root(var, self.eps)), probe)
+
+    def propagate(self, params, cache, delta):
+        _, _, r, *_ = cache
+        x_hat, wide = self.x_hat(cache), at_least_float32(delta)
+        g = params["g"].astype(wide.dtype)
+        mean_u, mean_ux = self.mean(wide, g), self.mean(product(wide, x_hat), g)
+        return input_error(scaled(g, wide), x_hat, r, mean_u, mean_ux).astype(delta.dtype)
+
+    def gradients(self, params, cache, delta):
+        grads = {"g": gain_gradient(product(delta, self.x_hat(cache))), "b": bias_gradient(delta)}
+        return {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
+
+
+@layer
+class LayerNorm(Normalisation):
+    """Layer normalisation: the last axis of each place to mean 0 and variance 1. Parameters {g (c,), b (c,)}.
+
+    Inputs and outputs (m, ..., c). It has no activation, so δ is ∂C/∂a_out; g starts as 1 and b as 0.
+
+    Args:
+        eps: ε, added to the variance.
+
+    Raises:
+        LayerError: for an ε that is no positive number, or inputs or parameters of another shape.
+
+    Source: Ba et al. (2016); docs/normalisation.md.
+    """
+
+    eps: float = 1e-5
+
+    independent = True
+    _example = "fn.LayerNorm()"
+
+
+@layer
+class GroupNorm(Normalisation):
+    """Group normalisation: each example's channels in groups, each to mean 0 and variance 1 over all positions.
+
+    Parameters {g (c,), b (c,)}. Inputs and outputs (m, ..., c), channels last; the groups are runs of c / groups channels.
+
+    Args:
+        groups: how many; one normalises each example as a whole, c of them each channel by itself (instance normalisation).
+        eps: ε, added to the variance.
+
+    Raises:
+        LayerError: for groups that do not divide c, an ε that is no positive number, or inputs or parameters of another
+            shape.
+
+    Source: Wu and He (2018); docs/normalisation.md.
+    """
+
+    groups: int
+    eps: float = 1e-5
+
+    independent = True
+    _example = "fn.GroupNorm(8)"
+
+    def __post_init__(self) -> None:
+        whole_number(self, "groups", "a positive number of groups")
+        super().__post_init__()
+
+    def channels(self, input_shape):
+        return self.divided(super().channels(input_shape))
+
+    def divided(self, c: int) -> int:
+        """c, or a LayerError unless the groups divide it."""
+        if c % self.groups:
+            got = f"{c} channels in {self.groups} groups"
+            raise LayerError(self, "channels that groups divide", got, "each group takes c / groups channels")
+        return c
+
+    def checked(self, params, a_in):
+        a_in = super().checked(params, a_in)
+        self.divided(a_in.shape[-1])
+        return a_in
+
+    def mean(self, t, g=None):
+        return mean_over_groups(t, self.groups, g)
+
+
+@layer
+class BatchNorm(Normalisation):
+    """Batch normalisation: each channel to mean 0 and variance 1 over the batch and all positions.
+
+    Parameters {g, b, mean, var}, each (c,). Inputs and outputs (m, ..., c). While training the statistics are the batch's, so
+    examples depend on each other: row x of δ is the derivative of the whole batch's Σ_x C_x, and a batch is never run in
+    chunks. At inference they are ``mean`` and ``var``, which no gradient trains (theirs is 0): `moving` does.
+    The cache is (a_in, μ, r, statistics), all but a_in of shape (1, ..., 1, c), without examples.
+
+    Args:
+        momentum: how far `moving` goes towards the statistics of a batch.
+        eps: ε, added to the variance.
+
+    Raises:
+        LayerError: for a momentum outside [0, 1], an ε that is no positive number, inputs or parameters of another shape, or
+            a training batch with a single number for each channel, whose variance is 0.
+
+    Source: Ioffe and Szegedy (2015); docs/normalisation.md.
+    """
+
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    _example = "fn.BatchNorm()"
+
+    def __post_init__(self) -> None:
+        momentum = self.momentum
+        if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum <= 1:
+            remedy = "it is the weight of the newest batch; 0.1 is usual"
+            raise LayerError(self, "a momentum from 0 to 1", repr(momentum), remedy)
+        super().__post_init__()
+
+    def init(self, key, input_shape):
+        params = super().init(key, input_shape)
+        return {**params, "mean": jnp.zeros_like(params["b"]), "var": jnp.ones_like(params["g"])}
+
+    def mean(self, t, g=None):
+        return mean_over_batch(t, g)
+
+    def forward(self, params, a_in, *, train=False, probe=None):
+        a_in = self.checked(params, a_in)
+        mean, var = (check_leaf(self, params, name, a_in.shape[-1:]) for name in ("mean", "var"))
+        if train:
+            if a_in.size // a_in.shape[-1] < 2:
+                remedy = (
+                    "a single number has no variance: train with larger batches, or use fn.GroupNorm or fn.LayerNorm"
+                )
+                raise LayerError(self, "at least 2 numbers of each channel while training", str(a_in.shape), remedy)
+            mu, var = batch = self.statistics(a_in)
+        else:
+            mu, var = (on_last_axis(jax.lax.stop_gradient(at_least_float32(s)), a_in.ndim) for s in (mean, var))
+            batch = None
+        return self.result(params, (a_in, mu, inverse_root(var, self.eps), batch), probe)
+
+    def propagate(self, params, cache, delta):
+        _, _, r, batch = cache
+        if batch is None:
+            return (r * scaled(params["g"], delta)).astype(delta.dtype)
+        return super().propagate(params, cache, delta)
+
+    def gradients(self, params, cache, delta):
+        fixed = {name: jnp.zeros_like(params[name]) for name in ("mean", "var")}
+        return {**super().gradients(params, cache, delta), **fixed}
+
+    def moving(self, params, cache):
+        """params with mean ← (1 − momentum) mean + momentum μ, and var likewise; unchanged by a cache of inference.
+
+        The variance is the unbiased one, σ² N / (N − 1) for N numbers of each channel, as in PyTorch, while the batch itself
+        is normalised with σ². To be called outside of the gradient.
+        """
+        a_in, _, _, batch = cache
+        if batch is None:
+            return params
+        mu, var = (s.reshape(-1) for s in batch)
+        count = a_in.size // a_in.shape[-1]
+        newest = {"mean": mu, "var": var * (count / (count - 1))}
+        moved = {
+            n: (1 - self.momentum) * params[n] + self.momentum * s.astype(params[n].dtype) for n, s in newest.items()
+        }
+        return {**params, **moved}
+
+
+@layer
+class RMSNorm(Normalisation):
+    """Root-mean-square normalisation: a_out = g a / √(mean(a²) + ε) over the last axis. Parameters {g (c,)}.
+
+    Inputs and outputs (m, ..., c). `LayerNorm` without the mean and the bias.
+
+    Args:
+        eps: ε, added to the mean square.
+
+    Raises:
+        LayerError: for an ε that is no positive number, or inputs or parameters of another shape.
+
+    Source: Zhang and Sennrich (2019); docs/normalisation.md.
+    """
+
+    eps: float = 1e-5
+
+    independent = True
+    _example = "fn.RMSNorm()"
+
+    def init(self, key, input_shape):
+        return {"g": jnp.ones(self.channels(input_shape), jnp.result_type(float))}
+
+    def forward(self, params, a_in, *, probe=None):
+        a_in = self.checked(params, a_in)
+        r = inverse_root(self.mean(jnp.square(at_least_float32(a_in))), self.eps)
+        g, cache = params["g"], (a_in, r)
+        a = scaled(g, self.x_hat(cache)).astype(jnp.result_type(a_in, g))
+        return a if probe is None else a + probe, cache
+
+    def x_hat(self, cache):
+        a_in, r = cache
+        return at_least_float32(a_in) * r
+
+    def propagate(self, params, cache, delta):
+        (_, r), x_hat = cache, self.x_hat(cache)
+        products = product(delta, x_hat)
+        mean_ux = self.mean(products, params["g"].astype(products.dtype))
+        return rms_input_error(scaled(params["g"], delta), x_hat, r, mean_ux).astype(delta.dtype)
+
+    def gradients(self, params, cache, delta):
+        return {"g": gain_gradient(product(delta, self.x_hat(cache))).astype(params["g"].dtype)}
