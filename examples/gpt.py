@@ -1,0 +1,243 @@
+"""A GPT whose backpropagation is written by hand: it reads a text, character by character, and says what comes next.
+
+    python examples/gpt.py                                  # the help texts that ship with Python, a small model, two minutes
+    python examples/gpt.py --text input.txt --nanogpt       # the CPU setting of nanoGPT's README on tiny Shakespeare
+    python examples/gpt.py --text input.txt --nanogpt --autodiff --seeds 3
+
+A pre-norm block is two residual branches: LayerNorm, Dense(3n), Attention, Dense(n), and LayerNorm, Dense(4n, gelu), Dense(n).
+The embedding and the output layer share one array. `--autodiff` trains the same network by `jax.grad` in the same loop beside
+it, on the same batches. Prints the loss (the mean over the steps, in nats) over the whole validation text and a text that the
+model draws by key, and writes gpt.png: the losses by step, and what each head of the first block attends to.
+"""
+
+# %%
+import argparse
+import dataclasses
+import functools
+import pydoc_data.topics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fnnet as fn
+from pictures import pyplot, save
+
+
+def gpt(characters: int, n: int, heads: int, layers: int, dropout: float = 0.0, bias: bool = False) -> fn.Tied:
+    """Inputs: tokens (m, T). Initialised as GPT-2: N(0, 0.02), the last layer of each branch by 1/√(2·layers) of that."""
+    drop = [fn.Dropout(dropout)] if dropout else []
+    narrow, last = fn.initializers.normal(0.02), fn.initializers.normal(0.02 / (2 * layers) ** 0.5)
+
+    def dense(n_out: int, activation=fn.linear, weight_init=narrow) -> fn.Dense:
+        return fn.Dense(n_out, activation, weight_init, bias=bias)
+
+    block = [
+        fn.Residual(fn.LayerNorm(), dense(3 * n), fn.Attention(heads), dense(n, weight_init=last), *drop),
+        fn.Residual(fn.LayerNorm(), dense(4 * n, fn.gelu), dense(n, weight_init=last), *drop),
+    ]
+    start = [fn.Embedding(characters, n, narrow), fn.Position(), *drop]
+    head = fn.Dense(characters, fn.softmax, bias=False)
+    return fn.Tied(fn.Network(*start, *block * layers, fn.LayerNorm(), head), "0.w", "-1.w")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """By default a small model; `NANOGPT` is the CPU setting of nanoGPT's README, `NANOGPT_GPU` its other one."""
+
+    block: int = 32
+    batch: int = 16
+    layers: int = 2
+    heads: int = 4
+    n: int = 64
+    steps: int = 600
+    rate: float = 1e-3
+    dropout: float = 0.0
+
+
+NANOGPT = Setting(64, 12, 4, 4, 128, 2000)
+NANOGPT_GPU = Setting(256, 64, 6, 6, 384, 5000, dropout=0.2)
+
+
+def schedule(setting: Setting):
+    """A linear rise over a twentieth of the steps (at most 100), then half a cosine down to a tenth of the rate."""
+    warmup = min(100, setting.steps // 20)
+
+    def rate(step):
+        step = step.astype(float)
+        done = jnp.clip((step - warmup) / (setting.steps - warmup), 0, 1)
+        decayed = setting.rate * (0.1 + 0.45 * (1 + jnp.cos(jnp.pi * done)))
+        return jnp.where(step < warmup, setting.rate * (step + 1) / (warmup + 1), decayed)
+
+    return rate
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run(gradient, optimizer, params, state, windows, key):
+    """A step for each batch of windows (steps, m, T + 1): the losses by step and what comes after the last."""
+
+    def step(carry, given):
+        params, state = carry
+        batch, key = given
+        x, y = batch[:, :-1], batch[:, 1:]
+        weights = jnp.full(x.shape, 1 / x.shape[1])  # a mean over the steps, where C_x is a sum
+        loss, gradients = gradient(params, x, y, key=key, weights=weights)
+        updates, state = optimizer.update(gradients, state, params)
+        return (fn.apply_updates(params, updates), state), loss
+
+    return jax.lax.scan(step, (params, state), (windows, jax.random.split(key, len(windows))))
+
+
+def train(setting, net, params, tokens, validation, seed, by_hand, rounds):
+    """(parameters, [(step, training loss, validation loss), ...], seconds), seeing windows drawn by the seed."""
+    value_and_grad = fn.value_and_grad(net, fn.log_likelihood)
+    gradient = value_and_grad if by_hand else jax.value_and_grad(fn.objective(net, fn.log_likelihood))
+    optimizer = fn.chain(fn.clip_by_global_norm(1.0), fn.adamw(schedule(setting), 0.9, 0.99, weight_decay=0.1))
+    state, draw, key = optimizer.init(params), np.random.default_rng(seed), jax.random.key(seed + 1)
+    losses, seconds = [], 0.0
+    for i, steps in enumerate(np.diff(np.linspace(0, setting.steps, rounds + 1).astype(int))):
+        starts = draw.integers(len(tokens) - setting.block, size=(steps, setting.batch, 1))
+        windows = jnp.asarray(tokens[starts + np.arange(setting.block + 1)])
+        begin = time.perf_counter()
+        (params, state), costs = jax.block_until_ready(
+            run(gradient, optimizer, params, state, windows, jax.random.fold_in(key, i))
+        )
+        seconds += (time.perf_counter() - begin) * (i > 0)  # the first round compiles
+        held_out = fn.evaluate(net, fn.log_likelihood, params, validation)[0]
+        done = sum(s for s, *_ in losses[-1:]) + int(steps)
+        losses.append((done, float(jnp.mean(costs[-50:])), held_out))
+        print(f"  step {done}: training {losses[-1][1]:.3f}, validation {held_out:.3f}", flush=True)
+    return params, losses, seconds
+
+
+def main(
+    text: str | None = None,
+    setting: Setting = Setting(),
+    seeds: int = 1,
+    autodiff: bool = False,
+    characters: int | None = None,
+    length: int = 300,
+    rounds: int = 8,
+    output: str = "output",
+) -> float:
+    # %% Data: characters as tokens, the last tenth of the text held back.
+    if text is None:
+        whole = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
+    else:
+        whole = Path(text).read_text(encoding="utf-8")
+    whole = whole[:characters]
+    alphabet = sorted(set(whole))
+    number = {character: i for i, character in enumerate(alphabet)}
+    tokens = np.array([number[character] for character in whole], np.int32)
+    held_back = len(tokens) - int(0.9 * len(tokens))
+    rows = (held_back - 1) // setting.block
+    last = tokens[-held_back:]
+    x, y = (last[i : i + rows * setting.block].reshape(rows, setting.block) for i in (0, 1))
+    validation = x, y, {"weights": np.full(x.shape, 1 / setting.block, np.float32)}
+    print(f"{len(tokens)} characters, {len(alphabet)} different ones; {setting}\n")
+
+    # %% The network.
+    net = gpt(len(alphabet), setting.n, setting.heads, setting.layers, setting.dropout)
+    curves, results, trained = {}, {"by hand": [], "jax.grad": []}, None
+    for seed in range(seeds):
+        start = net.init(jax.random.key(seed), (setting.block,))
+        if seed == 0:
+            print(f"{sum(leaf.size for leaf in jax.tree.leaves(start))} parameters")
+        for name in ("by hand", "jax.grad") if autodiff else ("by hand",):
+            print(f"{name}, seed {seed}")
+            last_trained, losses, seconds = train(
+                setting, net, start, tokens[:-held_back], validation, seed, name == "by hand", rounds
+            )
+            per_step = 1e3 * seconds * rounds / max(rounds - 1, 1) / setting.steps
+            results[name].append((losses[-1][2], per_step))
+            curves.setdefault(name, losses)
+            trained = last_trained if name == "by hand" else trained
+    print()
+    for name, measured in results.items():
+        if measured:
+            losses, times = zip(*measured, strict=True)
+            print(
+                f"{name}: validation loss {', '.join(f'{loss:.4f}' for loss in losses)}; "
+                f"{min(times):.1f} to {max(times):.1f} ms a step"
+            )
+
+    # %% Draw a text.
+    drawn = draw_text(net, trained, jnp.asarray(last[: setting.block]), jax.random.key(0), length)
+    print("\n" + "".join(alphabet[i] for i in np.asarray(drawn)))
+
+    # %% Look.
+    seen = last[: min(setting.block, 32)]
+    maps = attention_maps(net, trained, jnp.asarray(seen), setting)
+    picture(curves, maps, [alphabet[i] for i in seen], Path(output) / "gpt.png")
+    return results["by hand"][-1][0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def draw_text(net, params, window, key, length):
+    """``length`` tokens, each drawn from what the network says after a window that moves along."""
+
+    def step(window, key):
+        a = net.apply(params, window[None])
+        token = jax.random.categorical(key, jnp.log(a[0, -1])).astype(window.dtype)
+        return jnp.append(window[1:], token), token
+
+    return jax.lax.scan(step, window, jax.random.split(key, length))[1]
+
+
+def attention_maps(net, params, tokens, setting):
+    """Of each head of the first block, how much each step attends to each: (heads, T, T)."""
+    layers, inside = net.net.layers, net.expanded(params)
+    first = next(i for i, part in enumerate(layers) if isinstance(part, fn.Parallel))
+    before, branch = fn.Network(*layers[:first]), layers[first].layers[1][:2]
+    a = before.apply(inside[:first], tokens[None])
+    q, k, _ = jnp.split(branch.apply(inside[first][1][:2], a)[0], 3, axis=-1)
+    q, k = (part.reshape(len(tokens), setting.heads, -1) for part in (q, k))
+    scores = jnp.einsum("thc,shc->hts", q, k) / q.shape[-1] ** 0.5
+    return jax.nn.softmax(jnp.where(jnp.tri(len(tokens), dtype=bool), scores, -jnp.inf))
+
+
+def picture(curves: dict, maps, letters: list[str], path: Path) -> None:
+    """The losses by step, and the attention of each head."""
+    if (plt := pyplot()) is None:
+        return
+    figure, axes = plt.subplots(1, 1 + len(maps), figsize=(5 + 3.2 * len(maps), 3.8), layout="constrained")
+    for (name, losses), style in zip(curves.items(), ("-", "--"), strict=False):
+        steps, training, validation = zip(*losses, strict=True)
+        axes[0].plot(steps, training, style, color="C0", marker=".", label=f"training, {name}")
+        axes[0].plot(steps, validation, style, color="C1", marker=".", label=f"validation, {name}")
+    axes[0].set(xlabel="step", ylabel="loss in nats per character", title="Loss")
+    axes[0].grid(alpha=0.3)
+    axes[0].legend()
+    shown = [letter if letter.isprintable() and letter != " " else "␣" for letter in letters]
+    for head, (ax, weights) in enumerate(zip(axes[1:], maps, strict=True)):
+        ax.imshow(weights, cmap="viridis", vmin=0)
+        ax.set_title(f"Block 1, head {head + 1}")
+        ax.set_xticks(range(len(shown)), shown, fontsize=6)
+        ax.set_yticks(range(len(shown)), shown, fontsize=6)
+    axes[1].set(xlabel="attended to", ylabel="from")
+    print()
+    save(figure, path)
+
+
+# %%
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", metavar="FILE", help="a text in UTF-8; by default Python's own help texts")
+    parser.add_argument("--nanogpt", action="store_true", help="the CPU setting of nanoGPT's README")
+    parser.add_argument("--nanogpt-gpu", action="store_true", help="its GPU setting: hours without one")
+    parser.add_argument("--autodiff", action="store_true", help="train by jax.grad too, beside it")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--characters", type=int, help="read the first so many characters only")
+    parser.add_argument("--steps", type=int, help="of training, in place of the setting's")
+    parser.add_argument("--rounds", type=int, default=8, help="how often the validation loss is measured")
+    parser.add_argument("--length", type=int, default=300, help="characters to draw")
+    parser.add_argument("--output", default="output", metavar="DIR")
+    given = vars(parser.parse_args())
+    chosen = NANOGPT if given.pop("nanogpt") else Setting()
+    chosen = NANOGPT_GPU if given.pop("nanogpt_gpu") else chosen
+    if (steps := given.pop("steps")) is not None:
+        chosen = dataclasses.replace(chosen, steps=steps)
+    main(setting=chosen, **given)
