@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ._composite import Composite, Network, is_walked
-from ._layer import Cache, ExampleKeys, Layer, LayerError, Params, layer, located, run_forward, split_key, whole_number
+from ._layer import Cache, ExampleKeys, Layer, LayerError, Params, layer, located, run_forward, whole_number
 
 __all__ = ["Recompute", "Repeat", "Tied"]
 
@@ -194,6 +194,10 @@ class Repeat(Composite):
     def joined(self, gradients):
         return _stacked(gradients)
 
+    def wire(self, run, a_in):
+        """One repetition after another, for what looks inside."""
+        return functools.reduce(lambda a, i: run(i, a), range(self.n), a_in), None
+
     def _check(self, params: Params) -> None:
         for leaf in jax.tree.leaves(params):
             if jnp.shape(leaf)[:1] != (self.n,):
@@ -207,10 +211,8 @@ class Repeat(Composite):
         if run is not None:
             return super().forward(params, a_in, **given, run=run)
         self._check(params)
-        keys = split_key(key, self.n)
-        index = keys[0].index if isinstance(key, ExampleKeys) else None
-        if key is not None:
-            keys = jnp.stack([k.key if isinstance(k, ExampleKeys) else k for k in keys])
+        key, index = (key.key, key.index) if isinstance(key, ExampleKeys) else (key, None)
+        keys = None if key is None else jax.random.split(key, self.n)
         probes = _stacked(self._entries("a probe", probe, "error"))
         states = _stacked(self._entries("a state", state, "apply_from or final_state"))
 
@@ -220,7 +222,7 @@ class Repeat(Composite):
             with located(0):
                 return run_forward(self.layer, p, a, key=k, train=train, mask=mask, probe=q, state=s)
 
-        given = (params, None if key is None else keys, probes, states)
+        given = (params, keys, probes, states)
         a = jax.eval_shape(lambda a, g: step(a, _sliced(g, 0))[0], a_in, given)
         if a.shape != a_in.shape:
             remedy = "give inputs of the shape for which the parameters were drawn"
@@ -247,16 +249,20 @@ class Repeat(Composite):
             delta = equation(p, c, da)
             return self.layer._propagated(p, c, delta), delta
 
-        equations = self.layer.error, self.layer.output_error
-        return self._through(params, cache, da, [functools.partial(back, e) for e in equations], at_output)[1]
+        equations = [functools.partial(back, e) for e in (self.layer.error, self.layer.output_error)]
+        _, deltas, of_last = self._through(params, cache, da, equations, at_output)
+        return (*(_sliced(deltas, i) for i in range(self.n - len(of_last))), *of_last)
 
     def _backward(self, params, cache, da, *, at_output):
         equations = [self.layer.backward, self.layer.output_backward]
-        da_in, gradients = self._through(params, cache, da, equations, at_output)
-        return da_in, _stacked(gradients)
+        da_in, gradients, of_last = self._through(params, cache, da, equations, at_output)
+        return da_in, jax.tree.map(lambda *g: jnp.concatenate(g), gradients, *(_stacked((g,)) for g in of_last))
 
-    def _through(self, params: Params, cache: Cache, da: Any, equations: Any, at_output: bool) -> tuple[Any, tuple]:
-        """From the last repetition to the first: (da_in, what each gave besides)."""
+    def _through(
+        self, params: Params, cache: Cache, da: Any, equations: Any, at_output: bool
+    ) -> tuple[Any, Any, tuple]:
+        """From the last repetition to the first: (da_in, what each gave besides, stacked, without that of a last one whose
+        δ is given, which comes by itself)."""
         inner, at_the_end = equations
         rest, of_last = (params, cache), ()
         if at_output:
@@ -271,9 +277,8 @@ class Repeat(Composite):
                 raise LayerError(self.layer, "∂C/∂a_in for the layer below", "None", remedy, (0,))
             return da, given
 
-        n = self.n - len(of_last)
-        da, given = jax.lax.scan(step, da, rest, length=n, reverse=True)
-        return da, (*(_sliced(given, i) for i in range(n)), *of_last)
+        da, given = jax.lax.scan(step, da, rest, length=self.n - len(of_last), reverse=True)
+        return da, given, of_last
 
 
 def _sliced(tree: Any, i: int) -> Any:
