@@ -1,6 +1,8 @@
 """Composition: own wirings and joins, branches, ties, repetitions and recomputation; what the generic tests don't show."""
 
 import collections
+import copy
+import pickle
 import re
 
 import jax
@@ -46,3 +48,24 @@ class TestRepeat:
         report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(5) % 3)
         assert report.ok, str(report)
         assert {"0.0 Dense", "1.0 Dense"} < {row.layer for row in report.rows}
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        fn.Residual(fn.Dense(4, fn.tanh)),
+        fn.Parallel(fn.Identity(), fn.Identity(), join=fn.concatenate),
+        fn.Tied(fn.Network(fn.Dense(4, fn.tanh), fn.Dense(4, fn.tanh)), "0.w", "1.w"),
+        fn.Repeat(fn.Residual(fn.Dense(4, fn.tanh)), 2),
+        fn.Recompute(fn.LSTM(3)),
+    ],
+    ids=lambda net: type(net).__name__,
+)
+def test_copies_and_pickles_are_equal(net):
+    hash(net)
+    for twin in (copy.copy(net), copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert twin == net
+        assert hash(twin) == hash(net)
+        assert repr(twin) == repr(net)
+    other = fn.Network(net, fn.Flatten())
+    assert other != net

@@ -434,7 +434,11 @@ def _parted(da: Array, *outputs: Array) -> tuple[Array, ...]:
     return tuple(jnp.split(da, np.cumsum([a.shape[-1] for a in outputs])[:-1], axis=-1))
 
 
-add = Join("add", _sum, lambda da, *outputs: (da,) * len(outputs))
+def _to_each(da: Array, *outputs: Array) -> tuple[Array, ...]:
+    return (da,) * len(outputs)
+
+
+add = Join("add", _sum, _to_each)
 concatenate = Join("concatenate", _side_by_side, _parted)
 
 
