@@ -301,9 +301,11 @@ class Fixed:
 class Recompute(Composite):
     """A layer that keeps its input only and runs its forward pass again for the backward pass: less memory, one more forward
     pass. Same numbers, and the parameters and errors are those of the layer (of a network of it, for one that is no
-    composite).
+    composite). Compiled for a CPU it saves memory inside a loop only, such as that of `Repeat`, as ``jax.checkpoint`` does.
 
-    The second forward pass waits for ∂C/∂a_out, so that the compiler neither shares it with the first nor runs it early.
+    The second forward pass waits for ∂C/∂a_out, so that the compiler neither shares it with the first nor runs it early. Its
+    parameters are in the cache as well, since those given to `error` may be others (``feedback=``, or after an update);
+    `backward` leaves them there, and the compiler leaves them out.
 
     Raises:
         LayerError: for something that is no layer.
@@ -324,6 +326,10 @@ class Recompute(Composite):
     def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.net.layers
 
+    @property
+    def last(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.net.last
+
     def parts(self, params):
         return self.net.parts(params)
 
@@ -339,31 +345,34 @@ class Recompute(Composite):
     def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
         given = {"key": key, "mask": mask, "probe": probe, "state": state}
         a, _ = self.net.forward(params, a_in, **given, train=train, run=run)
-        return a, (a_in, given, Fixed(train))
+        return a, (params, a_in, given, Fixed(train))
 
     def moving(self, params, cache):
-        return self.net.moving(params, self._again(params, cache))
+        return self.net.moving(params, self._again(cache[0], cache))
+
+    def final_state(self, cache):
+        return self.net.final_state(self._again(cache[0], cache))
 
     def output(self, params, cache):
         return self.net.output(params, self._again(params, cache))
 
     def _again(self, params: Params, cache: Cache) -> Cache:
-        a_in, given, train = cache
+        _, a_in, given, train = cache
         return self.net.forward(params, a_in, **given, train=train.value)[1]
 
     def _after(self, params: Params, cache: Cache, d: Any) -> tuple[Cache, Any]:
         """The layer's cache, computed once an error is there."""
-        a_in, d = jax.lax.optimization_barrier((cache[0], d))
-        return self._again(params, (a_in, *cache[1:])), d
+        a_in, d = jax.lax.optimization_barrier((cache[1], d))
+        return self._again(params, (params, a_in, *cache[2:])), d
 
     def error(self, params, cache, da_out):
-        return self.net.error(params, *self._after(params, cache, da_out))
+        return self.net.error(params, *self._after(cache[0], cache, da_out))
 
     def output_error(self, params, cache, delta):
-        return self.net.output_error(params, *self._after(params, cache, delta))
+        return self.net.output_error(params, *self._after(cache[0], cache, delta))
 
     def propagate(self, params, cache, delta):
-        return self.net.propagate(params, *self._after(params, cache, delta))
+        return self.net.propagate(params, *self._after(cache[0], cache, delta))
 
     def gradients(self, params, cache, delta):
         return self.net.gradients(params, *self._after(params, cache, delta))
