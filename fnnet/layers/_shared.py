@@ -58,7 +58,7 @@ class Tied(Composite):
         keys: list[Any] = []
         for name in place.split("."):
             found = dict(enumerate(tree)) if isinstance(tree, tuple | list) else tree if isinstance(tree, dict) else {}
-            key = int(name) % max(len(found), 1) if name.lstrip("-").isdigit() else name
+            key = int(name) % max(len(found), 1) if name.removeprefix("-").isdecimal() else name
             if key not in found or (key != name and not -len(found) <= int(name) < len(found)):
                 remedy = "the places are those of net.init(key, input_shape): entries, then the leaf's name"
                 raise LayerError(self, f"parameters with a place {place!r}", f"{sorted(found)} at {name!r}", remedy)
@@ -81,14 +81,20 @@ class Tied(Composite):
 
     def init(self, key, input_shape):
         params = self.net.init(key, input_shape)
-        first = _leaf(params, self._at(params, self.places[0]))
-        for place in self.places[1:]:
-            keys = self._at(params, place)
+        found = [self._at(params, place) for place in self.places]
+        first = _leaf(params, found[0])
+        for place, keys in zip(self.places, found, strict=True):
             leaf = _leaf(params, keys)
-            if jnp.shape(leaf) != jnp.shape(first) or jax.tree.structure(leaf) != jax.tree.structure(first):
+            if not isinstance(keys[-1], str) or not jax.tree_util.all_leaves([leaf]):
+                remedy = "end each place with the name of an array, such as w"
+                raise LayerError(self, f"an array with a name at {place!r}", type(leaf).__name__, remedy)
+            if found.count(keys) > 1:
+                raise LayerError(self, "places that differ", f"{place!r} twice", f"as in {self._example}")
+            if jnp.shape(leaf) != jnp.shape(first):
                 got = f"{jnp.shape(leaf)} in {place!r}"
                 remedy = "tie leaves of one shape: an embedding w (V, n) with a Dense(V) on n units, say"
                 raise LayerError(self, f"{jnp.shape(first)} as in {self.places[0]!r}", got, remedy)
+        for keys in found[1:]:
             params = self._changed(params, keys, functools.partial(_without, name=keys[-1]))
         return params
 
@@ -319,7 +325,7 @@ class Recompute(Composite):
 
     def __init__(self, layer: Layer) -> None:
         if not isinstance(layer, Layer):
-            raise LayerError(self, "a layer", repr(layer), f"as in {self._example}")
+            raise LayerError(layer, "a layer to recompute", type(layer).__name__, f"as in {self._example}")
         object.__setattr__(self, "net", layer if is_walked(layer) else Network(layer))
 
     @property
