@@ -29,7 +29,8 @@ def chunk_size(net: Layer, params: Params, x: Array, key: Any, mask: Any, micro_
     if jax.default_backend() != "cpu":
         return m
     _, cache = jax.eval_shape(lambda: run_forward(net, params, x, key=key, train=True, mask=mask))
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache) if hasattr(leaf, "dtype"))
+    of_examples = (leaf for leaf in jax.tree.leaves(cache) if m in getattr(leaf, "shape", ()))
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in of_examples)
     if total <= WHOLE_BATCH_BYTES:
         return m
     return min(m, max(SMALLEST_CHUNK, 2 ** int(np.log2(max(1, CHUNK_BYTES * m // total)))))

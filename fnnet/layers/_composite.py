@@ -28,6 +28,7 @@ from ._layer import (
     LayerError,
     Params,
     Shape,
+    as_floats,
     check_key,
     keywords,
     layer,
@@ -62,6 +63,9 @@ class Composite(Layer):
 
     layers: tuple[Layer, ...]
     last: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        _check_layers(self.layers)
 
     def wire(self, run: Run, a_in: Array) -> tuple[Array, Any]:
         """(a_out, extra) by ``run(i, a)``."""
@@ -134,12 +138,15 @@ class Composite(Layer):
         shapes: list[Any] = [None] * len(self.layers)
 
         def run(i: int, a: Array) -> Array:
+            i = range(len(shapes))[i]
             shapes[i] = a.shape[1:]
             with located(i):
                 return jnp.zeros((1, *self.layers[i].output_shape(shapes[i])))
 
         a = jax.ShapeDtypeStruct((1, *input_shape), jnp.result_type(float))
-        return shapes, jax.eval_shape(lambda a: self.wire(run, a)[0], a).shape[1:]
+        a_out = jax.eval_shape(lambda a: self.wire(run, a)[0], a)
+        self._check_run(shapes)
+        return shapes, a_out.shape[1:]
 
     def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
         """``run(i, layer, params, a_in, **given)`` stands for `run_forward` of part i where it is given: what looks inside a
@@ -156,6 +163,7 @@ class Composite(Layer):
         caches: list[Any] = [None] * len(parts)
 
         def run_part(i: int, a: Array) -> Array:
+            i = range(len(parts))[i]
             if outputs[i] is not None:
                 remedy = "run each part once; weights that are used twice are tied: fn.Tied"
                 raise LayerError(parts[i][0], "one run of each part in wire", "two", remedy, (i,))
@@ -167,13 +175,16 @@ class Composite(Layer):
         self._check_wiring(outputs, a_out)
         return a_out, (*caches, *(() if extra is None else (extra,)))
 
-    def _check_wiring(self, outputs: list[Any], a_out: Array) -> None:
-        n, last = len(outputs), self.last
-        for i, output in enumerate(outputs):
-            if output is None:
+    def _check_run(self, of_parts: list[Any]) -> None:
+        for i, of_one in enumerate(of_parts):
+            if of_one is None:
                 remedy = "run each part once in wire, or leave it out"
                 raise LayerError(self.layers[i], "one run of each part in wire", "none", remedy, (i,))
-        found = next((i for i in reversed(range(n)) if outputs[i] is a_out), None)
+
+    def _check_wiring(self, outputs: list[Any], a_out: Array) -> None:
+        self._check_run(outputs)
+        last = self.last
+        found = next((i for i in reversed(range(len(outputs))) if outputs[i] is a_out), None)
         if (last is None) != (found is None) or (last is not None and outputs[last] is not a_out):
             expected = f"last = {found}, since wire returns what part {found} gives"
             if found is None:
@@ -250,6 +261,7 @@ class Composite(Layer):
         parts, reached, silent = self.parts(params), set(), []
 
         def back(i: int, da: Any) -> Any:
+            i = range(len(parts))[i]
             if i in reached:
                 raise LayerError(
                     parts[i][0], "one back of each part in unwire", "two", "add up what comes back first", (i,)
@@ -466,7 +478,11 @@ def _parted(da: Array, *outputs: Array) -> tuple[Array, ...]:
     return tuple(jnp.split(da, np.cumsum([a.shape[-1] for a in outputs])[:-1], axis=-1))
 
 
-add = Join("add", _sum, lambda da, *outputs: (da,) * len(outputs))
+def _to_each(da: Array, *outputs: Array) -> tuple[Array, ...]:
+    return (da,) * len(outputs)
+
+
+add = Join("add", _sum, _to_each)
 concatenate = Join("concatenate", _side_by_side, _parted)
 
 
@@ -480,10 +496,11 @@ class Parallel(Composite):
     Args:
         branches: two layers or more.
         join: ``fn.add`` (outputs of one shape; the default), ``fn.concatenate`` (along the last axis), or a `Join` of your
-            own.
+            own. Integers beside floats become floats.
 
     Raises:
-        LayerError: for a single branch, something that is no layer or no join, and outputs that do not fit each other.
+        LayerError: for a single branch, something that is no layer or no join, outputs that do not fit each other, and a
+            join whose errors do not fit the outputs.
     """
 
     layers: tuple[Layer, ...]
@@ -502,6 +519,8 @@ class Parallel(Composite):
 
     def wire(self, run, a_in):
         outputs = tuple(run(i, a_in) for i in range(len(self.layers)))
+        if floats := [a.dtype for a in outputs if jnp.issubdtype(a.dtype, jnp.floating)]:
+            outputs = tuple(as_floats(self, a, floats[0]) for a in outputs)
         try:
             return self.join.value(*outputs), outputs
         except ValueError as error:
@@ -509,9 +528,17 @@ class Parallel(Composite):
             raise LayerError(self, str(error), shapes, "give the last layers of the branches as many units") from None
 
     def unwire(self, back, da_out, extra):
-        das = (None,) * len(self.layers) if da_out is None else self.join.split(da_out, *extra)
+        das = (None,) * len(self.layers) if da_out is None else self._split(da_out, extra)
         back_in = [back(i, da) for i, da in enumerate(das)]
         return None if any(da is None for da in back_in) else functools.reduce(jnp.add, back_in)
+
+    def _split(self, da_out: Any, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        das = self.join.split(da_out, *outputs)
+        wanted, got = [a.shape for a in outputs], [jnp.shape(da) for da in das]
+        if got != wanted:
+            remedy = f"mend the split of {self.join!r}: one error for each output, shaped like it"
+            raise LayerError(self, f"errors of shapes {wanted}", str(got), remedy)
+        return das
 
     def __repr__(self) -> str:
         return f"Parallel({', '.join(map(repr, self.layers))}, join={self.join!r})"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ._composite import Composite, Network, is_walked
-from ._layer import Cache, ExampleKeys, Layer, LayerError, Params, layer, located, run_forward, split_key, whole_number
+from ._layer import Cache, ExampleKeys, Layer, LayerError, Params, layer, located, run_forward, whole_number
 
 __all__ = ["Recompute", "Repeat", "Tied"]
 
@@ -58,7 +58,7 @@ class Tied(Composite):
         keys: list[Any] = []
         for name in place.split("."):
             found = dict(enumerate(tree)) if isinstance(tree, tuple | list) else tree if isinstance(tree, dict) else {}
-            key = int(name) % max(len(found), 1) if name.lstrip("-").isdigit() else name
+            key = int(name) % max(len(found), 1) if name.removeprefix("-").isdecimal() else name
             if key not in found or (key != name and not -len(found) <= int(name) < len(found)):
                 remedy = "the places are those of net.init(key, input_shape): entries, then the leaf's name"
                 raise LayerError(self, f"parameters with a place {place!r}", f"{sorted(found)} at {name!r}", remedy)
@@ -81,14 +81,20 @@ class Tied(Composite):
 
     def init(self, key, input_shape):
         params = self.net.init(key, input_shape)
-        first = _leaf(params, self._at(params, self.places[0]))
-        for place in self.places[1:]:
-            keys = self._at(params, place)
+        found = [self._at(params, place) for place in self.places]
+        first = _leaf(params, found[0])
+        for place, keys in zip(self.places, found, strict=True):
             leaf = _leaf(params, keys)
-            if jnp.shape(leaf) != jnp.shape(first) or jax.tree.structure(leaf) != jax.tree.structure(first):
+            if not isinstance(keys[-1], str) or not jax.tree_util.all_leaves([leaf]):
+                remedy = "end each place with the name of an array, such as w"
+                raise LayerError(self, f"an array with a name at {place!r}", type(leaf).__name__, remedy)
+            if found.count(keys) > 1:
+                raise LayerError(self, "places that differ", f"{place!r} twice", f"as in {self._example}")
+            if jnp.shape(leaf) != jnp.shape(first):
                 got = f"{jnp.shape(leaf)} in {place!r}"
                 remedy = "tie leaves of one shape: an embedding w (V, n) with a Dense(V) on n units, say"
                 raise LayerError(self, f"{jnp.shape(first)} as in {self.places[0]!r}", got, remedy)
+        for keys in found[1:]:
             params = self._changed(params, keys, functools.partial(_without, name=keys[-1]))
         return params
 
@@ -194,6 +200,10 @@ class Repeat(Composite):
     def joined(self, gradients):
         return _stacked(gradients)
 
+    def wire(self, run, a_in):
+        """One repetition after another, for what looks inside."""
+        return functools.reduce(lambda a, i: run(i, a), range(self.n), a_in), None
+
     def _check(self, params: Params) -> None:
         for leaf in jax.tree.leaves(params):
             if jnp.shape(leaf)[:1] != (self.n,):
@@ -207,10 +217,8 @@ class Repeat(Composite):
         if run is not None:
             return super().forward(params, a_in, **given, run=run)
         self._check(params)
-        keys = split_key(key, self.n)
-        index = keys[0].index if isinstance(key, ExampleKeys) else None
-        if key is not None:
-            keys = jnp.stack([k.key if isinstance(k, ExampleKeys) else k for k in keys])
+        key, index = (key.key, key.index) if isinstance(key, ExampleKeys) else (key, None)
+        keys = None if key is None else jax.random.split(key, self.n)
         probes = _stacked(self._entries("a probe", probe, "error"))
         states = _stacked(self._entries("a state", state, "apply_from or final_state"))
 
@@ -220,7 +228,7 @@ class Repeat(Composite):
             with located(0):
                 return run_forward(self.layer, p, a, key=k, train=train, mask=mask, probe=q, state=s)
 
-        given = (params, None if key is None else keys, probes, states)
+        given = (params, keys, probes, states)
         a = jax.eval_shape(lambda a, g: step(a, _sliced(g, 0))[0], a_in, given)
         if a.shape != a_in.shape:
             remedy = "give inputs of the shape for which the parameters were drawn"
@@ -247,16 +255,20 @@ class Repeat(Composite):
             delta = equation(p, c, da)
             return self.layer._propagated(p, c, delta), delta
 
-        equations = self.layer.error, self.layer.output_error
-        return self._through(params, cache, da, [functools.partial(back, e) for e in equations], at_output)[1]
+        equations = [functools.partial(back, e) for e in (self.layer.error, self.layer.output_error)]
+        _, deltas, of_last = self._through(params, cache, da, equations, at_output)
+        return (*(_sliced(deltas, i) for i in range(self.n - len(of_last))), *of_last)
 
     def _backward(self, params, cache, da, *, at_output):
         equations = [self.layer.backward, self.layer.output_backward]
-        da_in, gradients = self._through(params, cache, da, equations, at_output)
-        return da_in, _stacked(gradients)
+        da_in, gradients, of_last = self._through(params, cache, da, equations, at_output)
+        return da_in, jax.tree.map(lambda *g: jnp.concatenate(g), gradients, *(_stacked((g,)) for g in of_last))
 
-    def _through(self, params: Params, cache: Cache, da: Any, equations: Any, at_output: bool) -> tuple[Any, tuple]:
-        """From the last repetition to the first: (da_in, what each gave besides)."""
+    def _through(
+        self, params: Params, cache: Cache, da: Any, equations: Any, at_output: bool
+    ) -> tuple[Any, Any, tuple]:
+        """From the last repetition to the first: (da_in, what each gave besides, stacked, without that of a last one whose
+        δ is given, which comes by itself)."""
         inner, at_the_end = equations
         rest, of_last = (params, cache), ()
         if at_output:
@@ -271,9 +283,8 @@ class Repeat(Composite):
                 raise LayerError(self.layer, "∂C/∂a_in for the layer below", "None", remedy, (0,))
             return da, given
 
-        n = self.n - len(of_last)
-        da, given = jax.lax.scan(step, da, rest, length=n, reverse=True)
-        return da, (*(_sliced(given, i) for i in range(n)), *of_last)
+        da, given = jax.lax.scan(step, da, rest, length=self.n - len(of_last), reverse=True)
+        return da, given, of_last
 
 
 def _sliced(tree: Any, i: int) -> Any:
@@ -296,9 +307,11 @@ class Fixed:
 class Recompute(Composite):
     """A layer that keeps its input only and runs its forward pass again for the backward pass: less memory, one more forward
     pass. Same numbers, and the parameters and errors are those of the layer (of a network of it, for one that is no
-    composite).
+    composite). Compiled for a CPU it saves memory inside a loop only, such as that of `Repeat`, as ``jax.checkpoint`` does.
 
-    The second forward pass waits for ∂C/∂a_out, so that the compiler neither shares it with the first nor runs it early.
+    The second forward pass waits for ∂C/∂a_out, so that the compiler neither shares it with the first nor runs it early. Its
+    parameters are in the cache as well, since those given to `error` may be others (``feedback=``, or after an update);
+    `backward` leaves them there, and the compiler leaves them out.
 
     Raises:
         LayerError: for something that is no layer.
@@ -312,12 +325,16 @@ class Recompute(Composite):
 
     def __init__(self, layer: Layer) -> None:
         if not isinstance(layer, Layer):
-            raise LayerError(self, "a layer", repr(layer), f"as in {self._example}")
+            raise LayerError(layer, "a layer to recompute", type(layer).__name__, f"as in {self._example}")
         object.__setattr__(self, "net", layer if is_walked(layer) else Network(layer))
 
     @property
     def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.net.layers
+
+    @property
+    def last(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.net.last
 
     def parts(self, params):
         return self.net.parts(params)
@@ -334,31 +351,34 @@ class Recompute(Composite):
     def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
         given = {"key": key, "mask": mask, "probe": probe, "state": state}
         a, _ = self.net.forward(params, a_in, **given, train=train, run=run)
-        return a, (a_in, given, Fixed(train))
+        return a, (params, a_in, given, Fixed(train))
 
     def moving(self, params, cache):
-        return self.net.moving(params, self._again(params, cache))
+        return self.net.moving(params, self._again(cache[0], cache))
+
+    def final_state(self, cache):
+        return self.net.final_state(self._again(cache[0], cache))
 
     def output(self, params, cache):
         return self.net.output(params, self._again(params, cache))
 
     def _again(self, params: Params, cache: Cache) -> Cache:
-        a_in, given, train = cache
+        _, a_in, given, train = cache
         return self.net.forward(params, a_in, **given, train=train.value)[1]
 
     def _after(self, params: Params, cache: Cache, d: Any) -> tuple[Cache, Any]:
         """The layer's cache, computed once an error is there."""
-        a_in, d = jax.lax.optimization_barrier((cache[0], d))
-        return self._again(params, (a_in, *cache[1:])), d
+        a_in, d = jax.lax.optimization_barrier((cache[1], d))
+        return self._again(params, (params, a_in, *cache[2:])), d
 
     def error(self, params, cache, da_out):
-        return self.net.error(params, *self._after(params, cache, da_out))
+        return self.net.error(params, *self._after(cache[0], cache, da_out))
 
     def output_error(self, params, cache, delta):
-        return self.net.output_error(params, *self._after(params, cache, delta))
+        return self.net.output_error(params, *self._after(cache[0], cache, delta))
 
     def propagate(self, params, cache, delta):
-        return self.net.propagate(params, *self._after(params, cache, delta))
+        return self.net.propagate(params, *self._after(cache[0], cache, delta))
 
     def gradients(self, params, cache, delta):
         return self.net.gradients(params, *self._after(params, cache, delta))
