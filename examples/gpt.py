@@ -4,7 +4,7 @@
     python examples/gpt.py --text input.txt --nanogpt       # the CPU setting of nanoGPT's README on tiny Shakespeare
     python examples/gpt.py --text input.txt --nanogpt --autodiff --seeds 3
 
-A pre-norm block has two residual branches: LayerNorm, Dense(3n), Attention, Dense(n) and LayerNorm, Dense(4n, gelu), Dense(n).
+A pre-norm block has two residual branches: LayerNorm, Dense(3n), Attention, Dense(n); LayerNorm, Dense(4n, gelu), Dense(n).
 Embedding and output layer share one array. `--autodiff` trains the same network by `jax.grad` in the same loop beside
 it, on the same batches. Prints the loss (the mean over the steps, in nats) over the whole validation text and a text that the
 model draws by key, and writes gpt.png: the losses by step, and what each head of the first block attends to.

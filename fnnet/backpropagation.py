@@ -12,7 +12,8 @@ from jax import Array
 
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost
-from .given import check_batch, check_cost, check_feedback, check_net
+from .given import check_batch, check_cost, check_feedback, check_net, whole
+from .head import check_head, through_positions
 from .layers._layer import Delta, Layer, Params, run_forward
 from .penalties import Penalty, check_penalty
 from .programs import placed, program
@@ -103,6 +104,7 @@ def value_and_grad(
     penalty: Penalty | None = None,
     n_examples: Any = None,
     micro_batch: int | Literal["auto"] | None = "auto",
+    positions: int | None = None,
     carry: bool = False,
 ) -> Callable[..., tuple[Any, Params]]:
     """The function (params, x, y, *, key, mask, weights, state) -> (C, ∂C/∂params), by hand: a drop-in for
@@ -115,6 +117,9 @@ def value_and_grad(
         n_examples: N of the penalty; by default the batch size.
         micro_batch: examples that are run at a time, which bounds the memory of a large batch. The result is that of the
             whole batch, dropout masks included. "auto" chooses where it pays; None runs the whole batch at once.
+        positions: steps of the sequences that the last layer and the cost are run on at a time, for a large vocabulary: then
+            no more than these steps' logits and their errors are ever held. The same result. For a network, tied or not, that
+            ends in a `Dense` layer; None (the default) runs all steps at once.
         carry: also return the state after the last step, ((C, state), ∂C/∂params), to be given as ``state=`` with the steps
             that follow. No error goes back into a given state: truncated backpropagation through time. The batch runs whole.
 
@@ -126,9 +131,12 @@ def value_and_grad(
     check_net(net)
     check_cost(cost)
     check_micro_batch(micro_batch)
+    if positions is not None:
+        positions = whole("value_and_grad", "positions", positions)
+        check_head(net)
     check_penalty(penalty)
     about_penalty = jax.tree.map(placed, (penalty, n_examples))
-    run = program(_value_and_grad, net, cost, micro_batch=micro_batch, carry=carry)
+    run = program(_value_and_grad, net, cost, micro_batch=micro_batch, positions=positions, carry=carry)
 
     def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
@@ -137,9 +145,15 @@ def value_and_grad(
     return manual_value_and_grad
 
 
-def _value_and_grad(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, *, micro_batch, carry):
+def _value_and_grad(
+    net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, *, micro_batch, positions, carry
+):
     def chunk(x, y, mask, weights, state, key):
         x = counted(x, weights)
+        if positions is not None:
+            given = {"key": key, "mask": mask, "state": state}
+            value, last, gradients = through_positions(net, cost, params, x, y, weights, positions, carry, given)
+            return (value, last) if carry else value, gradients
         a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
         output = net.output(params, cache)
         delta = cost.delta(output, y, weights=weights)

@@ -84,8 +84,8 @@ def weight_gradient(delta: Array, a_in: Array) -> Array:
     """BP4: ∂C/∂w_jk = (1/m) Σ_x δ_j a_k.
 
     One product, the 1/m applied to δ, its smaller factor; for a small batch of rows and a small w the sum over examples is
-    written out, which needs no copy of δ. Of sequences and images XLA turns the first factor round, and computes δ anew for it,
-    so the narrower one comes first. Half precision is summed in float32.
+    written out, which needs no copy of δ. Of sequences and images XLA turns the first factor round and computes δ anew for
+    it, so the narrower one comes first. Half precision is summed in float32.
 
     Args:
         delta: (m, ..., n_out).

@@ -1,0 +1,84 @@
+"""The last layer and the cost, a few steps of the sequences at a time: a large vocabulary without all of its logits."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .costs import Cost
+from .layers._composite import Composite
+from .layers._dense import Dense
+from .layers._layer import Layer, LayerError, Params, run_forward
+
+
+def check_head(net: Layer) -> None:
+    """Raise a LayerError unless the net is a network, tied or not, that ends in a Dense layer."""
+    chain = isinstance(net, Composite) and type(net).forward is Composite.forward and net.last is not None
+    if not (chain and isinstance(net.layers[net.last], Dense)):  # pyright: ignore[reportAttributeAccessIssue]
+        remedy = "leave positions out, or end the network with fn.Dense(n, fn.softmax)"
+        raise LayerError(net, "a network that ends in a Dense layer, for positions=", repr(net), remedy)
+
+
+def through_positions(
+    net: Any,
+    cost: Cost,
+    params: Params,
+    x: Array,
+    y: Array,
+    weights: Any,
+    size: int,
+    carry: bool,
+    given: dict[str, Any],
+) -> tuple[Array, Any, Params]:
+    """(C, state after the last step or None, ∂C/∂params), the last layer and the cost run on ``size`` steps at a time.
+
+    C_x is a sum over the steps, so value and gradients of the last layer are sums over the pieces; the error that each piece
+    propagates is put beside the others, and goes down through the rest of the network as usual.
+    """
+    parts, l = net.parts(params), net.last % len(net.layers)
+    last, own = parts[l]
+
+    def run(i: int, part: Layer, p: Params, a: Array, **about: Any) -> tuple[Array, Any]:
+        return (a, ()) if i == l else run_forward(part, p, a, **about)
+
+    h, cache = net.forward(params, x, **given, train=True, run=run)
+    if h.ndim < 3:
+        raise LayerError(last, "sequences (m, T, n) for positions=", str(h.shape), "leave positions out")
+
+    def piece(start: Any, count: int) -> tuple[tuple[Array, Params], Array]:
+        def steps(a: Any) -> Any:
+            return a if a is None or a.ndim < 2 else jax.lax.dynamic_slice_in_dim(a, start, count, 1)
+
+        targets, own_weights = steps(y), steps(weights)
+        a, kept = run_forward(last, own, steps(h), train=True)
+        output = last.output(own, kept)
+        value = cost(a, targets, weights=own_weights, output=output)
+        delta = cost.delta(output, targets, weights=own_weights)
+        if delta is not None:
+            dh, gradients = last.output_backward(own, kept, delta)
+        else:
+            dh, gradients = last.backward(own, kept, cost.output_gradient(a, targets, weights=own_weights))
+        return (value, gradients), dh
+
+    def body(total: Any, start: Array) -> tuple[Any, Array]:
+        found, dh = piece(start, size)
+        return jax.tree.map(jnp.add, total, found), dh
+
+    steps = h.shape[1]
+    size = min(size, steps)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: piece(0, size)[0]))
+    (value, of_last), dh = jax.lax.scan(body, zeros, size * jnp.arange(steps // size))
+    dh = jnp.moveaxis(dh, 0, 1).reshape(len(h), -1, h.shape[2])
+    if rest := steps % size:
+        (more, of_rest), below = piece(steps - rest, rest)
+        value, of_last = value + more, jax.tree.map(jnp.add, of_last, of_rest)
+        dh = jnp.concatenate([dh, below], axis=1)
+    gradients: list[Any] = [None] * len(parts)
+
+    def through(i: int, part: Layer, p: Params, da: Any) -> Any:
+        da, gradients[i] = (dh, of_last) if i == l else part.backward(p, cache[i], da)
+        return da
+
+    net._backwards(params, cache, dh, through)
+    return value, net.final_state(cache) if carry else None, net.joined(tuple(gradients))
