@@ -1,7 +1,7 @@
 """Attention: every step of a sequence reads the steps that it may see; and learned positions.
 
 Legend: m examples (axis 0), T steps, n features, h heads of d = n / h features; q queries, k keys, v values (m, T, h, d), t a
-query's step and s a key's; p probabilities (m, h, T, T), o output (m, T, h, d); a leading d is a derivative of the cost.
+query's step and s a key's; z scores and p probabilities (m, h, T, T), o output (m, T, h, d); a leading d is a derivative of the cost.
 Scores, softmax and sums are taken in at least float32.
 
 Two forms: plain, which keeps p, and in blocks, which keeps one number for each query and computes p again on the way back.
@@ -106,8 +106,8 @@ def dot(form: str, x: Array, y: Array) -> Array:
 
 
 def allowed(t: Array, s: Array, valid: tuple[Array, Array] | None, causal: bool) -> Array:
-    """Which of the queries at steps t (T,) read which of the keys at steps s (S,): both are valid, (m, T) and (m, S), and s ≤ t
-    where it is causal. (m or 1, 1, T, S)."""
+    """Which of the queries at steps t (T,) read which of the keys at steps s (S,), (m or 1, 1, T, S): valid both, with (m, T)
+    and (m, S), and s ≤ t where it is causal."""
     pairs = ((s[None, :] <= t[:, None]) | (not causal))[None, None]
     if valid is None:
         return pairs
