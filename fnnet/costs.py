@@ -386,7 +386,7 @@ def log_likelihood_error_of_softmax(z: Array, y: Array) -> Array:
     """
     _, e, total, others = shifted_exp(z)
     targets = jnp.sum(y, axis=-1, keepdims=True)
-    return jnp.where(leading(e, total), (targets - y - y * others) / total, e * (targets / total) - y)
+    return jnp.where(leading(e, total), (e * targets - y - y * others) / total, e * (targets / total) - y)
 
 
 @jax.jit

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import fnnet as fn
+from fnnet.backpropagation import _value_and_grad
 from fnnet.chunks import chunk_size
 from fnnet.layers._composite import output_place, walk
+from fnnet.programs import program
 
 from .cases import assert_agree, thorough
 
@@ -169,6 +171,82 @@ class TestRepeat:
         report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(5) % 3)
         assert report.ok, str(report)
         assert {"0.0 Dense", "1.0 Dense"} < {row.layer for row in report.rows}
+
+    def test_it_is_the_same_layers_written_out(self):
+        once, cost = self.BLOCK, fn.quadratic
+        repeated, written = fn.Repeat(once, 3), fn.Network(once, once, once)
+        params, x = drawn(repeated, (4,))
+        unstacked = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(3))
+        other = drawn(repeated, (4,), seed=5)[0]
+        apart = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], other) for i in range(3))
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def run(net, params, feedback):
+            given, about = (params, x, x), {"key": KEY, "penalty": fn.L2(2.0)}
+            cost_of_all, gradients = fn.value_and_grad(net, cost, penalty=fn.L2(2.0), micro_batch=2)(*given, key=KEY)
+            bp = fn.backprop(net, cost, *given, **about)
+            aligned = fn.backprop(net, cost, *given, **about, feedback=feedback)
+            return (net.apply(params, x), cost_of_all, bp.cost, bp.errors, aligned.errors), (
+                gradients, bp.gradients, aligned.gradients)  # fmt: skip
+
+        ours, theirs = run(repeated, params, other), run(written, unstacked, apart)
+        assert_agree(ours[0], theirs[0], 1e-14)
+        stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients) for gradients in theirs[1]]
+        assert_agree(list(ours[1]), stacked, 1e-13)
+
+    def test_each_repetition_draws_its_own(self):
+        net = fn.Repeat(fn.Dropout(0.5), 2)
+        a, (keep, _) = net.forward({}, jnp.ones((20, 20)), key=KEY, train=True)
+        first, second = keep
+        assert bool(jnp.any(first != second))
+        np.testing.assert_array_equal(a, jnp.where(first & second, 4.0, 0.0))
+        for placed, expected in zip(walk(net, {}, KEY), keep, strict=True):
+            _, (drawn_alone, _) = placed.layer.forward({}, jnp.ones((20, 20)), key=placed.key, train=True)
+            np.testing.assert_array_equal(drawn_alone, expected)
+
+    def test_masks_and_states(self):
+        net = fn.Network(fn.Repeat(fn.Residual(fn.LSTM(2)), 2), fn.Parallel(fn.GRU(2), fn.Identity()))
+        params, x = drawn(net, (5, 2))
+        mask = fn.length_mask([5, 3, 1, 4, 2], 5)
+        whole = net.apply(params, x, mask=mask)
+        first, state = net.apply_from(params, x[:, :2], mask=mask[:, :2])
+        rest, _ = net.apply_from(params, x[:, 2:], state, mask=mask[:, 2:])
+        np.testing.assert_allclose(jnp.concatenate([first, rest], 1), whole, atol=1e-14)
+        np.testing.assert_allclose(whole[1, :3], net.apply(params, x[1:2, :3])[0], atol=1e-14)
+
+
+class TestTied:
+    def test_its_gradient_is_the_sum_over_the_uses(self):
+        inner = fn.Network(fn.Residual(fn.Dense(4, fn.tanh)), fn.Dense(4, fn.silu), fn.Dense(4, fn.softmax))
+        net = fn.Tied(inner, "0.1.0.w", "1.w", "-1.w")
+        params, x = drawn(net, (4,))
+        assert [sorted(part) for part in (params[0][1][0], params[1], params[2])] == [["b", "w"], ["b"], ["b"]]
+        y = jnp.arange(5) % 4
+
+        @jax.jit
+        def both(params):
+            tied = fn.backprop(net, fn.log_likelihood, params, x, y, penalty=fn.L2(3.0))
+            loose = fn.backprop(inner, fn.log_likelihood, net.expanded(params), x, y)
+            reference = jax.grad(fn.objective(net, fn.log_likelihood, penalty=fn.L2(3.0)))(params, x, y)
+            return tied, loose, reference
+
+        tied, loose, reference = both(params)
+        uses = [loose.gradients[0][1][0]["w"], loose.gradients[1]["w"], loose.gradients[2]["w"]]
+        w = params[0][1][0]["w"]
+        assert_agree(tied.gradients[0][1][0]["w"], sum(uses) + 3.0 / 5 * w, 1e-13)
+        assert_agree(tied.gradients, reference, 1e-12)
+        assert_agree(tied.errors, loose.errors, 0)
+        np.testing.assert_allclose(tied.cost - loose.cost, 3.0 / 10 * jnp.sum(w**2))
+
+    def test_its_parameters_are_those_of_the_network(self):
+        net = fn.Tied(fn.Network(fn.Embedding(6, 3), fn.Dense(3, fn.tanh), fn.Dense(6, fn.softmax)), "0.w", "2.w")
+        drawn_alike = net.net.init(KEY, (4,))
+        params = net.init(KEY, (4,))
+        assert_agree(
+            net.expanded(params), (*drawn_alike[:2], {**drawn_alike[2], "w": drawn_alike[0]["w"]}), 0, zero=True
+        )
+        assert net.output_shape((4,)) == (4, 6)
+        assert repr(net) == ("Tied(Network(Embedding(6, 3), Dense(3, tanh), Dense(6, softmax)), '0.w', '2.w')")
 
 
 @pytest.mark.parametrize(
@@ -491,3 +569,77 @@ def test_integers_are_floats_beside_floats():
     both = [fn.backprop(net, fn.quadratic, params, x, jnp.zeros((5, 3))) for x in (whole, whole.astype(float))]
     assert_agree(*both, 0)
     assert fn.Parallel(fn.Identity(), fn.Identity()).apply(({}, {}), whole).dtype == jnp.uint8
+
+
+ALL = fn.Tied(
+    fn.Network(
+        fn.Dense(4, fn.tanh),
+        fn.Residual(fn.Repeat(fn.Recompute(fn.Residual(fn.Dense(4, fn.silu), fn.Dropout(0.2))), 2)),
+        fn.Parallel(fn.Dense(4, fn.tanh), fn.Identity(), join=fn.concatenate),
+        fn.Dense(3, fn.softmax),
+    ),
+    "0.w",
+    "2.0.w",
+)
+
+
+class TestAllOfThem:
+    def test_gradients_in_every_way(self):
+        params, x = drawn(ALL, (4,), m=7)
+        y = jnp.arange(7) % 3
+
+        @jax.jit
+        def run(params):
+            manual, chunks, plain = (
+                functools.partial(fn.value_and_grad(net, fn.log_likelihood, micro_batch=size), x=x, y=y, key=KEY)
+                for net, size in ((ALL, None), (ALL, 3), (ALL.in_loop(), None))
+            )
+            of_two = jax.vmap(manual)(jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params))
+            autodiff = jax.value_and_grad(fn.objective(ALL, fn.log_likelihood))
+            twice = [autodiff(p, x, y, key=KEY) for p in (params, jax.tree.map(lambda p: 2 * p, params))]
+            return (manual(params), chunks(params), plain(params), of_two), twice
+
+        (*ours, of_two), (reference, doubled) = run(params)
+        for found in ours:
+            assert_agree(found, reference, 1e-12)
+        assert_agree(of_two, jax.tree.map(lambda *leaves: jnp.stack(leaves), reference, doubled), 1e-12)
+
+    def test_an_equal_one_compiles_nothing(self):
+        params, x = drawn(ALL, (4,))
+        given = params, x, jnp.arange(5) % 3
+        fn.value_and_grad(ALL, fn.log_likelihood)(*given, key=KEY)
+        twin, about = pickle.loads(pickle.dumps(ALL)), {"micro_batch": "auto", "carry": False}
+        run = program(_value_and_grad, ALL, fn.log_likelihood, **about)
+        before = run._cache_size()
+        fn.value_and_grad(twin, fn.log_likelihood)(*given, key=jax.random.key(9))
+        assert before == 1 == program(_value_and_grad, twin, fn.log_likelihood, **about)._cache_size()
+
+    def test_saved_and_loaded(self, tmp_path):
+        params, _ = drawn(ALL, (4,))
+        fn.save(tmp_path / "net", params)
+        assert_agree(fn.load(tmp_path / "net"), params, 0, zero=True)
+        like = jax.eval_shape(lambda: ALL.init(KEY, (4,)))
+        assert_agree(fn.load(tmp_path / "net", like=like), params, 0, zero=True)
+
+    def test_it_learns(self):
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((60, 4))
+        y = np.argmax(x[:, :3], axis=1)
+        about = {"epochs": 30, "batch_size": 10, "penalty": fn.L2(0.01)}
+        params = ALL.init(jax.random.key(0), (4,))
+        _, history = fn.fit(
+            ALL, fn.log_likelihood, params, (x, y), key=KEY, optimizer=fn.adam(0.02), progress=False, **about
+        )
+        assert history.cost[-1] < 0.5 * history.cost[0]
+
+    @pytest.mark.thorough
+    def test_a_sweep_of_it_is_its_runs(self):
+        _, x = drawn(ALL, (4,), m=12)
+        data, about = (x, jnp.arange(12) % 3), {"epochs": 2, "batch_size": 4, "progress": False}
+        optimizers = [fn.sgd(0.1), fn.sgd(0.5)]
+        swept = fn.sweep(ALL, fn.log_likelihood, data, keys=KEY[None], optimizers=optimizers, **about)
+        init_key, key = jax.random.split(KEY)
+        alone, _ = fn.fit(
+            ALL, fn.log_likelihood, ALL.init(init_key, (4,)), data, key=key, optimizer=optimizers[1], **about
+        )
+        assert_agree(jax.tree.map(lambda leaf: leaf[1, 0, 0], swept.params), alone, 1e-10)

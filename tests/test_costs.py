@@ -199,3 +199,20 @@ def test_accuracy():
     assert float(fn.accuracy(a, jnp.array([1, 1, 1]), jnp.array([1.0, 0.0, 1.0]))) == 1.0
     with pytest.raises(ValueError, match=r"accuracy: expected targets of shape \(3, 2\) or \(3,\), got \(2,\)"):
         fn.accuracy(a, jnp.array([1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("cost", "activation"), [*MATCHED, (fn.log_likelihood, fn.sigmoid), (fn.cross_entropy, fn.softmax)]
+)
+def test_matched_errors_have_the_costs_second_derivative(cost, activation):
+    rng = np.random.default_rng(0)
+    z, u = 3 * rng.standard_normal((2, 20, 4))  # with outputs on both sides of ½
+    y = rng.dirichlet(np.ones(4), 20)
+
+    @jax.jit
+    def products(z, u):
+        matched = lambda z: cost.delta((activation, z), y)  # noqa: E731
+        plain = jax.grad(lambda z: 20 * cost(activation(z), y, output=(activation, z)))
+        return [(jax.jvp(f, (z,), (u,))[1], jax.vjp(f, z)[1](u)[0]) for f in (matched, plain)]
+
+    assert_agree(*products(z, u), 1e-12)
