@@ -14,8 +14,9 @@ from .layers._layer import Layer, LayerError, Params, run_forward
 
 def check_head(net: Layer) -> None:
     """Raise a LayerError unless the net is a network, tied or not, that ends in a Dense layer."""
-    chain = isinstance(net, Composite) and type(net).forward is Composite.forward and net.last is not None
-    if not (chain and isinstance(net.layers[net.last], Dense)):  # pyright: ignore[reportAttributeAccessIssue]
+    chain = isinstance(net, Composite) and type(net).forward is Composite.forward
+    last = net.last if chain else None  # pyright: ignore[reportAttributeAccessIssue]
+    if last is None or not isinstance(net.layers[last], Dense):  # pyright: ignore[reportAttributeAccessIssue]
         remedy = "leave positions out, or end the network with fn.Dense(n, fn.softmax)"
         raise LayerError(net, "a network that ends in a Dense layer, for positions=", repr(net), remedy)
 

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/composition.py [--rounds 9] [--only PART ...]
 
-Two ratios, above 1 where the hand-written backward pass is faster: against autodiff of the *same* forward pass and of the plain
+Two ratios, above 1 where the hand-written backward pass is faster: against autodiff of the *same* forward pass and of a plain
 one (attention without blocks, blocks written out one after another, all logits at once), so that a faster forward is
 not counted as a faster backward. Medians over alternating rounds with their quartiles; compiled temporaries beside.
 """

@@ -1,8 +1,8 @@
 """Attention: every step of a sequence reads the steps that it may see; and learned positions.
 
 Legend: m examples (axis 0), T steps, n features, h heads of d = n / h features; q queries, k keys, v values (m, T, h, d), t a
-query's step and s a key's; z scores and p probabilities (m, h, T, T), o output (m, T, h, d); a leading d is a derivative of the
-cost. Scores, softmax and sums are taken in at least float32.
+query's step and s a key's; z scores and p probabilities (m, h, T, T), o output (m, T, h, d); a leading d is a derivative of
+the cost. Scores, softmax and sums are taken in at least float32.
 
 Two forms: plain, which keeps p, and in blocks, which keeps one number for each query and computes p again on the way back.
 The barriers keep the compiler from computing a block's p anew for each product with it.
