@@ -1,8 +1,8 @@
 """Attention: every step of a sequence reads the steps that it may see; and learned positions.
 
 Legend: m examples (axis 0), T steps, n features, h heads of d = n / h features; q queries, k keys, v values (m, T, h, d), t a
-query's step and s a key's; p probabilities (m, h, T, T), o output (m, T, h, d); a leading d is a derivative of the cost.
-Scores, softmax and sums are taken in at least float32.
+query's step and s a key's; z scores and p probabilities (m, h, T, T), o output (m, T, h, d); a leading d is a derivative of
+the cost. Scores, softmax and sums are taken in at least float32.
 
 Two forms: plain, which keeps p, and in blocks, which keeps one number for each query and computes p again on the way back.
 The barriers keep the compiler from computing a block's p anew for each product with it.
@@ -50,7 +50,8 @@ def split_heads(a: Array, heads: int) -> tuple[Array, Array, Array]:
         q, k, v, each (m, T, h, d).
     """
     m, steps, n3 = a.shape
-    return tuple(part.reshape(m, steps, heads, n3 // 3 // heads) for part in jnp.split(a, 3, axis=-1))
+    q, k, v = (part.reshape(m, steps, heads, n3 // 3 // heads) for part in jnp.split(a, 3, axis=-1))
+    return q, k, v
 
 
 @jax.jit
@@ -104,17 +105,19 @@ def dot(form: str, x: Array, y: Array) -> Array:
     return jnp.einsum(form, x.astype(y.dtype), y, preferred_element_type=wide_dtype(y.dtype))
 
 
-def allowed(t: Array, s: Array, valid_t: Array | None, valid_s: Array | None, causal: bool) -> Array:
-    """Which of the queries at steps t (T,) read which of the keys at steps s (S,): both valid (m, T), (m, S), and s ≤ t where
-    it is causal. (m or 1, 1, T, S)."""
-    pairs = (s[None, :] <= t[:, None]) | (not causal)
-    pairs = pairs[None, None]
-    return pairs if valid_t is None else pairs & valid_t[:, None, :, None] & valid_s[:, None, None, :]
+def allowed(t: Array, s: Array, valid: tuple[Array, Array] | None, causal: bool) -> Array:
+    """Which of the queries at steps t (T,) read which of the keys at steps s (S,), (m or 1, 1, T, S): valid both, with (m, T)
+    and (m, S), and s ≤ t where it is causal."""
+    pairs = ((s[None, :] <= t[:, None]) | (not causal))[None, None]
+    if valid is None:
+        return pairs
+    valid_t, valid_s = valid
+    return pairs & valid_t[:, None, :, None] & valid_s[:, None, None, :]
 
 
 @functools.partial(jax.jit, static_argnames="causal")
 def attend(q: Array, k: Array, v: Array, valid: Array | None, causal: bool) -> tuple[Array, Array]:
-    """p_ts = e^{s_ts} / Σ_s e^{s_ts} over the keys that t may see, s_ts = q_t·k_s / √d; o_t = Σ_s p_ts v_s. A query without
+    """p_ts = e^{z_ts} / Σ_s e^{z_ts} over the keys that t may see, z_ts = q_t·k_s / √d; o_t = Σ_s p_ts v_s. A query without
     any key gets 0.
 
     Args:
@@ -125,8 +128,8 @@ def attend(q: Array, k: Array, v: Array, valid: Array | None, causal: bool) -> t
     Returns:
         o (m, T, h, d), p (m, h, T, T). Source: Vaswani et al. (2017), section 3.2.
     """
-    steps = jnp.arange(q.shape[1])
-    scores = jnp.where(allowed(steps, steps, valid, valid, causal), dot("mthd,mshd->mhts", scaled(q), k), -jnp.inf)
+    steps, both = jnp.arange(q.shape[1]), None if valid is None else (valid, valid)
+    scores = jnp.where(allowed(steps, steps, both, causal), dot("mthd,mshd->mhts", scaled(q), k), -jnp.inf)
     top = jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(scores.dtype).min)
     e = jnp.exp(scores - jax.lax.stop_gradient(top))
     p = e / unless_zero(jnp.sum(e, axis=-1, keepdims=True))
@@ -140,7 +143,7 @@ def unless_zero(total: Array) -> Array:
 
 @jax.jit
 def score_error(p: Array, dp: Array, correction: Array) -> Array:
-    """Softmax's pullback, ds_ts = p_ts (dp_ts − Σ_s p_ts dp_ts).
+    """Softmax's pullback, dz_ts = p_ts (dp_ts − Σ_s p_ts dp_ts).
 
     The sum is do_t·o_t, since dp_ts = do_t·v_s and o_t = Σ_s p_ts v_s: d products for each query instead of T.
 
@@ -149,14 +152,14 @@ def score_error(p: Array, dp: Array, correction: Array) -> Array:
         correction: Σ_s p_ts dp_ts = do_t·o_t (m, h, T).
 
     Returns:
-        ds (m, h, T, S). Source: Dao et al. (2022), appendix B.2.
+        dz (m, h, T, S). Source: Dao et al. (2022), appendix B.2.
     """
     return p * (dp - correction[..., None])
 
 
 @jax.jit
 def attend_error(q: Array, k: Array, v: Array, p: Array, o: Array, do: Array) -> tuple[Array, Array, Array]:
-    """BP2: dv_s = Σ_t p_ts do_t, dp_ts = do_t·v_s, ds of `score_error`, dq_t = Σ_s ds_ts k_s / √d, dk_s = Σ_t ds_ts q_t / √d.
+    """BP2: dv_s = Σ_t p_ts do_t, dp_ts = do_t·v_s, dz of `score_error`, dq_t = Σ_s dz_ts k_s / √d, dk_s = Σ_t dz_ts q_t / √d.
 
     Args:
         q, k, v: (m, T, h, d).
@@ -167,8 +170,8 @@ def attend_error(q: Array, k: Array, v: Array, p: Array, o: Array, do: Array) ->
         dq, dk, dv, each (m, T, h, d). Source: docs/attention.md.
     """
     dp, correction = dot("mthd,mshd->mhts", do, v), dot("mthd,mthd->mht", do, o)
-    ds = score_error(p, dp, correction)
-    dq, dk = scaled(dot("mhts,mshd->mthd", ds, k)), dot("mhts,mthd->mshd", ds, scaled(q))
+    dz = score_error(p, dp, correction)
+    dq, dk = scaled(dot("mhts,mshd->mthd", dz, k)), dot("mhts,mthd->mshd", dz, scaled(q))
     return dq, dk, dot("mhts,mthd->mshd", p, do)
 
 
@@ -178,7 +181,7 @@ def attend_in_blocks(
 ) -> tuple[Array, Array]:
     """`attend` block by block, with the largest score μ, the sum l and the output o so far:
 
-    μ' = max(μ, max_s s_ts), l' = e^{μ − μ'} l + Σ_s e^{s_ts − μ'}, o' = e^{μ − μ'} o + Σ_s e^{s_ts − μ'} v_s, and at the end
+    μ' = max(μ, max_s z_ts), l' = e^{μ − μ'} l + Σ_s e^{z_ts − μ'}, o' = e^{μ − μ'} o + Σ_s e^{z_ts − μ'} v_s, and at the end
     o / l.
 
     Args:
@@ -186,9 +189,10 @@ def attend_in_blocks(
         block: steps in a block of queries and of keys; the last one may be short.
 
     Returns:
-        o (m, T, h, d), and ln Σ_s e^{s_ts} (m, T, h), ∞ for a query without any key. Source: Dao et al. (2022), algorithm 1.
+        o (m, T, h, d), and ln Σ_s e^{z_ts} (m, T, h), ∞ for a query without any key. Source: Dao et al. (2022), algorithm 1.
     """
-    steps, valid = q.shape[1], valid_blocks(valid, q.shape[1], block)
+    steps, block = q.shape[1], min(block, q.shape[1])
+    valid = valid_blocks(valid, steps, block)
     q, k, v = jax.lax.optimization_barrier(tuple(in_blocks(x, block) for x in (scaled(q), k, v)))
 
     def step(so_far, pair):
@@ -210,7 +214,7 @@ def attend_in_blocks(
 def attend_in_blocks_error(
     q: Array, k: Array, v: Array, valid: Array | None, o: Array, total: Array, do: Array, causal: bool, block: int
 ) -> tuple[Array, Array, Array]:
-    """`attend_error` block by block, p_ts = e^{s_ts − ln Σ_s e^{s_ts}} computed again.
+    """`attend_error` block by block, p_ts = e^{z_ts − ln Σ_s e^{z_ts}} computed again.
 
     Args:
         q, k, v, valid, causal, block: as of `attend_in_blocks`.
@@ -220,7 +224,8 @@ def attend_in_blocks_error(
     Returns:
         dq, dk, dv, each (m, T, h, d). Source: Dao et al. (2022), algorithm 4.
     """
-    steps, valid = q.shape[1], valid_blocks(valid, q.shape[1], block)
+    steps, block = q.shape[1], min(block, q.shape[1])
+    valid = valid_blocks(valid, steps, block)
     correction = dot("mthd,mthd->mth", do, o)
     parts = (
         *(in_blocks(x, block) for x in (scaled(q), k, v, do)),
@@ -231,10 +236,10 @@ def attend_in_blocks_error(
     def step(so_far, pair):
         (i, j), (dq, dk, dv) = pair, so_far
         p = jnp.exp(block_scores(q, k, valid, causal, i, j) - total[i])
-        ds = score_error(p, dot("mhtd,mhsd->mhts", do[i], v[j]), correction[i][..., 0])
-        p, ds = jax.lax.optimization_barrier((p, ds))
-        dq = dq.at[i].add(dot("mhts,mhsd->mhtd", ds, k[j]))
-        dk = dk.at[j].add(dot("mhts,mhtd->mhsd", ds, q[i]))
+        dz = score_error(p, dot("mhtd,mhsd->mhts", do[i], v[j]), correction[i][..., 0])
+        p, dz = jax.lax.optimization_barrier((p, dz))
+        dq = dq.at[i].add(dot("mhts,mhsd->mhtd", dz, k[j]))
+        dk = dk.at[j].add(dot("mhts,mhtd->mhsd", dz, q[i]))
         return (dq, dk, dv.at[j].add(dot("mhts,mhtd->mhsd", p, do[i]))), None
 
     start = (jnp.zeros_like(q, wide_dtype(q.dtype)),) * 3
@@ -249,10 +254,10 @@ def pairs_of_blocks(blocks: int, causal: bool) -> tuple[Array, Array]:
 
 
 def block_scores(q: Array, k: Array, valid: Array | None, causal: bool, i: Array, j: Array) -> Array:
-    """s_ts = q_t·k_s, q scaled, of the i-th block of queries and the j-th of keys, −∞ where t may not see s."""
+    """z_ts = q_t·k_s, q scaled, of the i-th block of queries and the j-th of keys, −∞ where t may not see s."""
     scores, steps = dot("mhtd,mhsd->mhts", q[i], k[j]), jnp.arange(q.shape[3])
-    valid_i, valid_j = (None, None) if valid is None else (valid[i], valid[j])
-    pairs = allowed(i * len(steps) + steps, j * len(steps) + steps, valid_i, valid_j, causal)
+    both = None if valid is None else (valid[i], valid[j])
+    pairs = allowed(i * len(steps) + steps, j * len(steps) + steps, both, causal)
     return jnp.where(pairs, scores, -jnp.inf)
 
 

@@ -280,6 +280,7 @@ class GroupNorm(Normalisation):
     """Group normalisation: each example's channels in groups, each to mean 0 and variance 1 over all positions.
 
     Parameters {g (c,), b (c,)}. Inputs and outputs (m, ..., c), channels last; the groups are runs of c / groups channels.
+    Every position counts: padded steps of sequences, which a mask takes out of other layers, do too.
 
     Args:
         groups: how many; one normalises each example as a whole, c of them each channel by itself (instance normalisation).
@@ -328,6 +329,7 @@ class BatchNorm(Normalisation):
     Parameters {g, b, mean, var}, each (c,). Inputs and outputs (m, ..., c). While training the statistics are the batch's, so
     examples depend on each other: row x of δ is the derivative of the whole batch's Σ_x C_x, and a batch is never run in
     chunks. At inference they are ``mean`` and ``var``, which no gradient trains (theirs is 0): `moving` does.
+    Every position counts: padded steps of sequences, which a mask takes out of other layers, do too.
     The cache is (a_in, μ, r, statistics), all but a_in of shape (1, ..., 1, c), without examples.
 
     Args:
