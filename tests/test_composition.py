@@ -238,6 +238,21 @@ class TestTied:
         assert_agree(tied.errors, loose.errors, 0)
         np.testing.assert_allclose(tied.cost - loose.cost, 3.0 / 10 * jnp.sum(w**2))
 
+    @pytest.mark.parametrize("around", [fn.Recompute, lambda net: fn.Repeat(net, 2)], ids=["recomputed", "repeated"])
+    def test_around_what_keeps_another_cache(self, around):
+        pair = fn.Network(fn.Dense(4, fn.tanh), fn.Dropout(0.3), fn.Dense(4, fn.silu))
+        outside, inside = fn.Tied(around(pair), "0.w", "2.w"), around(fn.Tied(pair, "0.w", "2.w"))
+        params, x = drawn(inside, (4,))
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def run(net):
+            about = (params, x, x), {"key": KEY}
+            return [f(*about[0], **about[1]) for f in (fn.value_and_grad(net, fn.quadratic), functools.partial(
+                fn.backprop, net, fn.quadratic))]  # fmt: skip
+
+        assert_agree(run(outside), run(inside), 1e-14)
+        assert fn.compare_gradients(outside, fn.quadratic, params, x, x, key=KEY).ok
+
     def test_its_parameters_are_those_of_the_network(self):
         net = fn.Tied(fn.Network(fn.Embedding(6, 3), fn.Dense(3, fn.tanh), fn.Dense(6, fn.softmax)), "0.w", "2.w")
         drawn_alike = net.net.init(KEY, (4,))
@@ -356,6 +371,13 @@ class Opaque:
         return 2 * a_in, ()
 
 
+@fn.layer
+class Tripled(fn.Network):
+    def forward(self, params, a_in, **given):
+        a, cache = super().forward(params, a_in, **given)
+        return 3 * a, cache
+
+
 D, E = fn.Dense(3, fn.tanh), fn.Dense(4, fn.tanh)
 DEEP = fn.Network(fn.Flatten(), fn.Network(D, fn.Network(fn.Flatten(), fn.Parallel(D, E))))
 TIED = fn.Network(fn.Network(D), E, D)
@@ -472,6 +494,10 @@ ONE, ERROR = jnp.ones((2, 3)), r"Wired\(\): expected "
         (
             lambda: fn.Tied(D, "0.w", "1.w"),
             r"Tied\(Dense\(3, tanh\), '0\.w', '1\.w'\): expected a network, got Dense.*; as in fn\.Tied",
+        ),
+        (
+            lambda: fn.Tied(Tripled(D, D), "0.w", "1.w"),
+            "expected a network without a forward pass of its own, got Tripled; tie the layers inside it",
         ),
         (
             lambda: fn.Tied(TIED, "2.w"),
