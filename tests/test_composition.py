@@ -102,7 +102,9 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(
+    "name", ["a highway", "another order", "a value used twice", *thorough("all within each other")]
+)
 def test_own_wirings_against_autodiff(name):
     net = OWN[name]
     params, x = drawn(net, (4,))
@@ -256,7 +258,6 @@ class TestTied:
                 fn.backprop, net, fn.quadratic))]  # fmt: skip
 
         assert_agree(run(outside), run(inside), 1e-14)
-        assert fn.compare_gradients(outside, fn.quadratic, params, x, x, key=KEY).ok
 
     def test_its_parameters_are_those_of_the_network(self):
         net = fn.Tied(fn.Network(fn.Embedding(6, 3), fn.Dense(3, fn.tanh), fn.Dense(6, fn.softmax)), "0.w", "2.w")
