@@ -43,8 +43,8 @@ def _planted():
                 yield pytest.param(mutant, place, PLACES[place], id=f"{mutant}, {place}", marks=marks)
     for mutant in MUTANTS:
         if mutant.layer == DROP:
-            marks = () if mutant.equation == "forward" else pytest.mark.thorough
-            yield pytest.param(mutant, "dropped", DROPPED, id=f"{mutant}, repeated and recomputed", marks=marks)
+            name = f"{mutant}, repeated and recomputed"
+            yield pytest.param(mutant, "dropped", DROPPED, id=name, marks=pytest.mark.thorough)
 
 
 PLANTED = list(_planted())

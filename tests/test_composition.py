@@ -102,7 +102,9 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(
+    "name", ["a highway", "another order", "a value used twice", *thorough("all within each other")]
+)
 def test_own_wirings_against_autodiff(name):
     net = OWN[name]
     params, x = drawn(net, (4,))
@@ -127,7 +129,7 @@ def test_own_wirings_against_autodiff(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["all within each other", *thorough("a highway", "another order", "a value used twice")]
+    "name", ["a value used twice", *thorough("a highway", "another order", "all within each other")]
 )
 def test_own_wirings_in_the_audit(name):
     net = OWN[name]
@@ -156,7 +158,10 @@ def test_a_matched_cost_enters_where_last_says():
 class TestRepeat:
     BLOCK = fn.Residual(fn.Dense(4, fn.tanh), fn.Dropout(0.3))
 
-    @pytest.mark.parametrize(("last", "cost"), [(fn.linear, fn.quadratic), (fn.softmax, fn.log_likelihood)])
+    @pytest.mark.parametrize(
+        ("last", "cost"),
+        [(fn.softmax, fn.log_likelihood), pytest.param(fn.linear, fn.quadratic, marks=pytest.mark.thorough)],
+    )
     def test_its_program_does_not_grow(self, last, cost):
         def program(n):
             net = fn.Network(fn.Repeat(self.BLOCK, n), fn.Repeat(fn.Dense(4, last), n))
@@ -237,6 +242,22 @@ class TestTied:
         assert_agree(tied.gradients, reference, 1e-12)
         assert_agree(tied.errors, loose.errors, 0)
         np.testing.assert_allclose(tied.cost - loose.cost, 3.0 / 10 * jnp.sum(w**2))
+
+    @pytest.mark.parametrize(
+        "around", [fn.Recompute, *thorough(lambda net: fn.Repeat(net, 2))], ids=["recomputed", "repeated"]
+    )
+    def test_around_what_keeps_another_cache(self, around):
+        pair = fn.Network(fn.Dense(4, fn.tanh), fn.Dropout(0.3), fn.Dense(4, fn.silu))
+        outside, inside = fn.Tied(around(pair), "0.w", "2.w"), around(fn.Tied(pair, "0.w", "2.w"))
+        params, x = drawn(inside, (4,))
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def run(net):
+            about = (params, x, x), {"key": KEY}
+            return [f(*about[0], **about[1]) for f in (fn.value_and_grad(net, fn.quadratic), functools.partial(
+                fn.backprop, net, fn.quadratic))]  # fmt: skip
+
+        assert_agree(run(outside), run(inside), 1e-14)
 
     def test_its_parameters_are_those_of_the_network(self):
         net = fn.Tied(fn.Network(fn.Embedding(6, 3), fn.Dense(3, fn.tanh), fn.Dense(6, fn.softmax)), "0.w", "2.w")
@@ -356,6 +377,13 @@ class Opaque:
         return 2 * a_in, ()
 
 
+@fn.layer
+class Tripled(fn.Network):
+    def forward(self, params, a_in, **given):
+        a, cache = super().forward(params, a_in, **given)
+        return 3 * a, cache
+
+
 D, E = fn.Dense(3, fn.tanh), fn.Dense(4, fn.tanh)
 DEEP = fn.Network(fn.Flatten(), fn.Network(D, fn.Network(fn.Flatten(), fn.Parallel(D, E))))
 TIED = fn.Network(fn.Network(D), E, D)
@@ -472,6 +500,10 @@ ONE, ERROR = jnp.ones((2, 3)), r"Wired\(\): expected "
         (
             lambda: fn.Tied(D, "0.w", "1.w"),
             r"Tied\(Dense\(3, tanh\), '0\.w', '1\.w'\): expected a network, got Dense.*; as in fn\.Tied",
+        ),
+        (
+            lambda: fn.Tied(Tripled(D, D), "0.w", "1.w"),
+            "expected a network without a forward pass of its own, got Tripled; tie the layers inside it",
         ),
         (
             lambda: fn.Tied(TIED, "2.w"),
@@ -621,6 +653,7 @@ class TestAllOfThem:
         like = jax.eval_shape(lambda: ALL.init(KEY, (4,)))
         assert_agree(fn.load(tmp_path / "net", like=like), params, 0, zero=True)
 
+    @pytest.mark.thorough
     def test_it_learns(self):
         rng = np.random.default_rng(0)
         x = rng.standard_normal((60, 4))

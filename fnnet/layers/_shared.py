@@ -14,8 +14,25 @@ from ._layer import Cache, ExampleKeys, Layer, LayerError, Params, layer, locate
 __all__ = ["Recompute", "Repeat", "Tied"]
 
 
+class Around(Composite):
+    """A composite around another, whose parts are that one's."""
+
+    net: Composite
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.net.layers
+
+    @property
+    def last(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.net.last
+
+    def _shapes(self, input_shape):
+        return self.net._shapes(input_shape)
+
+
 @layer
-class Tied(Composite):
+class Tied(Around):
     """A network in which several places use the same array: one leaf of the parameters, in the first place.
 
     Inside, each place sees the array as its own, so nothing else changes; the gradient of the array is the sum over its uses,
@@ -26,8 +43,8 @@ class Tied(Composite):
         places: paths to leaves of its parameters of one shape, entries joined by dots: ``"0.w", "-1.w"``.
 
     Raises:
-        LayerError: for something that is no composite, fewer than two places, a place without a leaf, or leaves of different
-            shapes.
+        LayerError: for something that is no composite or has a forward pass of its own, fewer than two places, a place
+            without a leaf or given twice, or leaves of different shapes.
     """
 
     net: Composite
@@ -40,18 +57,13 @@ class Tied(Composite):
         object.__setattr__(self, "places", places)
         if not isinstance(net, Composite):
             raise LayerError(self, "a network", repr(net), f"as in {self._example}")
+        if not is_walked(net):
+            remedy = "tie the layers inside it, or put what it does into wire and unwire"
+            raise LayerError(self, "a network without a forward pass of its own", type(net).__name__, remedy)
         if len(set(places)) < max(2, len(places)) or not all(
             isinstance(place, str) and "." in place for place in places
         ):
             raise LayerError(self, "two places or more, an entry and a leaf", repr(places), f"as in {self._example}")
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.net.layers
-
-    @property
-    def last(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.net.last
 
     def _at(self, tree: Any, place: str) -> list[Any]:
         """The keys from the top to the leaf."""
@@ -121,8 +133,9 @@ class Tied(Composite):
     def parts(self, params):
         return self.net.parts(self.expanded(params))
 
-    def joined(self, gradients):
-        return self.collapsed(self.net.joined(gradients))
+    def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
+        given = {"key": key, "train": train, "mask": mask, "probe": probe, "state": state, "run": run}
+        return self.net.forward(self.expanded(params), a_in, **given)
 
     def moving(self, params, cache):
         params = self.net.moving(self.expanded(params), cache)
@@ -132,11 +145,31 @@ class Tied(Composite):
             )
         return params
 
-    def wire(self, run, a_in):
-        return self.net.wire(run, a_in)
+    def final_state(self, cache):
+        return self.net.final_state(cache)
 
-    def unwire(self, back, da_out, extra):
-        return self.net.unwire(back, da_out, extra)
+    def output(self, params, cache):
+        return self.net.output(self.expanded(params), cache)
+
+    def error(self, params, cache, da_out):
+        return self.net.error(self.expanded(params), cache, da_out)
+
+    def output_error(self, params, cache, delta):
+        return self.net.output_error(self.expanded(params), cache, delta)
+
+    def propagate(self, params, cache, delta):
+        return self.net.propagate(self.expanded(params), cache, delta)
+
+    def gradients(self, params, cache, delta):
+        return self.collapsed(self.net.gradients(self.expanded(params), cache, delta))
+
+    def backward(self, params, cache, da_out):
+        da_in, gradients = self.net.backward(self.expanded(params), cache, da_out)
+        return da_in, self.collapsed(gradients)
+
+    def output_backward(self, params, cache, delta):
+        da_in, gradients = self.net.output_backward(self.expanded(params), cache, delta)
+        return da_in, self.collapsed(gradients)
 
     def __repr__(self) -> str:
         return f"Tied({self.net!r}, {', '.join(map(repr, self.places))})"
@@ -304,7 +337,7 @@ class Fixed:
 
 
 @layer
-class Recompute(Composite):
+class Recompute(Around):
     """A layer that keeps its input only and runs its forward pass again for the backward pass: less memory, one more forward
     pass. Same numbers, and the parameters and errors are those of the layer (of a network of it, for one that is no
     composite). Compiled for a CPU it saves memory inside a loop only, such as that of `Repeat`, as ``jax.checkpoint`` does.
@@ -328,25 +361,11 @@ class Recompute(Composite):
             raise LayerError(layer, "a layer to recompute", type(layer).__name__, f"as in {self._example}")
         object.__setattr__(self, "net", layer if is_walked(layer) else Network(layer))
 
-    @property
-    def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.net.layers
-
-    @property
-    def last(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.net.last
-
     def parts(self, params):
         return self.net.parts(params)
 
-    def joined(self, gradients):
-        return self.net.joined(gradients)
-
     def init(self, key, input_shape):
         return self.net.init(key, input_shape)
-
-    def _shapes(self, input_shape):
-        return self.net._shapes(input_shape)
 
     def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
         given = {"key": key, "mask": mask, "probe": probe, "state": state}
