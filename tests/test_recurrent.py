@@ -183,6 +183,18 @@ class TestSteps:
         assert_agree((delta, jnp.concatenate([delta[:, :8], of_q], 1), back), pull(dh), 1e-12)
 
 
+@pytest.mark.parametrize("kind", CELLS)
+def test_feedback_is_not_recomputed_with(kind):
+    """The forward pass that is run again is that of the parameters, whatever BP2's products use."""
+    gradients = []
+    for recompute in (False, True):
+        net = fn.Network(CELLS[kind](3, recompute=recompute), fn.LastStep(), fn.Dense(2, fn.softmax))
+        params, feedback = (net.init(jax.random.key(i), (5, 2)) for i in (0, 1))
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 5, 2)))
+        gradients.append(fn.backprop(net, fn.log_likelihood, params, x, jnp.arange(4) % 2, feedback=feedback).gradients)
+    assert_agree(*gradients, 1e-12)
+
+
 class TestStates:
     @pytest.mark.parametrize("kind", ["LSTM", *thorough("RNN", "GRU")])
     @pytest.mark.parametrize("recompute", [False, *thorough(True)])

@@ -91,7 +91,7 @@ def _credit(net, cost, params, x, y, key, mask, weights, *, layer, norms) -> Arr
     a, caches = run_forward(net, params, x, key=key, train=True, mask=mask)
     output, upper = net.output(params, caches), (params[layer + 1 :], caches[layer + 1 :])
     wide = jax.tree.map(at_least_float32, params[layer])
-    kept = cell.all_kept(wide, caches[layer])
+    kept = cell.all_kept(caches[layer])
     steps = a.shape[1] if a.ndim > 2 else 1
     given = jnp.ones(a.shape[:1], a.dtype) if weights is None else weights.astype(a.dtype)
 

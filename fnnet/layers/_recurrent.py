@@ -25,8 +25,10 @@ __all__ = ["Recurrent"]
 
 
 class Segments(NamedTuple):
-    """What a layer that recomputes keeps: its arguments, the states before each segment (S, m, n) and after the last."""
+    """What a layer that recomputes keeps: its arguments, the states before each segment (S, m, n) and after the last. The
+    parameters are among them, since the backward pass may be given others (``feedback=``)."""
 
+    params: Params
     x: Array
     mask: Array | None
     probe: Array | None
@@ -64,7 +66,7 @@ def forward_by_segments(
         last, (more, _) = segment(begin, full * size, rest)
         h = jnp.concatenate([h, more], axis=1)
         starts = tuple(jnp.concatenate([a, b[None]]) for a, b in zip(starts, begin, strict=True))
-    return h, Segments(x, mask, probe, starts, last)
+    return h, Segments(params, x, mask, probe, starts, last)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -85,7 +87,7 @@ def backward_by_segments(cell: Cell, params: Params, kept: Segments, da: Array) 
         d_states, total = carry
         first, start = here
         *parts, da_part = _part((kept.x, kept.mask, kept.probe, da), first, size)
-        _, own = forward_in_time(cell, params, *parts, start, first)
+        _, own = forward_in_time(cell, kept.params, *parts, start, first)
         delta, extra, d_states = through_time(cell, params, own, da_part, d_states)
         da_in, gradients = backward_products(cell, params, own, delta, extra)
         return (d_states, jax.tree.map(jnp.add, total, gradients)), da_in
@@ -166,23 +168,23 @@ class Recurrent(Cell):
     def final_state(self, cache):
         return cache.last
 
-    def all_kept(self, params: Params, cache: Kept | Segments) -> Kept:
+    def all_kept(self, cache: Kept | Segments) -> Kept:
         """`Kept`, computed again where the layer recomputes."""
         if isinstance(cache, Kept):
             return cache
         start = tuple(state[0] for state in cache.starts)
-        return forward_in_time(self, _wide(params), cache.x, cache.mask, cache.probe, start)[1]
+        return forward_in_time(self, cache.params, cache.x, cache.mask, cache.probe, start)[1]
 
     def error(self, params, cache, da_out):
         da = da_out.astype(cache.last[0].dtype)
-        delta, _, _ = through_time(self, _wide(params), self.all_kept(params, cache), da)
+        delta, _, _ = through_time(self, _wide(params), self.all_kept(cache), da)
         return jnp.swapaxes(delta, 0, 1).astype(da_out.dtype)
 
     def propagate(self, params, cache, delta):
         return input_error(params["w_x"].astype(delta.dtype), delta)
 
     def gradients(self, params, cache, delta):
-        kept = self.all_kept(params, cache)
+        kept = self.all_kept(cache)
         delta = jnp.swapaxes(delta, 0, 1).astype(kept.gates.dtype)
         return _like(self.sums(kept.x, kept.before[0], delta, self.extra_errors(kept, delta)), params)
 
