@@ -10,10 +10,13 @@ from .costs import Cost
 from .layers._composite import Composite
 from .layers._dense import Dense
 from .layers._layer import Layer, LayerError, Params, run_forward
+from .layers._shared import Tied
 
 
 def check_head(net: Layer) -> None:
     """Raise a LayerError unless the net is a network, tied or not, that ends in a Dense layer."""
+    if isinstance(net, Tied):
+        return check_head(net.net)
     chain = isinstance(net, Composite) and type(net).forward is Composite.forward
     last = net.last if chain else None  # pyright: ignore[reportAttributeAccessIssue]
     if last is None or not isinstance(net.layers[last], Dense):  # pyright: ignore[reportAttributeAccessIssue]
@@ -37,6 +40,11 @@ def through_positions(
     C_x is a sum over the steps, so value and gradients of the last layer are sums over the pieces; the error that each piece
     propagates is put beside the others, and goes down through the rest of the network as usual.
     """
+    if isinstance(net, Tied):
+        value, state, gradients = through_positions(
+            net.net, cost, net.expanded(params), x, y, weights, size, carry, given
+        )
+        return value, state, net.collapsed(gradients)
     parts, l = net.parts(params), net.last % len(net.layers)
     last, own = parts[l]
 

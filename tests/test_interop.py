@@ -35,7 +35,7 @@ def test_its_derivative_is_autodiffs(case):
 
     by_hand, plain = map(gradient, both(case.layer))
     gradients = jax.jit(lambda p, x: (by_hand(p, x), plain(p, x)))(case.params(float), case.inputs(3, float))
-    assert_agree(*gradients, 1e-10)
+    assert_agree(*gradients, 1e-10, zero=isinstance(case.layer, fn.BatchNorm))  # of its statistics
 
 
 def network():

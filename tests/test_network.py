@@ -386,7 +386,7 @@ class TestCompilation:
 
         run(1.0)
         net, built = small(dropout=True)[0], program.cache_info().misses
-        options = ({}, {"micro_batch": "auto", "carry": False}, {"carry": False})
+        options = ({}, {"micro_batch": "auto", "positions": None, "carry": False}, {"carry": False})
         functions = (backpropagation._backprop, backpropagation._value_and_grad, backpropagation._objective)
         programs = [program(f, net, fn.log_likelihood, **o) for f, o in zip(functions, options, strict=True)]
         before = [run._cache_size() for run in programs]
