@@ -93,7 +93,8 @@ def from_torch(
 
     Kernels (c_out, c_in, *k) become (*k, c_in, c_out), and everything else keeps its layout. A `Dense` behind a `Flatten` of
     images reads their places in another order than PyTorch's, whose channels come first. The gates of a cell are in the same
-    order; its two biases are added, b = b_ih + b_hh, and only the n part of a GRU's b_hh stays apart, as b_h.
+    order; its two biases are added, b = b_ih + b_hh, and only the n part of a GRU's b_hh stays apart, as b_h. What is no
+    weight (ε, strides, heads) is the layer's own: an RMSNorm of PyTorch's has another ε by default.
 
     Args:
         layer: the layer or the network.
@@ -243,7 +244,7 @@ def _checked(layer: Layer, state: State, prefix: str) -> dict[str, Array]:
 def _array(layer: Layer, key: str, tensor: Any) -> Array:
     """A tensor or whatever NumPy reads as an array of floats."""
     try:
-        return integers_as_floats(np.asarray(tensor.detach().cpu() if hasattr(tensor, "detach") else tensor))
+        return integers_as_floats(np.asarray(tensor.detach().cpu()) if hasattr(tensor, "detach") else tensor)
     except (TypeError, ValueError) as error:
         remedy = "convert it first, a tensor of half precision with .float()"
         raise LayerError(layer, f"an array {key!r} of numbers", f"{type(tensor).__name__} ({error})", remedy) from None
@@ -263,7 +264,7 @@ def _leaf(layer: Layer, name: str) -> str:
 
 def _params(layer: Layer, arrays: dict[str, Array]) -> Params:
     """The parameters of a layer from PyTorch's arrays, all in the dtype of the weights."""
-    dtype = next(iter(arrays.values())).dtype
+    dtype = arrays["weight_hh_l0" if isinstance(layer, Recurrent) else "weight"].dtype
     arrays = {name: a.astype(dtype) for name, a in arrays.items()}
     if isinstance(layer, Recurrent):
         return _cell_params(layer, *(arrays.get(name) for name in CELL))
