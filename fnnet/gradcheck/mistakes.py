@@ -21,10 +21,13 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..activations import Activation, linear
 from ..costs import Cost
+from ..layers._attention import Attention
 from ..layers._layer import Layer, Params, keywords, run_forward
+from ..layers._norm import Normalisation
 from ..layers._pool import MaxPool, laid_out, lowest, pool_window
 from ..layers._window import taps
 from ..penalties import is_weight
+from .formulas import attention_errors, gain_gradients, normalisation_errors
 from .sides import Given, cost_derivative, leaf_at, pulled
 from .verdicts import Subject, wide
 
@@ -276,8 +279,8 @@ FINDERS = (
     not_finite,
     left_out,
     constant_factor,
-    another_leaf,
     wrong_ingredient,
+    another_leaf,
     one_example,
     wrong_mask,
     turned,
@@ -405,6 +408,9 @@ class _LayerMistakes:
         d_params, da_in, _ = pulled(self.twin, params, a_in, self.key, self.mask, delta)
         return leaf_at(self.path, d_params) / self.m if self.to_leaf else da_in
 
+    def cache(self) -> Any:
+        return run_forward(self.layer, self.params, self.a_in, key=self.key, train=True, mask=self.mask)[1]
+
     def errors(self) -> Iterator[tuple[str, Any]]:
         if self.delta is None:
             return
@@ -412,8 +418,7 @@ class _LayerMistakes:
             yield "autodiff's δ is ∂C/∂a itself: forward adds the probe to a, not to z", self.right.manual
         yield "σ' is missing: this is ∂C/∂a itself", self.da
         yield "σ' is applied twice", self.error(self.delta)
-        _, cache = run_forward(self.layer, self.params, self.a_in, key=self.key, train=True, mask=self.mask)
-        if (output := self.layer.output(self.params, cache)) is not None:
+        if (output := self.layer.output(self.params, self.cache())) is not None:
             activation, z = output
             yield "σ' is taken at a, not at z", jax.vjp(activation, activation(z))[1](self.da)[0]
         for step in (1, -1):
@@ -441,7 +446,11 @@ class _LayerMistakes:
             yield "the product is left out: this is δ itself", self.delta
             for text, change in PARAMETER_MISTAKES if self.twin is not None else ():
                 yield text, self.fed(self.delta, params=jax.tree.map(change, self.params))
-        if isinstance(self.layer, MaxPool):
+        if isinstance(self.layer, Normalisation):
+            yield from normalisation_errors(self.layer, self.params, self.cache(), self.delta)
+        elif isinstance(self.layer, Attention):
+            yield from attention_errors(self.layer, self.a_in, self.mask, self.delta)
+        elif isinstance(self.layer, MaxPool):
             win = pool_window("", self.a_in, self.layer.size, self.layer.stride, self.layer.padding)
             places = taps(self.a_in, win, lowest(self.a_in))
             largest = functools.reduce(jnp.maximum, places)
@@ -456,6 +465,8 @@ class _LayerMistakes:
             yield "only the first place of each window gets the error", np.where(_first_places(own), own, 0)
 
     def gradients(self) -> Iterator[tuple[str, Any]]:
+        if isinstance(self.layer, Normalisation) and keystr(self.path) == "['g']":
+            yield from gain_gradients(self.layer, self.cache(), self.delta)
         if self.twin is None:
             return
         if self.a_in.shape == self.da.shape:
