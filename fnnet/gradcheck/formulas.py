@@ -73,8 +73,9 @@ def attention_errors(layer: Attention, a_in: Array, mask: Array | None, delta: A
     dp = dot("mthd,mshd->mhts", do, v)
     ds = score_error(p, dp, dot("mthd,mthd->mht", do, o))
 
-    def joined(dq: Array, dk: Array, dv: Array, way: int = -1) -> Array:
+    def joined(*parts: Array, way: int = -1) -> Array:
         """[dq | dk | dv], dq and dk turned back where it is rotary."""
+        dq, dk, dv = parts
         if layer.rotary is not None:
             cos, sin = rotations(q.shape[1], q.shape[-1], layer.rotary)
             dq, dk = (rotated(x, cos, way * sin) for x in (dq, dk))
@@ -85,7 +86,7 @@ def attention_errors(layer: Attention, a_in: Array, mask: Array | None, delta: A
 
     if layer.rotary is not None:
         yield "dq and dk are not turned back: rotary's transpose is left out", join_heads(dq, dk, dv)
-        yield "dq and dk are turned once more, not back: rotary's transpose turns by −sin", joined(dq, dk, dv, 1)
+        yield "dq and dk are turned once more, not back: rotary's transpose turns by −sin", joined(dq, dk, dv, way=1)
     if layer.causal:
         o_open, p_open = attend(q, k, v, mask, False)
         text = "the causal mask is left out on the way back"
