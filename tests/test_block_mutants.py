@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 import fnnet as fn
+from fnnet.gradcheck import formulas
+from fnnet.gradcheck.mistakes import Failure, explain
 from fnnet.layers import _attention as equations
 from fnnet.layers import _norm as norm
+from fnnet.layers._layer import run_forward
 
+from .cases import thorough
 from .test_mutants import Mutant, on
 
 V, T, N, HEADS = 7, 4, 8, 2
@@ -192,3 +196,32 @@ def test_a_mutant_in_a_block_is_named_and_explained(mutant):
     assert (top.layer, top.equation, top.leaf, top.verdict) == (name, mutant.equation, mutant.leaf, "fail"), str(report)
     assert {row.layer for row in report.rows if row.verdict == "fail"} == {name}, str(report)
     assert re.search(mutant.hint, top.hint), f"{top.hint!r}\n{report}"
+
+
+def formulas_of(layer):
+    """What is right, and the list of (mistake, what it would give), of a layer's propagate; BP4 of g for "g"."""
+    draw = np.random.default_rng(0)
+    attends = isinstance(layer, fn.Attention)
+    a_in, delta = (jnp.asarray(draw.standard_normal((5, T, n))) for n in (3 * N if attends else N, N))
+    params = jax.tree.map(lambda p: p + draw.standard_normal(p.shape), layer.init(jax.random.key(0), a_in.shape[1:]))
+    _, cache = run_forward(layer, params, a_in, train=True)
+    right = layer.propagate(params, cache, delta)
+    if attends:
+        return [(right, formulas.attention_errors(layer, a_in, None, delta))]
+    of_gain = layer.gradients(params, cache, delta)["g"], formulas.gain_gradients(layer, cache, delta)
+    return [(right, formulas.normalisation_errors(layer, params, cache, delta)), of_gain]
+
+
+@pytest.mark.parametrize(
+    "layer", [LAYER, TURNED, *thorough(RMS, GROUP, BATCH, ATTEND, fn.Attention(1, causal=False))], ids=repr
+)
+def test_each_mistake_is_told_from_the_others(layer):
+    for right, mistakes in formulas_of(layer):
+        mistakes = [(text, np.asarray(wrong)) for text, wrong in mistakes]
+        assert len(mistakes) >= 2
+        for text, wrong in mistakes:
+            failure = Failure(
+                wrong, np.asarray(right), 1e-8, 5, per_example=wrong.ndim > 1, ideas=lambda m=mistakes: iter(m)
+            )
+            if not failure.gives(right):  # one head is mixed up with no other, and a batch has one σ
+                assert explain(failure).text == text

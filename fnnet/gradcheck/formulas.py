@@ -40,8 +40,8 @@ def normalisation_errors(layer: Normalisation, params: Any, cache: Any, delta: A
     right = u - mean_u - x_hat * mean_ux
     if has_mean:
         yield "mean(u) is left out: μ depends on a too", r * (right + mean_u)
+        yield "the statistics are taken for constants: this is g δ/σ", r * u
     yield "x̂ mean(u x̂) is left out: σ depends on a too", r * (u - mean_u)
-    yield "the statistics are taken for constants: this is g δ/σ", r * u
     for text, v in (("g is left out", delta), ("g is applied twice", times_gain(g, u))):
         mean_v, mean_vx = means(v)
         yield text, r * (v - mean_v - x_hat * mean_vx)
@@ -58,10 +58,10 @@ def normalisation_errors(layer: Normalisation, params: Any, cache: Any, delta: A
 
 def gain_gradients(layer: Normalisation, cache: Any, delta: Array) -> Mistakes:
     """Of ∂C/∂g = (1/m) Σ δ x̂."""
-    x_hat, r = layer.x_hat(cache), cache[1 if isinstance(layer, RMSNorm) else 2]
     yield "x̂ is left out: this is the gradient of a bias", bias_gradient(delta)
     yield "a stands where x̂ belongs: it is not normalised", gain_gradient(product(delta, cache[0]))
-    yield "1/σ is left out of x̂", gain_gradient(product(delta, x_hat / r))
+    if not isinstance(layer, RMSNorm):
+        yield "1/σ is left out of x̂", gain_gradient(product(delta, cache[0] - cache[1]))
 
 
 def attention_errors(layer: Attention, a_in: Array, mask: Array | None, delta: Array) -> Mistakes:
@@ -73,8 +73,9 @@ def attention_errors(layer: Attention, a_in: Array, mask: Array | None, delta: A
     dp = dot("mthd,mshd->mhts", do, v)
     ds = score_error(p, dp, dot("mthd,mthd->mht", do, o))
 
-    def joined(dq: Array, dk: Array, dv: Array, way: int = -1) -> Array:
+    def joined(*parts: Array, way: int = -1) -> Array:
         """[dq | dk | dv], dq and dk turned back where it is rotary."""
+        dq, dk, dv = parts
         if layer.rotary is not None:
             cos, sin = rotations(q.shape[1], q.shape[-1], layer.rotary)
             dq, dk = (rotated(x, cos, way * sin) for x in (dq, dk))
@@ -85,7 +86,7 @@ def attention_errors(layer: Attention, a_in: Array, mask: Array | None, delta: A
 
     if layer.rotary is not None:
         yield "dq and dk are not turned back: rotary's transpose is left out", join_heads(dq, dk, dv)
-        yield "dq and dk are turned once more, not back: rotary's transpose turns by −sin", joined(dq, dk, dv, 1)
+        yield "dq and dk are turned once more, not back: rotary's transpose turns by −sin", joined(dq, dk, dv, way=1)
     if layer.causal:
         o_open, p_open = attend(q, k, v, mask, False)
         text = "the causal mask is left out on the way back"
