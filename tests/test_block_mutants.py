@@ -154,9 +154,7 @@ def _mutants() -> list[Mutant]:
 MUTANTS = _mutants()
 BY_DEFAULT = {
     "LayerNorm() propagate: no mean",
-    "LayerNorm() gradients: no x̂",
     "Attention(2) propagate: no mask",
-    "Attention(2, rotary=100.0) propagate: not turned back",
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import fnnet as fn
 
-from .cases import assert_agree
+from .cases import assert_agree, thorough
 
 KEY = jax.random.key(0)
 
@@ -22,7 +22,7 @@ def problem(vocabulary=7, n=4, steps=10, m=3, activation=fn.softmax):
     return net, net.init(KEY, (steps,)), x, jnp.roll(x, -1, axis=1)
 
 
-@pytest.mark.parametrize("size", [1, 3, 5, 99])
+@pytest.mark.parametrize("size", [3, *thorough(1, 5, 99)])
 def test_it_is_the_whole(size):
     net, params, x, y = problem()
     of_steps, of_examples = jax.random.uniform(KEY, x.shape), jnp.array([0.5, 2.0, 1.0])

@@ -27,6 +27,9 @@ class Around(Composite):
     def last(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.net.last
 
+    def joined(self, gradients):
+        return self.net.joined(gradients)
+
     def _shapes(self, input_shape):
         return self.net._shapes(input_shape)
 
@@ -132,6 +135,9 @@ class Tied(Around):
 
     def parts(self, params):
         return self.net.parts(self.expanded(params))
+
+    def joined(self, gradients):
+        return self.collapsed(self.net.joined(gradients))
 
     def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
         given = {"key": key, "train": train, "mask": mask, "probe": probe, "state": state, "run": run}
