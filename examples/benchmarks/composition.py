@@ -84,7 +84,8 @@ def of_layer(layer, shape):
     @jax.jit
     def autodiff(params, x, da):
         a, pull_back = jax.vjp(lambda params, x: layer.forward(params, x, **train)[0], params, x)
-        return a, pull_back(da)
+        of_params, da_in = pull_back(da)
+        return a, (da_in, jax.tree.map(lambda g: g / len(x), of_params))
 
     return by_hand, autodiff, (params, x, da)
 

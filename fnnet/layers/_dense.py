@@ -83,7 +83,7 @@ def bias_gradient(delta: Array) -> Array:
 def weight_gradient(delta: Array, a_in: Array) -> Array:
     """BP4: ∂C/∂w_jk = (1/m) Σ_x δ_j a_k.
 
-    One product, the 1/m applied to δ, its smaller factor; for a small batch of rows and a small w the sum over examples is
+    One product, the 1/m applied to its smaller factor; for a small batch of rows and a small w the sum over examples is
     written out, which needs no copy of δ. Of sequences and images XLA turns the first factor round and computes δ anew for
     it, so the narrower one comes first. Half precision is summed in float32.
 
@@ -94,12 +94,13 @@ def weight_gradient(delta: Array, a_in: Array) -> Array:
     Returns:
         (n_out, n_in). Source: the notes, section 3, equation 4.
     """
-    terms, a = at_least_float32(delta) / delta.shape[0], at_least_float32(a_in)
-    if is_small_batch_of_rows(delta) and delta.shape[1] * a.shape[1] <= SMALL_WEIGHTS:
-        return sum_of_outer_products(terms, a).astype(delta.dtype)
+    m, delta_wide, a = delta.shape[0], at_least_float32(delta), at_least_float32(a_in)
     batch = tuple(range(delta.ndim - 1))
     if delta.ndim > 2 and delta.shape[-1] > a.shape[-1]:
-        return jax.lax.dot_general(a, terms, ((batch, batch), ((), ()))).T.astype(delta.dtype)
+        return jax.lax.dot_general(a / m, delta_wide, ((batch, batch), ((), ()))).T.astype(delta.dtype)
+    terms = delta_wide / m
+    if is_small_batch_of_rows(delta) and delta.shape[1] * a.shape[1] <= SMALL_WEIGHTS:
+        return sum_of_outer_products(terms, a).astype(delta.dtype)
     return jax.lax.dot_general(terms, a, ((batch, batch), ((), ()))).astype(delta.dtype)
 
 
