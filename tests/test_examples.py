@@ -25,6 +25,7 @@ def test_no_picture_without_matplotlib(path, monkeypatch, capsys, tmp_path):
 @pytest.mark.thorough
 def test_the_quickstart_speaks_at_once_and_needs_no_matplotlib(monkeypatch, capsys, tmp_path):
     path = next(p for p in EXAMPLES if p.name == "quickstart.py")
+    monkeypatch.syspath_prepend(path.parent)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(sys, "argv", [str(path), "--epochs", "1", "--examples", "50", "--output", str(tmp_path)])
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
