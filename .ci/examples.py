@@ -35,6 +35,7 @@ COMMANDS = """
     unstable_gradients.py --steps 3 --examples 50 --seeds 2
     hyperparameters.py --epochs 0.03 --search 1 --examples 200 --seeds 2
     benchmarks/likelihood.py --epochs 2 --k 3 --hidden 8 --examples 500
+    benchmarks/composition.py --rounds 1 --only LayerNorm RMSNorm
     benchmarks/audits.py --mistakes 2
     benchmarks/gradients.py --rounds 2 --sizes 10
     benchmarks/calls.py --rounds 1 --depths 2

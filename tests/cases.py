@@ -142,7 +142,7 @@ def _layers() -> list[Case]:
             fn.Tied(fn.Network(fn.Embedding(6, 3), fn.Dense(3, fn.tanh), fn.Dense(6, fn.softmax)), "0.w", "2.w"),
             (4,),
             loose={"bfloat16": 0.15},
-            why="δ of a softmax sums to 0 over its units and cancels on the way down: b's gradient is a hundredth of its terms",
+            why="δ of a softmax sums to 0 over its units, and cancels in the gradient of the b below",
             tokens=6,
         ),
         Case("Repeat", fn.Repeat(fn.Residual(fn.Dense(4, fn.tanh), fn.Dropout(0.3)), 3), (4,)),
