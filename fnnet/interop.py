@@ -99,7 +99,9 @@ def from_torch(
     Args:
         layer: the layer or the network.
         state: names to tensors or arrays; of a cell also w_ih alone, with the next three.
-        w_hh, b_ih, b_hh: of a cell; a bias may be None, for 0.
+        w_hh: of a cell; a bias may be None, for 0.
+        b_ih: see w_hh.
+        b_hh: see w_hh.
         names: what stands in front of "weight", its dot included, for each layer with parameters in order. By default those
             of nested ``nn.Sequential``: "" of a layer, "0.", "1.0." by its place in a network.
 

@@ -83,7 +83,8 @@ def rotated(x: Array, cos: Array, sin: Array) -> Array:
 
     Args:
         x: (m, T, h, d).
-        cos, sin: (T, d/2).
+        cos: (T, d/2).
+        sin: see cos.
 
     Returns:
         (m, T, h, d).
@@ -121,7 +122,9 @@ def attend(q: Array, k: Array, v: Array, valid: Array | None, causal: bool) -> t
     any key gets 0.
 
     Args:
-        q, k, v: (m, T, h, d).
+        q: (m, T, h, d).
+        k: see q.
+        v: see q.
         valid: (m, T), or None for all: others are no keys, and get 0 as queries.
         causal: whether t sees steps up to t only.
 
@@ -148,7 +151,8 @@ def score_error(p: Array, dp: Array, correction: Array) -> Array:
     The sum is do_t·o_t, since dp_ts = do_t·v_s and o_t = Σ_s p_ts v_s: d products for each query instead of T.
 
     Args:
-        p, dp: (m, h, T, S).
+        p: (m, h, T, S).
+        dp: see p.
         correction: Σ_s p_ts dp_ts = do_t·o_t (m, h, T).
 
     Returns:
@@ -162,8 +166,11 @@ def attend_error(q: Array, k: Array, v: Array, p: Array, o: Array, do: Array) ->
     """BP2: dv_s = Σ_t p_ts do_t, dp_ts = do_t·v_s, dz of `score_error`, dq_t = Σ_s dz_ts k_s / √d, dk_s = Σ_t dz_ts q_t / √d.
 
     Args:
-        q, k, v: (m, T, h, d).
-        p, o: from `attend`.
+        q: (m, T, h, d).
+        k: see q.
+        v: see q.
+        p: from `attend`.
+        o: see p.
         do: ∂C/∂o (m, T, h, d).
 
     Returns:
@@ -185,7 +192,11 @@ def attend_in_blocks(
     o / l.
 
     Args:
-        q, k, v, valid, causal: as of `attend`.
+        q: as of `attend`.
+        k: see q.
+        v: see q.
+        valid: see q.
+        causal: see q.
         block: steps in a block of queries and of keys; the last one may be short.
 
     Returns:
@@ -217,8 +228,14 @@ def attend_in_blocks_error(
     """`attend_error` block by block, p_ts = e^{z_ts − ln Σ_s e^{z_ts}} computed again.
 
     Args:
-        q, k, v, valid, causal, block: as of `attend_in_blocks`.
-        o, total: from it.
+        q: as of `attend_in_blocks`.
+        k: see q.
+        v: see q.
+        valid: see q.
+        causal: see q.
+        block: see q.
+        o: from it.
+        total: see o.
         do: ∂C/∂o (m, T, h, d).
 
     Returns:

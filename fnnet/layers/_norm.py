@@ -113,7 +113,8 @@ def normalised(a: Array, mu: Array, r: Array) -> Array:
 
     Args:
         a: (m, ..., c).
-        mu, r: of the same rank.
+        mu: of the same rank.
+        r: see mu.
 
     Returns:
         (m, ..., c), in at least float32.
@@ -159,7 +160,9 @@ def input_error(u: Array, x_hat: Array, r: Array, mean_u: Array, mean_ux: Array)
     Args:
         u: g δ (m, ..., c).
         x_hat: (m, ..., c).
-        r, mean_u, mean_ux: of the same rank.
+        r: of the same rank.
+        mean_u: see r.
+        mean_ux: see r.
 
     Returns:
         (m, ..., c). Source: docs/normalisation.md.
