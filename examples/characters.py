@@ -11,7 +11,6 @@ each kind and of the trained one.
 
 # %%
 import argparse
-import pydoc_data.topics
 from pathlib import Path
 
 import jax
@@ -20,6 +19,7 @@ import numpy as np
 
 import fnnet as fn
 from pictures import pyplot, save
+from texts import read
 
 CELLS = {"RNN": fn.RNN, "LSTM": fn.LSTM, "GRU": fn.GRU}
 
@@ -47,14 +47,7 @@ def main(
     output: str = "output",
 ) -> float:
     # %% Data: characters as tokens, the last tenth of the text held back.
-    if text is None:
-        whole = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
-    else:
-        whole = Path(text).read_text(encoding="utf-8")
-    whole = whole[:characters]
-    alphabet = sorted(set(whole))
-    number = {character: i for i, character in enumerate(alphabet)}
-    tokens = np.array([number[character] for character in whole], np.int32)
+    tokens, alphabet = read(text, characters)
     held_back = len(tokens) // 10
     train, validation = streams(tokens[:-held_back], 32), streams(tokens[-held_back:], 8)
     print(f"{len(tokens)} characters, {len(alphabet)} different ones\n")

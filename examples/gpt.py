@@ -14,7 +14,6 @@ model draws by key, and writes gpt.png: the losses by step, and what each head o
 import argparse
 import dataclasses
 import functools
-import pydoc_data.topics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 
 import fnnet as fn
 from pictures import pyplot, save
+from texts import read
 
 
 def gpt(characters: int, n: int, heads: int, layers: int, dropout: float = 0.0, bias: bool = False) -> fn.Tied:
@@ -124,14 +124,7 @@ def main(
     output: str = "output",
 ) -> float:
     # %% Data: characters as tokens, the last tenth of the text held back.
-    if text is None:
-        whole = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
-    else:
-        whole = Path(text).read_text(encoding="utf-8")
-    whole = whole[:characters]
-    alphabet = sorted(set(whole))
-    number = {character: i for i, character in enumerate(alphabet)}
-    tokens = np.array([number[character] for character in whole], np.int32)
+    tokens, alphabet = read(text, characters)
     held_back = len(tokens) - int(0.9 * len(tokens))
     rows = (held_back - 1) // setting.block
     last = tokens[-held_back:]

@@ -13,7 +13,7 @@ from jax import Array
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost
 from .given import check_batch, check_cost, check_feedback, check_net, whole
-from .head import check_head, through_positions
+from .head import check_head, from_cost, through_positions
 from .layers._layer import Delta, Layer, Params, run_forward
 from .penalties import Penalty, check_penalty
 from .programs import placed, program
@@ -155,13 +155,7 @@ def _value_and_grad(
             value, last, gradients = through_positions(net, cost, params, x, y, weights, positions, carry, given)
             return (value, last) if carry else value, gradients
         a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
-        output = net.output(params, cache)
-        delta = cost.delta(output, y, weights=weights)
-        if delta is not None:
-            _, gradients = net.output_backward(params, cache, delta)
-        else:
-            _, gradients = net.backward(params, cache, cost.output_gradient(a, y, weights=weights))
-        value = cost(a, y, weights=weights, output=output)
+        value, _, gradients = from_cost(net, cost, params, a, cache, y, weights)
         return (value, net.final_state(cache)) if carry else value, gradients
 
     size = x.shape[0] if carry else chunk_size(net, params, x, key, mask, micro_batch)

@@ -1,4 +1,5 @@
-"""The last layer and the cost, a few steps of the sequences at a time: a large vocabulary without all of its logits."""
+"""From the cost down: the whole output at once, or the last layer a few steps of the sequences at a time, for a large
+vocabulary without all of its logits."""
 
 from typing import Any
 
@@ -22,6 +23,19 @@ def check_head(net: Layer) -> None:
     if last is None or not isinstance(net.layers[last], Dense):  # pyright: ignore[reportAttributeAccessIssue]
         remedy = "leave positions out, or end the network with fn.Dense(n, fn.softmax)"
         raise LayerError(net, "a network that ends in a Dense layer, for positions=", repr(net), remedy)
+
+
+def from_cost(
+    net: Layer, cost: Cost, params: Params, a: Array, cache: Any, y: Array, weights: Any
+) -> tuple[Array, Any, Params]:
+    """(C, ∂(Σ_x C_x)/∂a_in, ∂C/∂params) from what the forward pass gave, by each layer's ``backward``."""
+    output = net.output(params, cache)
+    delta = cost.delta(output, y, weights=weights)
+    if delta is not None:
+        da_in, gradients = net.output_backward(params, cache, delta)
+    else:
+        da_in, gradients = net.backward(params, cache, cost.output_gradient(a, y, weights=weights))
+    return cost(a, y, weights=weights, output=output), da_in, gradients
 
 
 def through_positions(
@@ -61,13 +75,7 @@ def through_positions(
 
         targets, own_weights = steps(y), steps(weights)
         a, kept = run_forward(last, own, steps(h), train=True)
-        output = last.output(own, kept)
-        value = cost(a, targets, weights=own_weights, output=output)
-        delta = cost.delta(output, targets, weights=own_weights)
-        if delta is not None:
-            dh, gradients = last.output_backward(own, kept, delta)
-        else:
-            dh, gradients = last.backward(own, kept, cost.output_gradient(a, targets, weights=own_weights))
+        value, dh, gradients = from_cost(last, cost, own, a, kept, targets, own_weights)
         return (value, gradients), dh
 
     def body(total: Any, start: Array) -> tuple[Any, Array]:

@@ -784,3 +784,50 @@ def wrongly_squared(a):
 
 
 wrongly_squared.defvjp(lambda a: (a**2, a), lambda a, g: (3 * a * g,))
+
+
+class TestComposites:
+    """Nobody's part is wrong: the join is, or the wiring."""
+
+    @staticmethod
+    def audited(layer):
+        net = fn.Network(fn.Dense(4, fn.tanh), fn.Residual(layer), fn.Dense(3, fn.softmax))
+        return fn.compare_gradients(net, fn.log_likelihood, net.init(KEY, (5,)), normal((6, 5)), jnp.arange(6) % 3)
+
+    @pytest.mark.parametrize("wrong", [False, True])
+    def test_a_join_of_ones_own(self, wrong):
+        def split(da, t, h, a):
+            return da * (h - a), da * t, da * (t if wrong else 1 - t)
+
+        gate = fn.Join("gate", lambda t, h, a: t * h + (1 - t) * a, split)
+        report = self.audited(fn.Parallel(fn.Dense(4, fn.sigmoid), fn.Dense(4, fn.tanh), fn.Identity(), join=gate))
+        rows = [row for row in report.rows if row.equation == "split"]
+        assert [row.leaf for row in rows] == (["[2]", "[0]", "[1]"] if wrong else ["[0]", "[1]", "[2]"])
+        assert {row.layer for row in rows} == {"1.1.0 Parallel"}
+        assert report.ok != wrong
+        assert not wrong or (report.rows[0].equation, report.rows[0].verdict) == ("split", "fail")
+
+    @pytest.mark.parametrize("wrong", [False, True])
+    def test_wiring_of_ones_own(self, wrong):
+        @fn.layer
+        class Product(fn.Composite):
+            layers: tuple
+            wrong: bool
+
+            def wire(self, run, a_in):
+                b, c = run(0, a_in), run(1, a_in)
+                return b * c + b, (b, c)
+
+            def unwire(self, back, da_out, extra):
+                if da_out is None:
+                    return back(0, None) + back(1, None)
+                b, c = extra
+                return back(0, da_out * (c if self.wrong else c + 1)) + back(1, da_out * b)
+
+        report = self.audited(Product((fn.Dense(4, fn.sigmoid), fn.Dense(4, fn.tanh)), wrong))
+        assert report.ok != wrong
+        if wrong:
+            top = report.rows[0]
+            assert (top.layer, top.equation, top.verdict) == ("1.1.0 Product", "error", "fail")
+            assert "the way their errors are handed on (unwire) is not" in top.hint
+            assert {row.layer for row in report.rows if row.verdict == "fail"} == {"1.1.0 Product"}

@@ -22,7 +22,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..costs import Cost
 from ..given import check_batch
-from ..layers._composite import Placed, add, composites, concatenate, walk
+from ..layers._composite import Placed, composites, visited, walk
 from ..layers._layer import Layer, Params, check_key, run_forward
 from ..penalties import Penalty, check_penalty
 from .mistakes import Failure, explain, of_cost, of_function, of_layer, of_penalty
@@ -185,13 +185,14 @@ def _network_rows(net: Layer, cost: Cost | None, given: Given, finite: bool) -> 
     rows = _join_rows(net, params, whole, dtype) + rows
     if broken is not None and not any(map(_failed, rows)):
         raise broken
-    if not any(map(_failed, rows)) and any(row.verdict == "consequence" for row in [*rows, *_composed_rows(whole)]):
-        rows = _wiring_rows(net, given, whole, dtype) + rows
+    composed = _composed_rows(whole)
+    if not any(map(_failed, rows)) and any(row.verdict == "consequence" for row in [*rows, *composed]):
+        rows = _wiring_rows(net, given, dtype) + rows
     for equation in ("output_error", "output_gradient"):
         if cost is not None and equation in whole:
             about = functools.partial(of_cost, net, cost, whole)
             rows.insert(0, _row(f"cost {cost}", whole, equation, about=about))
-    return [*rows, *_composed_rows(whole), *_product_rows(whole, "network")], dtype
+    return [*rows, *composed, *_product_rows(whole, "network")], dtype
 
 
 def check_layer(
@@ -409,7 +410,7 @@ def _join_rows(net: Layer, params: Params, whole: Subject, dtype: str) -> list[R
         if (outputs := whole.values[0]["branches"].get(placed.place)) is None:
             continue
         join = placed.layer.join  # pyright: ignore[reportAttributeAccessIssue]
-        if join in (add, concatenate) or not all(map(is_float, outputs)):
+        if not all(map(is_float, outputs)):
             continue
         case = outputs, normals(jax.eval_shape(join.value, *outputs), 0)
         subject = Subject(
@@ -420,13 +421,23 @@ def _join_rows(net: Layer, params: Params, whole: Subject, dtype: str) -> list[R
     return rows
 
 
-def _wiring_rows(net: Layer, given: Given, whole: Subject, dtype: str) -> list[Row]:
+def _wiring_rows(net: Layer, given: Given, dtype: str) -> list[Row]:
     """The composite inside the network whose parts are right and which is wrong as a layer: the innermost one."""
+    inputs = {}
+
+    def visit(place: tuple[int, ...], layer: Layer, params: Params, a_in: Array, **about: Any) -> Any:
+        inputs[place] = a_in
+        return run_forward(layer, params, a_in, **about)
+
+    visited(net, given.params, given.x, visit, key=given.key, train=True, mask=given.mask)
     for placed in composites(net, given.params, given.key):
         if placed.place == ():
             continue
-        a_in = whole.values[0]["composites"][placed.place]
-        wrong = [row for row in _layer_rows(placed, a_in, None, given.mask, dtype, False, None) if _failed(row)]
+        wrong = [
+            row
+            for row in _layer_rows(placed, inputs[placed.place], None, given.mask, dtype, False, None)
+            if _failed(row)
+        ]
         if wrong:
             hint = "its parts are right by themselves: the way their errors are handed on (unwire) is not"
             return [dataclasses.replace(wrong[0], hint=hint)]

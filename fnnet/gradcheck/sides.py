@@ -17,7 +17,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ..activations import at_least_float32
 from ..backpropagation import backprop, value_and_grad
 from ..costs import Cost
-from ..layers._composite import composites, is_walked, output_place, visited, walk
+from ..layers._composite import add, composites, concatenate, is_walked, output_place, visited, walk
 from ..layers._layer import Layer, Params, keywords, run_forward
 from ..programs import program
 
@@ -118,10 +118,9 @@ def whole_network(net: Layer, cost: Cost | None, linear: bool, given: Given, u: 
 
     _, seen = run(params, {})
     inputs, a_outs, caches, outputs = zip(*(seen[placed.place] for placed in places), strict=True)
-    found: dict[str, Any] = {"inputs": list(inputs), "composites": {}, "branches": {}}
+    found: dict[str, Any] = {"inputs": list(inputs), "branches": {}}
     for composite in composites(net, params):
-        found["composites"][composite.place] = seen[composite.place][0]
-        if hasattr(composite.layer, "join"):
+        if getattr(composite.layer, "join", add) not in (add, concatenate):
             branches = range(len(composite.layer.layers))  # pyright: ignore[reportAttributeAccessIssue]
             found["branches"][composite.place] = tuple(seen[(*composite.place, i)][1] for i in branches)
     if linear:

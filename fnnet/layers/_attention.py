@@ -20,7 +20,7 @@ from jax import Array
 
 from ..activations import at_least_float32, wide_dtype
 from ..initializers import Initializer, normal
-from ._layer import Layer, LayerError, as_floats, check_leaf, check_real, drawing_key, layer, whole_number
+from ._layer import Layer, LayerError, as_floats, check_leaf, check_mask, drawing_key, layer, real_number, whole_number
 
 __all__ = [
     "Attention",
@@ -336,12 +336,9 @@ class Attention(Layer):
             whole_number(self, "block", "a block of a positive number of steps, or None")
         if not isinstance(self.causal, bool):
             raise LayerError(self, "causal to be True or False", repr(self.causal), "True lets no step see a later one")
-        base = self.rotary
-        if base is not None and (
-            isinstance(base, bool) or not isinstance(base, int | float) or not 0 < base < math.inf
-        ):
+        if self.rotary is not None:
             remedy = "it is the base of the frequencies; 10_000.0 is usual"
-            raise LayerError(self, "a positive number rotary, or None", repr(base), remedy)
+            real_number(self, "rotary", lambda base: 0 < base < math.inf, "a positive number rotary, or None", remedy)
 
     def init(self, key, input_shape):
         self.check_sequences((1, *input_shape) if isinstance(input_shape, tuple) else input_shape)
@@ -362,11 +359,8 @@ class Attention(Layer):
 
     def forward(self, params, a_in, *, mask=None, probe=None):
         self.check_sequences(a_in.shape)
-        if mask is not None:
-            if jnp.shape(mask) != a_in.shape[:2]:
-                remedy = "it says which steps of which sequence are valid; fn.length_mask(lengths, T) makes one"
-                raise LayerError(self, f"a mask of shape {a_in.shape[:2]}", str(jnp.shape(mask)), remedy)
-            mask = check_real(self, "masks", jnp.asarray(mask)).astype(bool)
+        check_mask(self, mask, a_in.shape[:2])
+        mask = None if mask is None else jnp.asarray(mask).astype(bool)
         a_in = at_valid_steps(as_floats(self, a_in, jnp.result_type(float)), mask)
         q, k, v = self.turned(a_in)
         if self.block is None:

@@ -402,11 +402,11 @@ class Network(Composite):
         _check_layers(layers)
 
     def wire(self, run, a_in):
-        return functools.reduce(lambda a, i: run(i, a), range(len(self)), a_in), None
+        return functools.reduce(lambda a, i: run(i, a), range(len(self.layers)), a_in), None
 
     def unwire(self, back, da_out, extra):
         """From last to first: BP1, then BP2 layer by layer."""
-        return functools.reduce(lambda da, i: back(i, da), reversed(range(len(self))), da_out)
+        return functools.reduce(lambda da, i: back(i, da), reversed(range(len(self.layers))), da_out)
 
     def in_loop(self):
         below_all_kept = itertools.accumulate(self.layers, lambda kept, part: kept and part.kept, initial=True)

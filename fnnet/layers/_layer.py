@@ -425,6 +425,23 @@ def whole_number(layer: Layer, name: str, expected: str) -> None:
     object.__setattr__(layer, name, int(value))
 
 
+def real_number(layer: Layer, name: str, fits: Callable[[float], bool], expected: str, remedy: str) -> None:
+    """Raise a LayerError unless a layer's field is a number that fits."""
+    value = getattr(layer, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+        raise LayerError(layer, expected, repr(value), remedy)
+
+
+def check_mask(layer: Layer, mask: Any, shape: Shape) -> None:
+    """Raise a LayerError unless it is None or a mask of sequences (m, T) of real numbers or bools."""
+    if mask is None:
+        return
+    if jnp.shape(mask) != shape:
+        remedy = "it says which steps of which sequence are valid; fn.length_mask(lengths, T) makes one"
+        raise LayerError(layer, f"a mask of shape {shape}", str(jnp.shape(mask)), remedy)
+    check_real(layer, "masks", jnp.asarray(mask))
+
+
 def check_activation(layer: Layer, activation: Any) -> None:
     """Raise a LayerError unless it is an Activation."""
     if not isinstance(activation, Activation):

@@ -19,7 +19,7 @@ from jax import Array
 
 from ..activations import at_least_float32, on_last_axis
 from ._dense import bias_gradient
-from ._layer import Layer, LayerError, Shape, as_floats, check_input, check_leaf, layer, whole_number
+from ._layer import Layer, LayerError, Shape, as_floats, check_input, check_leaf, layer, real_number, whole_number
 
 __all__ = [
     "BatchNorm",
@@ -196,10 +196,8 @@ class Normalisation(Layer):
     eps: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.eps, bool) or not isinstance(self.eps, int | float) or not 0 < self.eps < math.inf:
-            raise LayerError(
-                self, "a positive number eps", repr(self.eps), "it is added to the variance; 1e-5 is usual"
-            )
+        remedy = "it is added to the variance; 1e-5 is usual"
+        real_number(self, "eps", lambda eps: 0 < eps < math.inf, "a positive number eps", remedy)
 
     def init(self, key, input_shape):
         c, dtype = self.channels(input_shape), jnp.result_type(float)
@@ -352,10 +350,8 @@ class BatchNorm(Normalisation):
     _example = "fn.BatchNorm()"
 
     def __post_init__(self) -> None:
-        momentum = self.momentum
-        if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum <= 1:
-            remedy = "it is the weight of the newest batch; 0.1 is usual"
-            raise LayerError(self, "a momentum from 0 to 1", repr(momentum), remedy)
+        remedy = "it is the weight of the newest batch; 0.1 is usual"
+        real_number(self, "momentum", lambda momentum: 0 <= momentum <= 1, "a momentum from 0 to 1", remedy)
         super().__post_init__()
 
     def init(self, key, input_shape):

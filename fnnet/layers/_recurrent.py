@@ -18,7 +18,7 @@ from jax import Array
 from ..activations import at_least_float32
 from ..initializers import Initializer
 from ._dense import input_error
-from ._layer import LayerError, Params, Shape, as_floats, check_leaf, check_real, drawing_key, whole_number
+from ._layer import LayerError, Params, Shape, as_floats, check_leaf, check_mask, check_real, drawing_key, whole_number
 from ._time import Cell, Kept, backward_products, forward_in_time, through_time
 
 __all__ = ["Recurrent"]
@@ -141,11 +141,7 @@ class Recurrent(Cell):
                 "give sequences of at least one step; x[None] for a single one, x[..., None] for one feature a step"
             )
             raise LayerError(self, f"inputs of shape (m, T, {n_in})", str(a_in.shape), remedy)
-        if mask is not None and jnp.shape(mask) != a_in.shape[:2]:
-            remedy = "it says which steps of which sequence are valid; fn.length_mask(lengths, T) makes one"
-            raise LayerError(self, f"a mask of shape {a_in.shape[:2]}", str(jnp.shape(mask)), remedy)
-        if mask is not None:
-            check_real(self, "masks", jnp.asarray(mask))
+        check_mask(self, mask, a_in.shape[:2])
         a_in = as_floats(self, a_in, params["b"].dtype)
         dtype = jnp.result_type(a_in, *params.values())
         x = at_least_float32(a_in.astype(dtype))

@@ -109,7 +109,12 @@ class Tied(Around):
                 got = f"{jnp.shape(leaf)} in {place!r}"
                 remedy = "tie leaves of one shape: an embedding w (V, n) with a Dense(V) on n units, say"
                 raise LayerError(self, f"{jnp.shape(first)} as in {self.places[0]!r}", got, remedy)
-        for keys in found[1:]:
+        return self._once(params)
+
+    def _once(self, params: Params) -> Params:
+        """The parameters of ``net`` without the tied leaf in all places but the first."""
+        for place in self.places[1:]:
+            keys = self._at(params, place)
             params = self._changed(params, keys, functools.partial(_without, name=keys[-1]))
         return params
 
@@ -123,15 +128,10 @@ class Tied(Around):
 
     def collapsed(self, gradients: Params) -> Params:
         """The sum over the places, in the first: the transpose of `expanded`."""
-        for place in self.places[1:]:
-            keys = self._at(gradients, place)
-            own = _leaf(gradients, keys)
-            gradients = self._changed(gradients, keys, functools.partial(_without, name=keys[-1]))
-            first = self._at(gradients, self.places[0])
-            gradients = self._changed(
-                gradients, first, lambda leaves, own=own, n=first[-1]: {**leaves, n: leaves[n] + own}
-            )
-        return gradients
+        total = functools.reduce(jnp.add, (_leaf(gradients, self._at(gradients, place)) for place in self.places))
+        gradients = self._once(gradients)
+        first = self._at(gradients, self.places[0])
+        return self._changed(gradients, first, lambda leaves: {**leaves, first[-1]: total})
 
     def parts(self, params):
         return self.net.parts(self.expanded(params))
@@ -144,12 +144,7 @@ class Tied(Around):
         return self.net.forward(self.expanded(params), a_in, **given)
 
     def moving(self, params, cache):
-        params = self.net.moving(self.expanded(params), cache)
-        for place in self.places[1:]:
-            params = self._changed(
-                params, self._at(params, place), functools.partial(_without, name=place.rsplit(".", 1)[1])
-            )
-        return params
+        return self._once(self.net.moving(self.expanded(params), cache))
 
     def final_state(self, cache):
         return self.net.final_state(cache)
@@ -239,9 +234,7 @@ class Repeat(Composite):
     def joined(self, gradients):
         return _stacked(gradients)
 
-    def wire(self, run, a_in):
-        """One repetition after another, for what looks inside."""
-        return functools.reduce(lambda a, i: run(i, a), range(self.n), a_in), None
+    wire = Network.wire  # for what looks inside
 
     def _check(self, params: Params) -> None:
         for leaf in jax.tree.leaves(params):
