@@ -61,6 +61,7 @@ def _layers() -> list[Case]:
         Case("Dense one unit", fn.Dense(1, fn.sigmoid), (1,)),
         Case("Dense softmax", fn.Dense(6, fn.softmax), (5,)),
         Case("Dense on steps", fn.Dense(4, fn.gelu), (3, 5)),
+        Case("Dense to more units on steps", fn.Dense(7, fn.tanh), (3, 4)),
         Case("Dense on images", fn.Dense(3, fn.silu), (4, 2, 5)),
         Case("Dense in a loop", fn.Dense(7, fn.tanh).in_loop(), (5,)),
         Case("Dense wide", fn.Dense(70, fn.elu), (80,)),
