@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 import fnnet as fn
-from fnnet.gradcheck import checks, verdicts
+from fnnet.gradcheck import network, verdicts
 from fnnet.gradcheck.mistakes import Failure, explain
 
 from .cases import thorough
@@ -495,7 +495,7 @@ class TestReport:
         net = fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, fn.softmax))
         args = (net, fn.log_likelihood, net.init(KEY, (4,)), normal((6, 4)), jnp.arange(6) % 3)
         clock = iter(range(0, 100, 3))
-        monkeypatch.setattr(checks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        monkeypatch.setattr(network, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         assert fn.compare_gradients(*args).ok
         told = capsys.readouterr().err.splitlines()
         assert told == ["auditing layer 0 Dense (1 of 2), 6 s so far"]

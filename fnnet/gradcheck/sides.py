@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import keystr, tree_leaves_with_path
+from jax.tree_util import tree_leaves_with_path
 
 from ..activations import at_least_float32
 from ..backpropagation import backprop, value_and_grad
@@ -276,45 +276,3 @@ def penalty_gradient(params: Params, penalty: Any, n_examples: Any) -> dict[str,
     """A penalty's own gradient. Not compiled: JAX may take a pytree class for one that was defined and dropped before."""
     autodiff = jax.grad(lambda p: penalty.value(p, n_examples))(params)
     return {"gradient": Two(penalty.gradient(params, n_examples), autodiff)}
-
-
-@compiled_once(fixed=2)
-def function_gradient(value: Callable, gradient: Callable, params: Any, args: tuple) -> dict[str, Two]:
-    """A hand-written gradient of a scalar function."""
-    return {"gradient": Two(gradient(params, *args), jax.grad(value)(params, *args))}
-
-
-@compiled_once(fixed=3)
-def function_vjp(
-    forward: Callable, backward: Callable, linear: bool, args: tuple, cotangent: Any, tangents: tuple
-) -> dict[str, Two]:
-    """A hand-written rule for a vector-Jacobian product, of the floats among arguments and outputs; with forward mode
-    (``linear``) its product too."""
-    out, residuals = forward(*args)
-    given = jax.tree.map(lambda u, o: u if is_float(o) else np.zeros(o.shape, jax.dtypes.float0), cotangent, out)
-    manual = backward(residuals, given)
-    if not isinstance(manual, tuple) or len(manual) != len(args):
-        got = f"a tuple of {len(manual)}" if isinstance(manual, tuple) else type(manual).__name__
-        raise ValueError(f"check_vjp: expected a tuple of {len(args)} cotangents from backward, got {got}")
-    leaves, treedef = jax.tree.flatten(args)
-    places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
-
-    def of_floats(floats: list[Array]) -> list[Array]:
-        new = dict(zip(places, floats, strict=True))
-        out = forward(*treedef.unflatten(new.get(i, leaf) for i, leaf in enumerate(leaves)))[0]
-        return [leaf for leaf in jax.tree.leaves(out) if is_float(leaf)]
-
-    floats, tangent = ([jax.tree.leaves(tree)[i] for i in places] for tree in (args, tangents))
-    u = [leaf for leaf in jax.tree.leaves(cotangent) if is_float(leaf)]
-    autodiff = jax.vjp(of_floats, floats)[1](u)[0]
-    paths = [path for path, leaf in tree_leaves_with_path(args) if is_float(leaf)]
-    by_hand = [
-        jnp.zeros_like(g) if manual[path[0].idx] is None else leaf_at(path, manual)
-        for path, g in zip(paths, autodiff, strict=True)
-    ]
-    names = [f"args{keystr(path)}" for path in paths]
-    sides = {"backward": Two(*(dict(zip(names, side, strict=True)) for side in (by_hand, autodiff)))}
-    sides["given"] = Two(*({f"args{keystr(p)}": 0 for p, _ in tree_leaves_with_path(tree)} for tree in (manual, args)))
-    if linear:
-        sides["product"] = products(u, jax.jvp(of_floats, (floats,), (tangent,))[1], by_hand, tangent)
-    return sides

@@ -1,0 +1,202 @@
+"""How the rows of an audit are made: the verdict on each leaf of an equation, and what explains a failure."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from .mistakes import Failure, explain
+from .report import Report, Row
+from .sides import is_float, leaf_at
+from .verdicts import (
+    NAN,
+    TOLERANCE,
+    Compared,
+    Differences,
+    Subject,
+    between,
+    differences,
+    exactly,
+    in_float64,
+    judge,
+    rounding,
+    wide,
+)
+
+SUBGRADIENTS = "both valid subgradients"
+
+
+def check_concrete(name: str, *trees: Any) -> None:
+    """Raise a ValueError for traced values and for complex ones."""
+    for path, leaf in tree_leaves_with_path(trees):
+        if isinstance(leaf, Tracer):
+            raise ValueError(
+                f"{name}: expected arrays, got a traced value; call it outside of jax.jit, jax.vmap and jax.grad"
+            )
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise ValueError(f"{name}: expected real arrays, got {jnp.result_type(leaf)} at {keystr(path[1:])}")
+
+
+def dtype_of(*trees: Any) -> str:
+    """The narrowest float of the first tree that has one."""
+    for tree in trees:
+        names = {str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree) if is_float(leaf)}
+        if unknown := sorted(names - TOLERANCE.keys()):
+            raise ValueError(
+                f"expected floats of {', '.join(TOLERANCE)} to audit, got {unknown[0]}; cast the parameters"
+            )
+        if names:
+            return max(names, key=TOLERANCE.__getitem__)
+    return str(jnp.result_type(float))
+
+
+def reported(rows: list[Row], dtype: str) -> Report:
+    """The rows in order. Consequences without a cause are those of the composition."""
+    order = {"fail": 0, "consequence": 1}
+    rows = sorted(rows, key=lambda row: order.get(row.verdict, 2))
+    if rows and rows[0].verdict == "consequence":
+        hint = "each equation is right by itself: the way they are put together is not"
+        rows[0] = dataclasses.replace(rows[0], verdict="fail", hint=hint)
+    return Report(tuple(rows), dtype)
+
+
+def settled(rows: list[Row], given: Any, audited: Callable[[Any], list[Row]]) -> list[Row]:
+    """Consequences of nothing but a choice of subgradients are such a choice too, if there are none beside the kink."""
+    verdicts = {row.verdict for row in rows}
+    if not {"consequence", SUBGRADIENTS} <= verdicts or "fail" in verdicts:
+        return rows
+    there = exactly(audited, beside(np.random.default_rng(0), given))
+    if there is None or any(row.verdict == "consequence" for row in there):
+        return rows
+    return [dataclasses.replace(row, verdict=SUBGRADIENTS) if row.verdict == "consequence" else row for row in rows]
+
+
+def failed(row: Row) -> bool:
+    return row.verdict == "fail"
+
+
+def beside(draw: np.random.Generator, tree: Any) -> Any:
+    """In float64, each float moved by about a thousandth, off every kink and tie."""
+
+    def leaf(a: Any) -> Any:
+        return a + 1e-3 * (np.mean(np.abs(a)) or 1) * draw.standard_normal(np.shape(a)) if is_float(a) and a.size else a
+
+    return jax.tree.map(leaf, in_float64(tree))
+
+
+def with_forward_mode(audited: Callable[[bool], Subject]) -> Subject:
+    """With the product ⟨u, Jv⟩, or without it where there is no forward mode: a rule of ``jax.custom_vjp`` inside."""
+    try:
+        return audited(True)
+    except (TypeError, ValueError):
+        return audited(False)
+
+
+def function_rows(name: str, equation: str, subject: Subject, about: Callable[..., Failure]) -> list[Row]:
+    """A row for each leaf of a single equation."""
+    rows = []
+    for path, right in tree_leaves_with_path(subject.values[0][equation].autodiff):
+        row = judged(
+            name, subject, equation, path[0].key if equation == "backward" else keystr(path), path=path, about=about
+        )
+        ours = leaf_at(path, subject.values[0][equation].manual)
+        if ours is not None and jnp.result_type(ours) != right.dtype:
+            row = dataclasses.replace(row, verdict="fail", hint=f"{jnp.result_type(ours)} instead of {right.dtype}")
+        rows.append(row)
+    return rows
+
+
+def product_rows(subject: Subject, name: str) -> list[Row]:
+    """⟨u, J v⟩ = ⟨Jᵀu, v⟩: forward mode against the composed hand-written backward pass, by one number each."""
+    if "product" not in subject:
+        return []
+    (compared,) = subject.compared("product")
+    found = differences(Compared(*(side if side is None else np.array([side, 1.0]) for side in compared)))
+    sharp, dtype = (found.difference, subject.dtype) if np.isnan(found.in_float64) else (found.in_float64, "float64")
+    if sharp > TOLERANCE[dtype] and sharp > TOLERANCE[subject.inner]:
+        verdict = "consequence"
+    else:
+        verdict = "pass" if found.difference <= TOLERANCE[subject.dtype] else "precision"
+    return [Row(name, "backward", "⟨u, Jv⟩", verdict, *fields(found))]
+
+
+def judged(
+    layer: str,
+    subject: Subject,
+    equation: str,
+    leaf: str = "",
+    *,
+    source: str = "",
+    path: Any = None,
+    chained: tuple[Compared, Subject] | None = None,
+    scales: Sequence[float] = (0.0, 0.0),
+    about: Callable[..., Failure] | None = None,
+    third: Callable[..., float] | None = None,
+) -> Row:
+    """The verdict on one leaf of an equation; ``scales`` are the layer's largest gradients, for "zero to rounding"."""
+    source = source or equation
+    compared = subject.compared(source, path)
+    alone = [differences(one) for one in compared]
+    whole = None if chained is None else differences(chained[0])
+    verdicts = [judge(found, subject, scales[0]) for found in alone]
+    case = verdicts.index("fail") if "fail" in verdicts else int(np.argmax([found.difference for found in alone]))
+    found, verdict = alone[case], verdicts[case]
+    row = Row(layer, equation, leaf, verdict, *fields(found, NAN if whole is None else whole.difference))
+    if third is not None:
+        row = dataclasses.replace(row, finite_difference=third(source, path, case))
+    if verdict == "fail":
+        return _explained(row, subject, source, path, case, compared[case], found, about)
+    if chained is not None and whole is not None and judge(whole, chained[1], scales[1]) == "fail":
+        return dataclasses.replace(row, verdict="consequence")
+    if found.size == 0:
+        return dataclasses.replace(row, verdict="vacuous")
+    tiny = verdict == "pass" and found.size < rounding(subject.dtype) * scales[0]
+    return dataclasses.replace(row, verdict="zero to rounding") if tiny else row
+
+
+def _explained(
+    row: Row,
+    subject: Subject,
+    source: str,
+    path: Any,
+    case: int,
+    compared: Compared,
+    found: Differences,
+    about: Callable[..., Failure] | None,
+) -> Row:
+    """A failed row with the place and, as far as it can be told, the kind of mistake."""
+    exact = compared.autodiff64 is not None and found.in_float64 > TOLERANCE["float64"]
+    manual, reference = compared[2:] if exact else compared[:2]
+    if jax.tree.structure(manual) != jax.tree.structure(reference):
+        return dataclasses.replace(
+            row, hint=f"{'nothing' if manual is None else 'another structure'} where an array belongs"
+        )
+    manual, reference = wide(manual), wide(reference)
+    tolerance = TOLERANCE["float64" if exact else subject.dtype]
+    if manual.shape == reference.shape and manual.size:
+        with np.errstate(invalid="ignore"):
+            gap = np.nan_to_num(np.abs(manual - reference), nan=np.inf)
+        index = tuple(int(i) for i in np.unravel_index(int(np.argmax(gap)), gap.shape))
+        count = int(np.sum(gap > tolerance * np.max(np.abs(reference))))
+        row = dataclasses.replace(row, count=count, index=index, values=(float(manual[index]), float(reference[index])))
+    if found.in_float64 <= TOLERANCE["float64"]:
+        return dataclasses.replace(
+            row, hint=f"right in float64, but in {subject.dtype} it overflows or loses precision"
+        )
+    if between(manual, reference, tolerance, subject.nearby(case, source, path)):
+        return dataclasses.replace(
+            row, verdict=SUBGRADIENTS, hint="at kinks or ties, where either value is a derivative"
+        )
+    failure = Failure(manual, reference, max(100 * tolerance, 1e-8))
+    text, example = explain(failure if about is None else about(failure, source, path, case))
+    return dataclasses.replace(row, hint=text, example=example)
+
+
+def fields(found: Differences, chained: float = NAN) -> tuple[float, float, float, float, float, float]:
+    """The numbers of a `Row`, in order."""
+    return found.difference, chained, found.in_float64, found.manual_error, found.autodiff_error, found.size
