@@ -80,10 +80,12 @@ class Report:
     Attributes:
         rows: failed causes first, then consequences, then the rest; each from the last layer to the first.
         dtype: of the parameters.
+        judge: what the hand-written side was compared with.
     """
 
     rows: tuple[Row, ...]
     dtype: str
+    judge: str = "autodiff of the forward pass"
 
     @property
     def ok(self) -> bool:

@@ -55,14 +55,14 @@ def dtype_of(*trees: Any) -> str:
     return str(jnp.result_type(float))
 
 
-def reported(rows: list[Row], dtype: str) -> Report:
+def reported(rows: list[Row], dtype: str, judge: str = "autodiff of the forward pass") -> Report:
     """The rows in order. Consequences without a cause are those of the composition."""
     order = {"fail": 0, "consequence": 1}
     rows = sorted(rows, key=lambda row: order.get(row.verdict, 2))
     if rows and rows[0].verdict == "consequence":
         hint = "each equation is right by itself: the way they are put together is not"
         rows[0] = dataclasses.replace(rows[0], verdict="fail", hint=hint)
-    return Report(tuple(rows), dtype)
+    return Report(tuple(rows), dtype, judge)
 
 
 def settled(rows: list[Row], given: Any, audited: Callable[[Any], list[Row]]) -> list[Row]:
@@ -143,7 +143,7 @@ def judged(
     compared = subject.compared(source, path)
     alone = [differences(one) for one in compared]
     whole = None if chained is None else differences(chained[0])
-    verdicts = [judge(found, subject, scales[0]) for found in alone]
+    verdicts = [judge(found, subject, scales[0], subject.tolerance(source, path)) for found in alone]
     case = verdicts.index("fail") if "fail" in verdicts else int(np.argmax([found.difference for found in alone]))
     found, verdict = alone[case], verdicts[case]
     row = Row(layer, equation, leaf, verdict, *fields(found, NAN if whole is None else whole.difference))
@@ -170,21 +170,22 @@ def _explained(
     about: Callable[..., Failure] | None,
 ) -> Row:
     """A failed row with the place and, as far as it can be told, the kind of mistake."""
-    exact = compared.autodiff64 is not None and found.in_float64 > TOLERANCE["float64"]
+    bound = subject.tolerance(source, path)
+    exact = compared.autodiff64 is not None and found.in_float64 > bound
     manual, reference = compared[2:] if exact else compared[:2]
     if jax.tree.structure(manual) != jax.tree.structure(reference):
         return dataclasses.replace(
             row, hint=f"{'nothing' if manual is None else 'another structure'} where an array belongs"
         )
     manual, reference = wide(manual), wide(reference)
-    tolerance = TOLERANCE["float64" if exact else subject.dtype]
+    tolerance = max(bound, TOLERANCE["float64" if exact else subject.dtype])
     if manual.shape == reference.shape and manual.size:
         with np.errstate(invalid="ignore"):
             gap = np.nan_to_num(np.abs(manual - reference), nan=np.inf)
         index = tuple(int(i) for i in np.unravel_index(int(np.argmax(gap)), gap.shape))
         count = int(np.sum(gap > tolerance * np.max(np.abs(reference))))
         row = dataclasses.replace(row, count=count, index=index, values=(float(manual[index]), float(reference[index])))
-    if found.in_float64 <= TOLERANCE["float64"]:
+    if found.in_float64 <= bound:
         return dataclasses.replace(
             row, hint=f"right in float64, but in {subject.dtype} it overflows or loses precision"
         )

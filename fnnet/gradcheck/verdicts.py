@@ -46,7 +46,8 @@ class Subject:
     """Something to audit: a function that computes both sides, run in the audit's dtype and in float64.
 
     Args:
-        run: (*args) -> {equation: Two(manual, autodiff)}.
+        run: (*args) -> {equation: Two(manual, autodiff)}; where the reference is no autodiff but measured, also
+            {"equation uncertainty": a number for each leaf, relative to its largest entry}.
         cases: the arguments, once for each cotangent.
         dtype: the audit's.
         forward: (*args) -> what is differentiated, the plain program.
@@ -79,6 +80,11 @@ class Subject:
             Compared(*here[equation], *(exact[equation] if exact else (None, None))).of(get)
             for here, exact in zip(self.values, self.exact, strict=True)
         ]
+
+    def tolerance(self, equation: str, path: Any = None) -> float:
+        """How near to the reference in float64 an equation has to come."""
+        uncertain = self.best(0).get(f"{equation} uncertainty", {})
+        return max(TOLERANCE["float64"], float(leaf_at(path or (), uncertain) or 0))
 
     @functools.cached_property
     def inner(self) -> str:
@@ -164,15 +170,16 @@ def _along(manual: Any, autodiff: Any) -> float:
     return sum(float(np.sum(a * b)) for a, b in zip(ours, right, strict=True)) / square
 
 
-def judge(found: Differences, subject: Subject, scale: float = 0.0) -> str:
-    """ "pass", "precision" or "fail". ``scale`` is the layer's largest gradient: what is below 100 eps of it is rounding."""
-    bound, inner = TOLERANCE[subject.dtype], TOLERANCE["float64"]
+def judge(found: Differences, subject: Subject, scale: float = 0.0, inner: float = TOLERANCE["float64"]) -> str:
+    """ "pass", "precision" or "fail". ``scale`` is the layer's largest gradient: what is below 100 eps of it is rounding;
+    ``inner`` is the tolerance in float64."""
+    bound = max(TOLERANCE[subject.dtype], inner)
     agrees = _agree(found.difference, found.size, bound, rounding(subject.dtype) * scale)
     doubled = not np.isnan(found.in_float64)
     apart = found.in_float64 if doubled else found.difference
     right = _agree(apart, found.size64, inner if doubled else bound, rounding("float64") * scale)
     if not right:
-        inner = TOLERANCE[subject.inner]
+        inner = max(inner, TOLERANCE[subject.inner])
         if not (apart <= inner and abs(found.along - 1) <= inner / 4):  # rounding has no direction
             return "fail"
     if agrees:

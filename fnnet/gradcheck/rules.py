@@ -1,0 +1,151 @@
+"""Hand-written derivatives inside a program, and the program without them.
+
+JAX keeps a rule of ``custom_vjp``, ``custom_jvp`` or ``custom_gradient`` as one operation with a body, the plain function.
+With each replaced by its body, also inside loops, branches, ``jit`` and ``checkpoint``, autodiff knows nothing of the rules:
+it is then a judge of them.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import Literal
+
+from ..layers import _layer
+
+RULES = ("custom_jvp_call", "custom_vjp_call")
+CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "eval_jaxpr")
+OURS = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in (jax.__file__, _layer.__file__ + "/.."))
+OF_USERS = ("custom_derivatives.py", "solves.py")  # where JAX wraps functions of custom_gradient and custom_root
+
+
+class Unseen(Exception):
+    """A rule inside an operation that cannot be taken apart."""
+
+
+def without_rules(f: Callable, trust: tuple[Callable, ...] = ()) -> Callable:
+    """f with the body of every hand-written rule in its place, but of those of JAX, of this library and of ``trust``.
+
+    Raises:
+        Unseen: when it is traced, for a rule inside an operation that is no call, loop or branch.
+    """
+
+    def plain(*args: Any) -> Any:
+        closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
+        out = _evaluated(closed.jaxpr, closed.consts, jax.tree.leaves(args), sources(trust))
+        return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+    return plain
+
+
+def rules_in(f: Callable, *args: Any, trust: tuple[Callable, ...] = ()) -> list[str]:
+    """The names of the hand-written rules in f's program, but of those of JAX, of this library and of ``trust``."""
+    found = _rules(jax.make_jaxpr(f)(*args).jaxpr, sources(trust))
+    return list(dict.fromkeys(found))
+
+
+def sources(functions: tuple[Callable, ...]) -> frozenset[str]:
+    """Where functions are written, as JAX says it: "name at file:line"."""
+    found = set()
+    for f in functions:
+        f = getattr(f, "fun", f)
+        code = getattr(f, "__code__", None)
+        if code is not None:
+            found.add(f"{f.__name__} at {code.co_filename}:{code.co_firstlineno}")
+    return frozenset(found)
+
+
+def _evaluated(jaxpr: Any, consts: Any, args: Any, trusted: frozenset[str]) -> list[Any]:
+    """The results of a jaxpr, rules replaced by their bodies."""
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+    def read(v: Any) -> Any:
+        return v.val if isinstance(v, Literal) else known[v]
+
+    def run(sub: Any) -> Callable:
+        inner = getattr(sub, "jaxpr", sub)
+        return lambda *args: _evaluated(inner, getattr(sub, "consts", ()), args, trusted)
+
+    for equation in jaxpr.eqns:
+        name, params, given = equation.primitive.name, equation.params, [read(v) for v in equation.invars]
+        with equation.ctx.manager:
+            if name in RULES and not _is_trusted(equation, trusted):
+                out = run(params["call_jaxpr"])(*given)
+            elif not any(True for sub in _parts(equation) for _ in _rules(sub, trusted)):
+                bound = equation.primitive.get_bind_params(params)
+                functions, bound = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
+                out = equation.primitive.bind(*functions, *given, **bound)
+                out = out if equation.primitive.multiple_results else [out]
+            elif name in CALLS:
+                out = run(params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"])(*given)
+            elif name == "cond":
+                out = jax.lax.switch(given[0], [run(branch) for branch in params["branches"]], *given[1:])
+            elif name == "scan":
+                out = _scanned(run(params["jaxpr"]), equation, given)
+            elif name == "while":
+                out = _looped(run(params["cond_jaxpr"]), run(params["body_jaxpr"]), params, given)
+            else:
+                raise Unseen(f"a hand-written rule stands inside {name}, where it cannot be replaced by its function")
+        known.update(zip(equation.outvars, out, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _scanned(body: Callable, equation: Any, given: list[Any]) -> list[Any]:
+    """``scan``'s operands are constants, carry and inputs, its results carry and outputs; inputs and outputs have an axis
+    more than in its body."""
+    params = equation.params
+    inside = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+
+    def of_one_step(outside: Any, inside: Any) -> int:
+        return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
+
+    n_carry, j = of_one_step(equation.outvars, inside.outvars), of_one_step(equation.invars, inside.invars)
+    constants, carry, xs = given[: j - n_carry], given[j - n_carry : j], given[j:]
+
+    def step(carry: Any, x: Any) -> tuple[list[Any], list[Any]]:
+        out = body(*constants, *carry, *x)
+        return out[:n_carry], out[n_carry:]
+
+    carry, ys = jax.lax.scan(step, carry, xs, **{name: params[name] for name in ("length", "reverse", "unroll")})
+    return [*carry, *ys]
+
+
+def _looped(test: Callable, body: Callable, params: dict[str, Any], given: list[Any]) -> list[Any]:
+    """``while``'s operands are constants of the test, constants of the body and the state."""
+    i, j = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    return jax.lax.while_loop(
+        lambda state: test(*given[:i], *state)[0], lambda state: body(*given[i:j], *state), given[j:]
+    )
+
+
+def _rules(jaxpr: Any, trusted: frozenset[str]) -> Iterator[str]:
+    """The names of the rules in a jaxpr that are not trusted. What is inside a trusted one is trusted."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in RULES:
+            if _is_trusted(equation, trusted):
+                continue
+            yield _source(equation).partition(" at ")[0] or "a function"
+        for sub in _parts(equation):
+            yield from _rules(sub, trusted)
+
+
+def _parts(equation: Any) -> Iterator[Any]:
+    """The jaxprs inside an operation."""
+    for value in equation.params.values():
+        for sub in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(sub, "jaxpr", sub)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def _source(equation: Any) -> str:
+    body = equation.params["call_jaxpr"]
+    about = getattr(getattr(body, "jaxpr", body), "debug_info", None)
+    return getattr(about, "func_src_info", "") or ""
+
+
+def _is_trusted(equation: Any, trusted: frozenset[str]) -> bool:
+    source = _source(equation)
+    path = source.partition(" at ")[2].rpartition(":")[0]
+    return source in trusted or (path.startswith(OURS) and os.path.basename(path) not in OF_USERS)
