@@ -148,12 +148,11 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
     if isinstance(f, jax.custom_vjp | jax.custom_jvp):
         static = (*static, *f.nondiff_argnums)
     first = f.first if isinstance(f, Pair) else f
-    f, args, names = _bound(f, first, args, keywords)
+    f, args = _bound(f, first, args, keywords)
     static = tuple(sorted({i % len(args) for i in static})) if args else ()
-    given = tuple(None if i in static else _arrays(by, a, names[i], i) for i, a in enumerate(args))
+    given = tuple(None if i in static else _arrays(by, a, f"args[{i}]", i) for i, a in enumerate(args))
     if not any(map(is_inexact, jax.tree.leaves(given))):
         raise ValueError(f"{by}: expected an argument of {_name(first)} with an array of floats, got none")
-    statics = tuple(args[i] for i in static)
 
     def whole(dynamic: tuple) -> list[Any]:
         return [args[i] if i in static else a for i, a in enumerate(dynamic)]
@@ -161,7 +160,7 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
     def of_dynamic(f: Callable) -> Callable:
         return lambda *dynamic: f(*whole(dynamic))
 
-    rule = _rule(by, f, given, names, static, statics, of_dynamic, held)
+    rule = _rule(by, f, args, given, static, of_dynamic, held)
     if held.points is None:
         points = drawn(given)
     else:
@@ -170,11 +169,11 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
 
 
 def _rule(
-    by: str, f: Any, given: tuple, names: tuple, static: tuple, statics: tuple, of_dynamic: Callable, held: Held
+    by: str, f: Any, args: tuple, given: tuple, static: tuple[int, ...], of_dynamic: Callable, held: Held
 ) -> Rule:
-    first = f.first if isinstance(f, Pair) else f
+    first, statics = f.first if isinstance(f, Pair) else f, tuple(args[i] for i in static)
     name = _name(f.second if isinstance(f, Pair) and f.kind == "gradient" else first)
-    shape = _shape(by, first, of_dynamic(first), given)
+    shape = _shape(by, first, of_dynamic(first), given, args)
 
     def expanded(cotangents: Any) -> Any:
         """With None in the places of static arguments."""
@@ -229,6 +228,8 @@ def _rule(
                 f"{by}: {name} has no hand-written derivative inside, so that there is nothing to audit; give {PAIR}, or "
                 "reference=, the same function written plainly"
             )
+    forward_mode = equation == "jvp" and not _is_transposable(vjp, given)
+    vjp = of_dynamic(f) if forward_mode else vjp
     plain = held.intended or held.reference or value
     inside = [rule for rule in _rules(of_dynamic(plain), given, held) if rule != name]
     about = f"autodiff of {'what is intended' if held.intended else 'the reference' if held.reference else name}"
@@ -236,7 +237,7 @@ def _rule(
     return Rule(
         name,
         equation,
-        tuple("" for _ in names) if equation == "gradient" else names,
+        tuple("" if equation == "gradient" else f"args[{i}]" for i in range(len(args))),
         of_dynamic(value),
         vjp,
         without_rules(of_dynamic(plain), held.trust),
@@ -244,7 +245,22 @@ def _rule(
         has_forward or held.reference is not None,
         held.intended is not None,
         audited,
+        forward_mode,
     )
+
+
+def _is_transposable(vjp: Callable, given: tuple) -> bool:
+    """Whether a rule for forward mode works backwards too: it may hold a loop, or be no linear function of the tangents."""
+
+    def pulled(given: tuple) -> Any:
+        out, pull = vjp(*given)
+        return pull(cotangent_of(out, [jnp.zeros_like(leaf) for leaf in real_leaves(out)]))
+
+    try:
+        jax.eval_shape(pulled, given)
+    except Exception:  # whatever a rule raises that is not meant to be transposed
+        return False
+    return True
 
 
 def _rules(f: Callable, given: tuple, held: Held) -> list[str]:
@@ -255,14 +271,20 @@ def _is_pair(shape: Any) -> bool:
     return isinstance(shape, tuple) and len(shape) == 2
 
 
-def _shape(by: str, f: Callable, dynamic: Callable, given: tuple) -> Any:
+def _shape(by: str, f: Callable, dynamic: Callable, given: tuple, args: tuple) -> Any:
     """What f returns, in shapes."""
     try:
         return jax.eval_shape(dynamic, *given)
-    except NEEDS_VALUES as error:
+    except (TypeError, ValueError) as error:
+        numbers = [i for i, a in enumerate(args) if isinstance(a, int | bool) and given[i] is not None]
+        if not isinstance(error, NEEDS_VALUES) and not numbers:
+            raise
+        which = (
+            f"args[{numbers[0]}], static_argnums=({numbers[0]},)," if numbers else "that argument in static_argnums="
+        )
         raise ValueError(
-            f"{by}: {_name(f)} uses the value of an argument in Python, which JAX does not know while it traces; name that "
-            f"argument in static_argnums=, or write the choice with jnp.where or jax.lax.cond ({str(error).splitlines()[0]})"
+            f"{by}: {_name(f)} uses the value of an argument in Python, which JAX does not know while it traces; name "
+            f"{which} or write the choice with jnp.where or jax.lax.cond ({str(error).splitlines()[0]})"
         ) from error
 
 
@@ -271,41 +293,26 @@ def _judge(rule: Rule, given: tuple) -> Callable:
 
 
 def _name(f: Any) -> str:
-    return (
-        getattr(f, "__name__", None) or _name(f.func)
-        if hasattr(f, "func")
-        else getattr(f, "__name__", type(f).__name__)
-    )
+    return _name(f.func) if isinstance(f, functools.partial) else getattr(f, "__name__", type(f).__name__)
 
 
-def _bound(f: Any, first: Callable, args: tuple, keywords: dict[str, Any]) -> tuple[Any, tuple, tuple[str, ...]]:
-    """The function of positional arguments, these, and what each is called."""
-    plain = first.fun if isinstance(first, jax.custom_vjp | jax.custom_jvp) else first
+def _bound(f: Any, first: Callable, args: tuple, keywords: dict[str, Any]) -> tuple[Any, tuple]:
+    """The function and its positional arguments. Keyword arguments become such where the signature tells their place; others
+    are passed on and not differentiated, as by ``jax.grad``."""
+    decorated = isinstance(first, jax.custom_vjp | jax.custom_jvp)
+    if not keywords and not decorated:
+        return f, args
     try:
-        binding = inspect.signature(plain).bind(*args, **keywords)
+        binding = inspect.signature(first.fun if decorated else first).bind(*args, **keywords)
+        binding.apply_defaults()
     except (ValueError, TypeError):
         binding = None
-    if binding is not None and (keywords or isinstance(first, jax.custom_vjp | jax.custom_jvp)):
-        binding.apply_defaults()
     if binding is not None and not binding.kwargs:
-        return f, binding.args, tuple(f"args[{i}]" for i in range(len(binding.args)))
-    n, words = len(args), tuple(keywords)
-    names = (*(f"args[{i}]" for i in range(n)), *words)
-
-    def positional(f: Callable) -> Callable:
-        @functools.wraps(f)
-        def called(*all_args: Any) -> Any:
-            return f(*all_args[:n], **dict(zip(words, all_args[n:], strict=True)))
-
-        return called
-
-    if not keywords:
-        return f, args, names
+        return f, binding.args
     if isinstance(f, Pair):
-        f = Pair(positional(f.first), f.second if f.kind == "backward" else positional(f.second), f.kind)
-    else:
-        f = positional(f)
-    return f, (*args, *keywords.values()), names
+        rest = (f.second if f.kind == "backward" else functools.partial(f.second, **keywords)), f.kind
+        return Pair(functools.partial(f.first, **keywords), *rest), args
+    return functools.partial(f, **keywords), args
 
 
 def _arrays(by: str, tree: Any, name: str, i: int) -> Any:

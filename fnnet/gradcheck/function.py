@@ -13,11 +13,11 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from .mistakes import of_function
-from .points import Point, structures
+from .points import Point, structures, widened
 from .report import Report, Row
 from .rows import dtype_of, failed, function_rows, reported, settled
 from .sides import Two, compiled_once, leaf_at, normals
-from .verdicts import Subject, exactly, largest
+from .verdicts import Subject, exactly, in_float64, largest
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Rule:
         has_forward: whether the rule computes ``out`` in a way of its own.
         intended: whether ``plain`` is another function, of which the rule is meant to be the derivative.
         audited: the places of the arguments that it is a derivative for; None for all.
+        forward_mode: whether ``vjp`` is the function with its rule for `jax.jvp`, which cannot be transposed.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Rule:
     has_forward: bool = True
     intended: bool = False
     audited: tuple[int, ...] | None = None
+    forward_mode: bool = False
 
 
 def is_complex(a: Any) -> bool:
@@ -106,6 +108,8 @@ def cotangent_of(out: Any, u: list[Any]) -> Any:
 @compiled_once(fixed=1)
 def by_hand(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
     """Every cotangent by the rule, and the output as it computes it."""
+    if rule.forward_mode:
+        return {**_tangents(rule, rule.vjp, args), "places": {}}
     out, pull = rule.vjp(*args)
     manual = pull(cotangent_of(out, u))
     if isinstance(manual, list) and len(manual) == len(args):
@@ -125,10 +129,24 @@ def by_hand(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
 @compiled_once(fixed=1)
 def by_autodiff(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
     """The same of the plain function."""
+    if rule.forward_mode:
+        return _tangents(rule, rule.plain, args)
     out, pull = jax.vjp(of_reals(rule.plain, args), real_leaves(args))
     floats = [path for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)]
     right = dict(zip(floats, pull(u)[0], strict=True))
     return {rule.equation: {name: right[path] for path, name in names_of(rule, args)}, "forward": numbered(out)}
+
+
+def _tangents(rule: Rule, f: Callable, args: tuple) -> dict[str, Any]:
+    """The tangents of the output for a random tangent of each argument by itself."""
+    floats, real = real_leaves(args), of_reals(f, args)
+    paths = [path for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)]
+    found, out = {}, []
+    for path, name in names_of(rule, args):
+        only = [n if p == path else jnp.zeros_like(n) for p, n in zip(paths, normals(floats, 1), strict=True)]
+        out, moved = jax.jvp(real, (floats,), (only,))
+        found[name] = moved[0] if len(moved) == 1 else jnp.concatenate([jnp.ravel(leaf) for leaf in moved])
+    return {rule.equation: found, "forward": numbered(out)}
 
 
 def numbered(out: list[Any]) -> dict[str, Any]:
@@ -161,7 +179,8 @@ def rows_at(rule: Rule, reference: Callable, args: tuple, scale: float = 1.0) ->
     if rule.equation == "gradient":
         u = [jnp.ones_like(n) for n in u]
     run = functools.partial(both_sides, rule, reference)
-    subject = Subject(run, [(args, u)], dtype_of(real_leaves(args)), lambda args, *_: rule.value(*args))
+    dtype, wide = dtype_of(real_leaves(args)), (jax.tree.map(widened, args), in_float64(u))
+    subject = Subject(run, [(args, u)], dtype, lambda args, *_: rule.value(*args), widened=[wide])
     if not np.isfinite(largest(subject.best(0)["forward"].autodiff)):
         return None
     known = {rule.arguments[path[0].idx] + keystr(path[1:]) for path, _ in tree_leaves_with_path(args)}
@@ -207,7 +226,7 @@ def audit_rule(rule: Rule, reference: Callable, args: tuple, points: Iterable[Po
 
 
 def _in_float64(rows_at: Callable, rule: Rule, reference: Callable, point: Point) -> list[Row] | None:
-    found = exactly(lambda args: (rows_at(rule, reference, args, point.scale),), point.args)
+    found = exactly(lambda args: (rows_at(rule, reference, args, point.scale),), jax.tree.map(widened, point.args))
     return rows_at(rule, reference, point.args, point.scale) if found is None else found[0]
 
 

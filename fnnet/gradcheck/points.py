@@ -60,6 +60,19 @@ def _moved(a: np.ndarray, draw: np.random.Generator, step: float | None) -> np.n
     return np.sort(new, axis=-1) if rises else new
 
 
+def widened(a: Any) -> Any:
+    """An array of floats in float64, where rows that add up to 1, or have norm 1, to rounding do so to that of float64."""
+    if not jnp.issubdtype(jnp.result_type(a), jnp.floating) or not np.size(a):
+        return a
+    new, rounding = np.asarray(a).astype(np.float64), 8 * float(jnp.finfo(jnp.result_type(a)).eps)
+    if new.ndim == 0 or new.shape[-1] < 2:
+        return new
+    for size in (new.sum(-1, keepdims=True), np.linalg.norm(new, axis=-1, keepdims=True)):
+        if np.all(np.abs(size - 1) < rounding):
+            return new / size
+    return new
+
+
 def _orthogonal(a: np.ndarray) -> np.ndarray:
     q, r = np.linalg.qr(a)
     return q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[..., None, :]
