@@ -261,7 +261,7 @@ def _settled(rise: np.ndarray, size: np.ndarray, t: np.ndarray, stands_still: bo
             second = 2 * _finer(one) - one
             sides.append(_best((4 * _finer(second) - second) / 3, 4 * noise))
         (left, left_error), (right, right_error) = sides
-        outside = ~np.isfinite(rise).any(axis=1)
+        outside: np.ndarray = ~np.any(np.isfinite(rise), axis=1)
         for side, other, other_error in ((0, left, left_error), (1, right, right_error)):
             edge = outside[:, side] & ~outside[:, 1 - side]
             slope, error = np.where(edge, other, slope), np.where(edge, other_error, error)

@@ -17,13 +17,14 @@ from .rows import judged
 from .sides import Two, is_float
 from .verdicts import NAN, TOLERANCE, Subject, rounding, wide
 
-SOURCE, AT_MOST = "backward", 16384
+AT_MOST = 16384
 
 
 class Measured(Subject):
-    """A hand-written gradient of something measured; its equation is called "backward".
+    """A hand-written gradient of something measured.
 
     Args:
+        equation: "backward" or "gradient".
         f: what is measured, at the point.
         manual: (*case) -> {name of an array: its hand-written derivative}, None for zero.
         case: the arguments, in the audit's dtype.
@@ -32,9 +33,15 @@ class Measured(Subject):
     """
 
     def __init__(
-        self, f: Function, manual: Callable, case: tuple, dtype: str, forward: Callable = lambda *_: ()
+        self,
+        equation: str,
+        f: Function,
+        manual: Callable,
+        case: tuple,
+        dtype: str = "float64",
+        forward: Callable = lambda *_: (),
     ) -> None:
-        self.f, self.manual, self.pieces = f, manual, {}
+        self.equation, self.f, self.manual, self.pieces = equation, f, manual, {}
         for i, name in enumerate(f.names):
             self.keep(name, measured(f, i))
         super().__init__(self.both, [case], dtype, forward)
@@ -50,7 +57,7 @@ class Measured(Subject):
 
     def sampled_and_wrong(self) -> dict[int, str]:
         """The arrays of moderate size of which only a part was measured, and that part is wrong."""
-        wrong, (manual, reference) = {}, self.best(0)[SOURCE]
+        wrong, (manual, reference) = {}, self.best(0)[self.equation]
         for name, (array, piece) in self.pieces.items():
             if piece.sampled and name in manual and piece.part.stop - piece.part.start <= AT_MOST:
                 gap = np.max(np.abs(wide(manual[name]) - wide(reference[name])))
@@ -73,7 +80,7 @@ class Measured(Subject):
                 right = right + np.finfo(np.float32).tiny
             reference[name] = right.astype(ours.dtype) if is_float(ours) else right
             uncertainty[name] = max(piece.uncertainty, TOLERANCE.get(str(ours.dtype), 0.0))
-        return {SOURCE: Two(manual, reference), f"{SOURCE} uncertainty": uncertainty}
+        return {self.equation: Two(manual, reference), f"{self.equation} uncertainty": uncertainty}
 
     def nearby(self, case: int, equation: str, path: Any) -> Iterator[np.ndarray]:
         """The slopes of both sides, then the derivatives at points beside; nothing where the sides do not differ."""
@@ -85,14 +92,15 @@ class Measured(Subject):
             yield piece.reference(manual, slope)
 
 
-def measured_rows(name: str, equation: str, subject: Measured, about: Callable | None = None) -> list[Row]:
+def measured_rows(name: str, subject: Measured, about: Callable | None = None) -> list[Row]:
     """A row for each array of ``subject``; ``about`` is what `judged` takes for hints."""
-    rows = []
-    for leaf in subject.values[0][SOURCE].autodiff:
+    rows, equation = [], subject.equation
+    for leaf in subject.values[0][equation].autodiff:
         _, piece = subject.pieces.get(leaf, ("", None))
         scale = piece.zero / rounding("float64") if piece else 0.0
-        path = (DictKey(leaf),)
-        row = judged(name, subject, equation, leaf, source=SOURCE, path=path, scales=(scale, 0.0), about=about)
+        row = judged(name, subject, equation, leaf, path=(DictKey(leaf),), scales=(scale, 0.0), about=about)
+        if row.verdict == "vacuous" and np.any(subject.best(0)[equation].manual[leaf]):
+            row = dataclasses.replace(row, verdict="zero to rounding")
         if row.verdict == "zero to rounding":
             row = dataclasses.replace(row, difference=NAN, in_float64=NAN, manual_error=NAN, autodiff_error=NAN)
         rows.append(row)
@@ -170,4 +178,4 @@ def measured_vjp(plain: Callable, args: tuple, cotangent: Any, manual: Callable,
         NoJudge: where the differences are too uncertain.
     """
     f = of_program(plain, args, cotangent)
-    return Measured(f, manual, (args, cotangent), dtype, lambda args, _: plain(*args))
+    return Measured("backward", f, manual, (args, cotangent), dtype, lambda args, _: plain(*args))
