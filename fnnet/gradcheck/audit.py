@@ -1,5 +1,6 @@
 """The one entry for hand-written derivatives of functions: what was given, and what it is held to."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -7,16 +8,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr
 
 from ..layers._layer import Layer
-from .function import Rule, audit_rule, by_autodiff, cotangent_of, is_complex, is_inexact, real_leaves
+from .differences import JUDGE
+from .function import Rule, audit_rule, by_autodiff, cotangent_of, is_complex, is_inexact, of_reals, real_leaves
 from .network import check_layer
-from .points import Point, drawn
+from .points import NEAR, Point, drawn
 from .report import Report
-from .rules import rules_in, without_rules
-from .sides import is_float
+from .rules import rules_in
+from .sides import is_float, normals
 
 NEEDS_VALUES = (
     jax.errors.ConcretizationTypeError,
@@ -60,6 +63,8 @@ def audit(
     """
     if isinstance(f, Layer):
         return check_layer(f, *args, **keywords)
+    if reference is not None and intended is not None:
+        raise ValueError("audit: expected reference= or intended=, got both; a reference computes what f computes")
     return _audited("audit", f, args, keywords, static_argnums, Held(reference, intended, points, tuple(trust)))
 
 
@@ -147,6 +152,10 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
         raise ValueError(f"{by}: expected a function with a hand-written derivative or {PAIR}, got {type(f).__name__}")
     if isinstance(f, jax.custom_vjp | jax.custom_jvp):
         static = (*static, *f.nondiff_argnums)
+        if not (f.jvp if isinstance(f, jax.custom_jvp) else f.fwd):
+            raise ValueError(
+                f"{by}: {_name(f)} is a {type(f).__name__} without a rule; give it one with defvjp or defjvp"
+            )
     first = f.first if isinstance(f, Pair) else f
     f, args = _bound(f, first, args, keywords)
     static = tuple(sorted({i % len(args) for i in static})) if args else ()
@@ -161,11 +170,12 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
         return lambda *dynamic: f(*whole(dynamic))
 
     rule = _rule(by, f, args, given, static, of_dynamic, held)
+    rule = _judged_by(rule, given)
     if held.points is None:
-        points = drawn(given)
+        points = [point for point in drawn(given) if point.name == NEAR or not rule.measured]
     else:
         points = [Point(f"points[{i}]", _like(by, p, given, static, i)) for i, p in enumerate(held.points)]
-    return audit_rule(rule, _judge(rule, given), given, points)
+    return audit_rule(rule, given, points)
 
 
 def _rule(
@@ -195,8 +205,6 @@ def _rule(
 
     equation, value, audited, has_forward = "backward", first, None, True
     if isinstance(f, jax.custom_vjp):
-        if f.fwd is None or f.bwd is None:
-            raise ValueError(f"{by}: {name} is a jax.custom_vjp without a rule; give it one with defvjp")
         value = f.fun
         plainly = not f.symbolic_zeros and not any(map(is_complex, jax.tree.leaves(given)))
         plainly = plainly and not getattr(f, "with_logs", False) and not getattr(f, "with_accums", False)
@@ -240,12 +248,13 @@ def _rule(
         tuple("" if equation == "gradient" else f"args[{i}]" for i in range(len(args))),
         of_dynamic(value),
         vjp,
-        without_rules(of_dynamic(plain), held.trust),
+        of_dynamic(plain),
         about,
         has_forward or held.reference is not None,
         held.intended is not None,
         audited,
         forward_mode,
+        held.trust,
     )
 
 
@@ -288,8 +297,16 @@ def _shape(by: str, f: Callable, dynamic: Callable, given: tuple, args: tuple) -
         ) from error
 
 
-def _judge(rule: Rule, given: tuple) -> Callable:
-    return by_autodiff
+def _judged_by(rule: Rule, given: tuple) -> Rule:
+    """Held to differences where the function cannot be differentiated."""
+    u = normals(jax.eval_shape(of_reals(rule.plain, given), real_leaves(given)), 0)
+    try:
+        by_autodiff(rule, given, u)
+    except Exception as error:  # whatever JAX or a kernel raises that has no derivative
+        reason = " ".join(str(error).split())[:60]
+        about = f"{JUDGE}, as {rule.about.removeprefix('autodiff of ')} cannot be differentiated by JAX ({reason} ...)"
+        return dataclasses.replace(rule, measured=True, about=about)
+    return rule
 
 
 def _name(f: Any) -> str:
@@ -323,11 +340,10 @@ def _arrays(by: str, tree: Any, name: str, i: int) -> Any:
             raise ValueError(
                 f"{by}: expected arrays, got a traced value; call it outside of jax.jit, jax.vmap and jax.grad"
             )
-        try:
-            return jnp.asarray(a)
-        except TypeError as error:
+        if not isinstance(a, jax.Array) and np.asarray(a).dtype.kind in "OSU":
             remedy = f"name it in static_argnums=({i},), so that backward takes it first"
-            raise ValueError(f"{by}: {name}{keystr(path)} is {a!r}, which is no array; {remedy}") from error
+            raise ValueError(f"{by}: {name}{keystr(path)} is {a!r}, which is no array; {remedy}")
+        return jnp.asarray(a)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
