@@ -1,33 +1,21 @@
 """The one entry for hand-written derivatives of functions: what was given, and what it is held to."""
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jax.tree_util import keystr
 
 from ..layers._layer import Layer
 from .differences import JUDGE
-from .function import Rule, audit_rule, by_autodiff, cotangent_of, is_complex, is_inexact, of_reals, real_leaves
+from .forms import PAIR, Arguments, Form, Pair, arrays, bound, form_of, name_of
+from .function import Rule, audit_rule, by_autodiff, cotangent_of, is_inexact, of_reals, real_leaves
 from .network import check_layer
 from .points import NEAR, Point, drawn
 from .report import Report
 from .rules import rules_in
 from .sides import is_float, normals
-
-NEEDS_VALUES = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerBoolConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
-PAIR = "a pair (forward, backward) as defvjp of jax.custom_vjp takes it, or (value, gradient) of a scalar function"
 
 
 def audit(
@@ -136,14 +124,6 @@ class Held(NamedTuple):
     trust: tuple[Callable, ...] = ()
 
 
-class Pair(NamedTuple):
-    """A function and its derivative, "backward" or "gradient" or, where it shows in what the first returns, ""."""
-
-    first: Callable
-    second: Callable
-    kind: str = ""
-
-
 def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argnums: Any, held: Held) -> Report:
     static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     if isinstance(f, tuple | list) and len(f) == 2 and all(map(callable, f)):
@@ -153,108 +133,47 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
     if isinstance(f, jax.custom_vjp | jax.custom_jvp):
         static = (*static, *f.nondiff_argnums)
         if not (f.jvp if isinstance(f, jax.custom_jvp) else f.fwd):
-            raise ValueError(
-                f"{by}: {_name(f)} is a {type(f).__name__} without a rule; give it one with defvjp or defjvp"
-            )
-    first = f.first if isinstance(f, Pair) else f
-    f, args = _bound(f, first, args, keywords)
+            kind = type(f).__name__
+            raise ValueError(f"{by}: {name_of(f)} is a {kind} without a rule; give it one with defvjp or defjvp")
+    f, args = bound(f, args, keywords)
     static = tuple(sorted({i % len(args) for i in static})) if args else ()
-    given = tuple(None if i in static else _arrays(by, a, f"args[{i}]", i) for i, a in enumerate(args))
+    given = tuple(None if i in static else arrays(by, a, f"args[{i}]", i) for i, a in enumerate(args))
     if not any(map(is_inexact, jax.tree.leaves(given))):
-        raise ValueError(f"{by}: expected an argument of {_name(first)} with an array of floats, got none")
-
-    def whole(dynamic: tuple) -> list[Any]:
-        return [args[i] if i in static else a for i, a in enumerate(dynamic)]
-
-    def of_dynamic(f: Callable) -> Callable:
-        return lambda *dynamic: f(*whole(dynamic))
-
-    rule = _rule(by, f, args, given, static, of_dynamic, held)
-    rule = _judged_by(rule, given)
+        raise ValueError(f"{by}: expected an argument of {name_of(f)} with an array of floats, got none")
+    arguments = Arguments(args, given, static)
+    rule = _judged_by(_rule(by, form_of(by, f, arguments), arguments, held), given)
     if held.points is None:
         points = [point for point in drawn(given) if point.name == NEAR or not rule.measured]
     else:
-        points = [Point(f"points[{i}]", _like(by, p, given, static, i)) for i, p in enumerate(held.points)]
+        points = [Point(f"points[{i}]", arguments.like(by, p, i)) for i, p in enumerate(held.points)]
     return audit_rule(rule, given, points)
 
 
-def _rule(
-    by: str, f: Any, args: tuple, given: tuple, static: tuple[int, ...], of_dynamic: Callable, held: Held
-) -> Rule:
-    first, statics = f.first if isinstance(f, Pair) else f, tuple(args[i] for i in static)
-    name = _name(f.second if isinstance(f, Pair) and f.kind == "gradient" else first)
-    shape = _shape(by, first, of_dynamic(first), given, args)
-
-    def expanded(cotangents: Any) -> Any:
-        """With None in the places of static arguments."""
-        if isinstance(cotangents, list):
-            cotangents = tuple(cotangents)
-        n = len(given) - len(static)
-        if not isinstance(cotangents, tuple) or len(cotangents) != n:
-            got = f"a tuple of {len(cotangents)}" if isinstance(cotangents, tuple) else type(cotangents).__name__
-            raise ValueError(f"{by}: expected a tuple of {n} cotangents from backward, got {got}")
-        rest = iter(cotangents)
-        return tuple(None if i in static else next(rest) for i in range(len(given)))
-
-    def by_two(forward: Callable, backward: Callable) -> Callable:
-        def vjp(*dynamic: Any) -> tuple[Any, Callable]:
-            out, residuals = of_dynamic(forward)(*dynamic)
-            return out, lambda cotangent: expanded(backward(*statics, residuals, cotangent))
-
-        return vjp
-
-    equation, value, audited, has_forward = "backward", first, None, True
-    if isinstance(f, jax.custom_vjp):
-        value = f.fun
-        plainly = not f.symbolic_zeros and not any(map(is_complex, jax.tree.leaves(given)))
-        plainly = plainly and not getattr(f, "with_logs", False) and not getattr(f, "with_accums", False)
-        vjp = by_two(f.fwd, f.bwd) if plainly else functools.partial(jax.vjp, of_dynamic(f))
-    elif isinstance(f, Pair) and (f.kind == "backward" or (not f.kind and _is_pair(shape))):
-        if not _is_pair(shape):
-            got = f"{len(shape)} values" if isinstance(shape, tuple) else type(shape).__name__
-            raise ValueError(f"{by}: expected {name}(*args) to return (out, residuals), got {got}")
-        value, has_forward = lambda *args: f.first(*args)[0], False
-        vjp = by_two(f.first, f.second)
-        if any(map(is_complex, jax.tree.leaves(given))):
-            decorated = jax.custom_vjp(of_dynamic(value))
-            decorated.defvjp(of_dynamic(f.first), lambda *of: expanded(f.second(*statics, *of)))
-            vjp = functools.partial(jax.vjp, decorated)
-    elif isinstance(f, Pair):
-        if getattr(shape, "shape", None) != () or not is_float(shape):
-            both = "" if f.kind else f", or {name}(*args) to return (out, residuals)"
-            raise ValueError(f"{by}: expected value(params, *args) to be a scalar{both}, got {shape}")
-        equation, audited, has_forward = "gradient", (0,), False
-
-        def vjp(*dynamic: Any) -> tuple[Any, Callable]:
-            return of_dynamic(f.first)(*dynamic), lambda _: (of_dynamic(f.second)(*dynamic), *(None for _ in given[1:]))
-    else:
-        equation = "jvp" if isinstance(f, jax.custom_jvp) else "backward"
-        value = f.fun if isinstance(f, jax.custom_jvp) else f
-        vjp = functools.partial(jax.vjp, of_dynamic(f))
-        if value is f and held.reference is None and held.intended is None and not _rules(of_dynamic(f), given, held):
-            raise ValueError(
-                f"{by}: {name} has no hand-written derivative inside, so that there is nothing to audit; give {PAIR}, or "
-                "reference=, the same function written plainly"
-            )
-    forward_mode = equation == "jvp" and not _is_transposable(vjp, given)
-    vjp = of_dynamic(f) if forward_mode else vjp
-    plain = held.intended or held.reference or value
-    inside = [rule for rule in _rules(of_dynamic(plain), given, held) if rule != name]
-    about = f"autodiff of {'what is intended' if held.intended else 'the reference' if held.reference else name}"
-    about += f", the bodies of {', '.join(inside)} in place of their rules" if inside else ""
+def _rule(by: str, form: Form, arguments: Arguments, held: Held) -> Rule:
+    """A form and what it is held to."""
+    plain, what = form.value, form.name
+    if (other := held.intended or held.reference) is not None:
+        plain, what = arguments.of(other), "what is intended" if held.intended else "the reference"
+    elif form.must_have_rules and not rules_in(form.value, *arguments.dynamic, trust=held.trust):
+        raise ValueError(
+            f"{by}: {form.name} has no hand-written derivative inside, so that there is nothing to audit; give {PAIR}, or "
+            "reference=, the same function written plainly"
+        )
+    forward_mode = form.equation == "jvp" and not _is_transposable(form.vjp, arguments.dynamic)
+    inside = [rule for rule in rules_in(plain, *arguments.dynamic, trust=held.trust) if rule != form.name]
     return Rule(
-        name,
-        equation,
-        tuple("" if equation == "gradient" else f"args[{i}]" for i in range(len(args))),
-        of_dynamic(value),
-        vjp,
-        of_dynamic(plain),
-        about,
-        has_forward or held.reference is not None,
-        held.intended is not None,
-        audited,
-        forward_mode,
-        held.trust,
+        form.name,
+        form.equation,
+        tuple("" if form.is_gradient else f"args[{i}]" for i in range(len(arguments.args))),
+        form.value,
+        form.decorated if forward_mode else form.vjp,
+        plain,
+        f"autodiff of {what}" + (f", the bodies of {', '.join(inside)} in place of their rules" if inside else ""),
+        has_forward=form.has_forward or held.reference is not None,
+        intended=held.intended is not None,
+        audited=(0,) if form.is_gradient else None,
+        forward_mode=forward_mode,
+        trust=held.trust,
     )
 
 
@@ -272,31 +191,6 @@ def _is_transposable(vjp: Callable, given: tuple) -> bool:
     return True
 
 
-def _rules(f: Callable, given: tuple, held: Held) -> list[str]:
-    return rules_in(f, *given, trust=held.trust)
-
-
-def _is_pair(shape: Any) -> bool:
-    return isinstance(shape, tuple) and len(shape) == 2
-
-
-def _shape(by: str, f: Callable, dynamic: Callable, given: tuple, args: tuple) -> Any:
-    """What f returns, in shapes."""
-    try:
-        return jax.eval_shape(dynamic, *given)
-    except (TypeError, ValueError) as error:
-        numbers = [i for i, a in enumerate(args) if isinstance(a, int | bool) and given[i] is not None]
-        if not isinstance(error, NEEDS_VALUES) and not numbers:
-            raise
-        which = (
-            f"args[{numbers[0]}], static_argnums=({numbers[0]},)," if numbers else "that argument in static_argnums="
-        )
-        raise ValueError(
-            f"{by}: {_name(f)} uses the value of an argument in Python, which JAX does not know while it traces; name "
-            f"{which} or write the choice with jnp.where or jax.lax.cond ({str(error).splitlines()[0]})"
-        ) from error
-
-
 def _judged_by(rule: Rule, given: tuple) -> Rule:
     """Held to differences where the function cannot be differentiated."""
     u = normals(jax.eval_shape(of_reals(rule.plain, given), real_leaves(given)), 0)
@@ -307,53 +201,3 @@ def _judged_by(rule: Rule, given: tuple) -> Rule:
         about = f"{JUDGE}, as {rule.about.removeprefix('autodiff of ')} cannot be differentiated by JAX ({reason} ...)"
         return dataclasses.replace(rule, measured=True, about=about)
     return rule
-
-
-def _name(f: Any) -> str:
-    return _name(f.func) if isinstance(f, functools.partial) else getattr(f, "__name__", type(f).__name__)
-
-
-def _bound(f: Any, first: Callable, args: tuple, keywords: dict[str, Any]) -> tuple[Any, tuple]:
-    """The function and its positional arguments. Keyword arguments become such where the signature tells their place; others
-    are passed on and not differentiated, as by ``jax.grad``."""
-    decorated = isinstance(first, jax.custom_vjp | jax.custom_jvp)
-    if not keywords and not decorated:
-        return f, args
-    try:
-        binding = inspect.signature(first.fun if decorated else first).bind(*args, **keywords)
-        binding.apply_defaults()
-    except (ValueError, TypeError):
-        binding = None
-    if binding is not None and not binding.kwargs:
-        return f, binding.args
-    if isinstance(f, Pair):
-        rest = (f.second if f.kind == "backward" else functools.partial(f.second, **keywords)), f.kind
-        return Pair(functools.partial(f.first, **keywords), *rest), args
-    return functools.partial(f, **keywords), args
-
-
-def _arrays(by: str, tree: Any, name: str, i: int) -> Any:
-    """The arrays of an argument."""
-
-    def leaf(path: Any, a: Any) -> Any:
-        if isinstance(a, Tracer):
-            raise ValueError(
-                f"{by}: expected arrays, got a traced value; call it outside of jax.jit, jax.vmap and jax.grad"
-            )
-        if not isinstance(a, jax.Array) and np.asarray(a).dtype.kind in "OSU":
-            remedy = f"name it in static_argnums=({i},), so that backward takes it first"
-            raise ValueError(f"{by}: {name}{keystr(path)} is {a!r}, which is no array; {remedy}")
-        return jnp.asarray(a)
-
-    return jax.tree_util.tree_map_with_path(leaf, tree)
-
-
-def _like(by: str, point: Any, given: tuple, static: tuple[int, ...], i: int) -> tuple:
-    """A point's arguments."""
-    args = tuple(point) if isinstance(point, tuple | list) else (point,)
-    dynamic = len(given) - len(static)
-    if len(args) not in (len(given), dynamic):
-        raise ValueError(f"{by}: expected a tuple of {dynamic} arguments at points[{i}], got {len(args)}")
-    rest = iter(args)
-    kept = [None if j in static and len(args) == dynamic else next(rest) for j in range(len(given))]
-    return tuple(None if j in static else _arrays(by, a, f"points[{i}][{j}]", j) for j, a in enumerate(kept))
