@@ -221,7 +221,7 @@ def audit_rule(rule: Rule, reference: Callable, args: tuple, points: Iterable[Po
             rows = [_there(row, wrong, rule, reference, args, point) for row in rows]
             break
     if all(row.size == 0 for row in rows if row.equation == rule.equation) and any(map(failed, rows)):
-        rows = [_flat(row) if row.size == 0 and failed(row) else row for row in rows]
+        rows = [of_flat(row) if row.size == 0 and failed(row) else row for row in rows]
     return reported(rows, dtype_of(real_leaves(args)), rule.about)
 
 
@@ -259,7 +259,7 @@ def _right_only_where(row: Row, rule: Rule, reference: Callable, args: tuple, po
     return ""
 
 
-def _flat(row: Row) -> Row:
+def of_flat(row: Row) -> Row:
     """A function that is flat everywhere has a derivative that nothing can be compared with."""
     hint = "surrogate of a flat function: its own derivative is 0 everywhere; say what the rule is meant to be, intended=..."
     nan = float("nan")

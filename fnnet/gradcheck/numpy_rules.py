@@ -11,6 +11,7 @@ import numpy as np
 
 from .differences import AT_ONCE, JUDGE, Function, Piece, along_directions, measured
 from .measured import Measured, measured_rows
+from .function import of_flat
 from .mistakes import of_function
 from .points import moved
 from .report import Report, Row
@@ -401,13 +402,8 @@ def claims(code: Code, args: tuple, static: set[int], result: Any, like_first: b
     def of(pairs: Iterable[tuple[int, Any]]) -> dict[str, Any]:
         return dict(pair for i, g in pairs for pair in _matched(args[i], g, f"args[{i}]"))
 
-    if (
-        like_first
-        and isinstance(args[0], dict | list)
-        and type(result) in (dict, list, tuple)
-        and _fits(args[0], result)
-    ):
-        return of(iter([(0, result)]))
+    if like_first and _fits(args[0], result):
+        return of([(0, result)])
     if isinstance(result, dict):
         places = {name: i for i, name in enumerate(_argument_names(code.forward, len(args)))}
         owns = {k: i for name, i in places.items() for k in (name, *_names_of_gradient(name))}
@@ -433,7 +429,8 @@ def claims(code: Code, args: tuple, static: set[int], result: Any, like_first: b
 def _fits(target: Any, gradient: Any) -> bool:
     if isinstance(target, dict):
         return isinstance(gradient, dict)
-    return isinstance(gradient, list | tuple) and len(gradient) == len(target)
+    sequences = isinstance(target, list | tuple) and isinstance(gradient, list | tuple)
+    return sequences and len(gradient) == len(target)
 
 
 def _argument_names(forward: Callable, count: int) -> list[str]:
@@ -587,7 +584,7 @@ class Problem:
 
     def measured_at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = np.full((2, len(points)), np.nan)
-        for i, point in enumerate(points):
+        for i, point in enumerate(points.copy()):  # which forward may write to
             values = _copies(self.values)
             values.update({name: point[part].reshape(shape)[()] for name, part, shape in self.parts})
             try:
@@ -606,6 +603,8 @@ class Problem:
         leaves = [self.at(name) for name in self.gradients]
         subject = Measured(self.equation, self.function, lambda *_: self.gradients, (leaves, self.u), measure=measure)
         rows = measured_rows(self.runner.code.name, subject, functools.partial(of_function, subject, self.examples))
+        if not any(np.any(piece.slopes.slope) for _, piece in subject.pieces.values()):
+            rows = [of_flat(row) if failed(row) else row for row in rows]
         return [self._told(row) for row in rows] + [
             Row(
                 self.runner.code.name,
@@ -676,7 +675,7 @@ def _likeliest(runner: Runner, r: Any, plain: Callable | None) -> tuple[Problem,
             return kept[key]
 
         rows = problem.rows(measure)
-        if not any(map(failed, rows)):
+        if not any(map(failed, rows)) and any(row.verdict != "vacuous" for row in rows):
             return problem, rows
         found.append((problem, rows))
     if not found:
