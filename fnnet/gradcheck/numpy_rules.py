@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .differences import AT_ONCE, JUDGE, Function, Piece, along_directions, measured
+from .differences import AT_ONCE, JUDGE, Function, NoJudge, Piece, along_directions, measured
 from .measured import Measured, measured_rows
 from .function import of_flat
 from .mistakes import of_function
@@ -664,29 +664,31 @@ def _likeliest(runner: Runner, r: Any, plain: Callable | None) -> tuple[Problem,
     for way in _ways(runner.code, r):
         try:
             problem = Problem(runner, way, runner.values(), plain)
+            rows = problem.rows(functools.partial(_measured_once, kept, problem))
         except Exception as error:  # whatever backward raises that is called in another way than it is meant to be
             refusals.append((way, error))
             continue
-
-        def measure(f: Function, i: int, *every: int, problem: Problem = problem) -> list[Piece]:
-            key = problem.way.of_one, f.names[i], *every, *(a.shape for a in problem.outputs)
-            if key not in kept:
-                kept[key] = measured(f, i, *every)
-            return kept[key]
-
-        rows = problem.rows(measure)
         if not any(map(failed, rows)) and any(row.verdict != "vacuous" for row in rows):
             return problem, rows
         found.append((problem, rows))
     if not found:
-        way, error = next((pair for pair in refusals if str(pair[1]).startswith("audit: ")), refusals[0])
-        if str(error).startswith("audit: "):
-            raise error
+        ours = [error for _, error in refusals if isinstance(error, NoJudge) or str(error).startswith("audit: ")]
+        if ours:
+            raise ours[0]
+        way, error = refusals[0]
         raise ValueError(
             f"audit: {runner.code.name} could be called in none of the usual ways; as {way.words}: {type(error).__name__}: "
             f"{error}"
         ) from error
     return next((pair for pair in found if pair[0].shapes_agree), found[0])
+
+
+def _measured_once(kept: dict[Any, list[Piece]], problem: Problem, f: Function, i: int, *every: int) -> list[Piece]:
+    """`measured`, for all ways of calling that take the same outputs."""
+    key = problem.way.of_one, f.names[i], *every, *(a.shape for a in problem.outputs)
+    if key not in kept:
+        kept[key] = measured(f, i, *every)
+    return kept[key]
 
 
 def _forward_row(problem: Problem, reference: Callable) -> Row:
