@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.tree_util import keystr
 
 from ..layers._layer import Layer
-from .function import Rule, audit_rule, by_autodiff, is_complex, is_inexact
+from .function import Rule, audit_rule, by_autodiff, cotangent_of, is_complex, is_inexact, real_leaves
 from .network import check_layer
 from .points import Point, drawn
 from .report import Report
