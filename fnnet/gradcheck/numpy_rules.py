@@ -671,10 +671,11 @@ def _likeliest(runner: Runner, r: Any, plain: Callable | None) -> tuple[Problem,
         if not any(map(failed, rows)) and any(row.verdict != "vacuous" for row in rows):
             return problem, rows
         found.append((problem, rows))
+    unjudged = [error for _, error in refusals if isinstance(error, NoJudge)]
+    refused = [error for _, error in refusals if str(error).startswith("audit: ")]
+    if unjudged or (refused and not found):
+        raise [*unjudged, *refused][0]
     if not found:
-        ours = [error for _, error in refusals if isinstance(error, NoJudge) or str(error).startswith("audit: ")]
-        if ours:
-            raise ours[0]
         way, error = refusals[0]
         raise ValueError(
             f"audit: {runner.code.name} could be called in none of the usual ways; as {way.words}: {type(error).__name__}: "
