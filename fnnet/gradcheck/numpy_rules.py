@@ -666,17 +666,17 @@ def _likeliest(runner: Runner, r: Any, plain: Callable | None) -> tuple[Problem,
             problem = Problem(runner, way, runner.values(), plain)
             rows = problem.rows(functools.partial(_measured_once, kept, problem))
         except Exception as error:  # whatever backward raises that is called in another way than it is meant to be
+            if isinstance(error, NoJudge) and not found:
+                raise
             refusals.append((way, error))
             continue
         if not any(map(failed, rows)) and any(row.verdict != "vacuous" for row in rows):
             return problem, rows
         found.append((problem, rows))
-    unjudged = [error for _, error in refusals if isinstance(error, NoJudge)]
-    refused = [error for _, error in refusals if str(error).startswith("audit: ")]
-    if unjudged or (refused and not found):
-        raise [*unjudged, *refused][0]
     if not found:
-        way, error = refusals[0]
+        way, error = next((pair for pair in refusals if str(pair[1]).startswith("audit: ")), refusals[0])
+        if str(error).startswith("audit: "):
+            raise error
         raise ValueError(
             f"audit: {runner.code.name} could be called in none of the usual ways; as {way.words}: {type(error).__name__}: "
             f"{error}"
