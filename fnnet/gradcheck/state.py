@@ -1,6 +1,6 @@
 """What a foreign object holds, so that it can be run many times and left as it was found."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -82,3 +82,30 @@ def read(obj: Any, path: str) -> Any:
         if obj is None:
             return None
     return obj
+
+
+def found_by_name(owner: Any, is_floats: Callable[[Any], bool]) -> dict[str, str]:
+    """{path of a parameter: path of its gradient}, by their names: W and dW, w and grad_w, params["w"] and grads["w"]."""
+    held = getattr(owner, "__dict__", {})
+    pairs = {
+        name: other
+        for name, a in held.items()
+        for other in names_of_gradient(name)
+        if is_floats(a) and is_floats(b := held.get(other)) and np.shape(b) == np.shape(a)  # pyright: ignore
+    }
+    dicts = {name: a for name, a in held.items() if isinstance(a, dict) and a}
+    for name, a in dicts.items():
+        for other, b in dicts.items():
+            if "grad" in other.lower() and "grad" not in name.lower():
+                pairs |= {f"{name}.{k}": f"{other}.{k}" for k in a if k in b and is_floats(a[k]) and is_floats(b[k])}
+                pairs |= {
+                    f"{name}.{k}": f"{other}.{d}"
+                    for k in a
+                    for d in names_of_gradient(k)
+                    if d in b and is_floats(a[k]) and np.shape(b[d]) == np.shape(a[k])
+                }
+    return pairs
+
+
+def names_of_gradient(key: Any) -> tuple[str, ...]:
+    return (f"d{key}", f"d_{key}", f"grad_{key}", f"{key}_grad", f"grad{key}", f"g_{key}", f"g{key}")
