@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from ..layers._layer import Layer
 from .differences import JUDGE
-from .forms import PAIR, Arguments, Form, Pair, arrays, bound, form_of, name_of
+from .forms import PAIR, Arguments, Form, Pair, arrays, bound, form_of, is_numpy, name_of
 from .function import Rule, audit_rule, by_autodiff, cotangent_of, is_inexact, of_reals, real_leaves
 from .network import check_layer
+from .numpy_rules import audit_numpy
 from .points import NEAR, Point, drawn
 from .report import Report
 from .rules import rules_in
@@ -26,6 +27,7 @@ def audit(
     points: Sequence[Any] | None = None,
     static_argnums: int | Sequence[int] = (),
     trust: Sequence[Callable] = (),
+    gradients: dict[str, str] | None = None,
     **keywords: Any,
 ) -> Report:
     """Say whether a hand-written derivative is right, or which argument's is wrong, where, and what kind of mistake it looks
@@ -33,7 +35,8 @@ def audit(
 
     Args:
         f: a function of ``jax.custom_vjp``, ``jax.custom_jvp`` or ``jax.custom_gradient``, or one with such rules inside; a
-            pair (forward, backward) as ``defvjp`` takes it, or (value, gradient) of a scalar function of parameters.
+            pair (forward, backward) as ``defvjp`` takes it, or (value, gradient) of a scalar function of parameters, in JAX
+            or in NumPy; an object with the methods forward and backward, in NumPy.
         args: where to audit it: pytrees of arrays. Integers, booleans and keys are passed on and not differentiated.
         reference: (*args) -> out, the same function written plainly, to be differentiated in its place.
         intended: (*args) -> out, another function, which the rule is meant to be the derivative of: the identity for a
@@ -44,6 +47,8 @@ def audit(
         static_argnums: places of arguments that are no arrays; ``backward`` takes them first. Those of a decorated function
             are known.
         trust: functions whose rules are taken as they are where they occur inside.
+        gradients: of an object: {"W": "dW"}, where it keeps each parameter and where its gradient; found by their names
+            otherwise.
         keywords: further arguments of f.
 
     Raises:
@@ -53,7 +58,8 @@ def audit(
         return check_layer(f, *args, **keywords)
     if reference is not None and intended is not None:
         raise ValueError("audit: expected reference= or intended=, got both; a reference computes what f computes")
-    return _audited("audit", f, args, keywords, static_argnums, Held(reference, intended, points, tuple(trust)))
+    held = Held(reference, intended, points, tuple(trust), gradients)
+    return _audited("audit", f, args, keywords, static_argnums, held)
 
 
 def check_vjp(
@@ -122,12 +128,15 @@ class Held(NamedTuple):
     intended: Callable | None
     points: Sequence[Any] | None
     trust: tuple[Callable, ...] = ()
+    gradients: dict[str, str] | None = None
 
 
 def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argnums: Any, held: Held) -> Report:
     static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     if isinstance(f, tuple | list) and len(f) == 2 and all(map(callable, f)):
         f = Pair(*f)
+    if is_numpy(f, args, keywords):
+        return _audited_in_numpy(f, args, keywords, static, held)
     if not callable(f) and not isinstance(f, Pair):
         raise ValueError(f"{by}: expected a function with a hand-written derivative or {PAIR}, got {type(f).__name__}")
     if isinstance(f, jax.custom_vjp | jax.custom_jvp):
@@ -135,18 +144,30 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
         if not (f.jvp if isinstance(f, jax.custom_jvp) else f.fwd):
             kind = type(f).__name__
             raise ValueError(f"{by}: {name_of(f)} is a {kind} without a rule; give it one with defvjp or defjvp")
+    given_f, given_args = f, args
     f, args = bound(f, args, keywords)
     static = tuple(sorted({i % len(args) for i in static})) if args else ()
     given = tuple(None if i in static else arrays(by, a, f"args[{i}]", i) for i, a in enumerate(args))
     if not any(map(is_inexact, jax.tree.leaves(given))):
         raise ValueError(f"{by}: expected an argument of {name_of(f)} with an array of floats, got none")
     arguments = Arguments(args, given, static)
-    rule = _judged_by(_rule(by, form_of(by, f, arguments), arguments, held), given)
+    try:
+        form = form_of(by, f, arguments)
+    except jax.errors.TracerArrayConversionError:
+        return _audited_in_numpy(given_f, given_args, keywords, static, held)
+    rule = _judged_by(_rule(by, form, arguments, held), given)
     if held.points is None:
         points = [point for point in drawn(given) if point.name == NEAR or not rule.measured]
     else:
         points = [Point(f"points[{i}]", arguments.like(by, p, i)) for i, p in enumerate(held.points)]
     return audit_rule(rule, given, points)
+
+
+def _audited_in_numpy(f: Any, args: tuple, keywords: dict[str, Any], static: tuple[int, ...], held: Held) -> Report:
+    f, args = bound(f, args, keywords) if callable(f) or isinstance(f, Pair) else (f, args)
+    f = f[:2] if isinstance(f, Pair) else f
+    options = {"reference": held.reference, "intended": held.intended, "points": held.points}
+    return audit_numpy(f, *args, gradients=held.gradients, static_argnums=static, **options)
 
 
 def _rule(by: str, form: Form, arguments: Arguments, held: Held) -> Rule:

@@ -17,7 +17,7 @@ import numpy as np
 from .verdicts import wide
 
 JUDGE = "central differences of fourth order in float64"
-EVERY, SAMPLE, DIRECTIONS = 512, 256, 16
+EVERY, SAMPLE, DIRECTIONS, FEW = 512, 256, 16, 4
 FINE = 26
 ROUNDS = (  # the powers of 1/2 that are tried, until an entry is settled
     (*range(7, 12), FINE),
@@ -127,6 +127,22 @@ def measured(f: Function, array: int, every: int = EVERY) -> list[Piece]:
     return [_trusted(f, piece, size) for piece in _pieces(f, f.parts()[array], every)]
 
 
+def along_directions(f: Function, array: int, *_: int) -> list[Piece]:
+    """A few directional derivatives only."""
+    part = f.parts()[array]
+    (_,), (size,) = f.values(f.x[None])
+    ways = _ways(f, part, FEW)
+    return [_trusted(f, Piece(f"{FEW} random directions", part, ways, slopes(f, part, ways)), size)]
+
+
+def _ways(f: Function, part: slice, count: int) -> np.ndarray:
+    """Random directions, each entry in its size."""
+    size = np.abs(f.x[part])
+    usual = np.median(size[size > 0]) if np.any(size > 0) else 1.0
+    draw = np.random.default_rng(part.start)
+    return np.maximum(size, usual) * draw.standard_normal((count, part.stop - part.start))
+
+
 def _pieces(f: Function, part: slice, every: int) -> Iterator[Piece]:
     n, draw = part.stop - part.start, np.random.default_rng(part.start)
     if n <= every:
@@ -134,9 +150,7 @@ def _pieces(f: Function, part: slice, every: int) -> Iterator[Piece]:
         return
     some = np.sort(draw.choice(n, SAMPLE, replace=False))
     yield Piece(f"{SAMPLE} of {n} entries", part, some, slopes(f, part, some))
-    size = np.abs(f.x[part])
-    usual = np.median(size[size > 0]) if np.any(size > 0) else 1.0
-    ways = np.maximum(size, usual) * draw.standard_normal((DIRECTIONS, n))
+    ways = _ways(f, part, DIRECTIONS)
     yield Piece(f"{DIRECTIONS} random directions", part, ways, slopes(f, part, ways))
 
 

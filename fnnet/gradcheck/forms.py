@@ -104,6 +104,21 @@ class Form(NamedTuple):
     decorated: Callable = lambda *_: None
 
 
+def is_numpy(f: Any, args: tuple, keywords: dict[str, Any]) -> bool:
+    """Whether it is an object with a backward pass, or gives no JAX arrays where it is given none."""
+    if isinstance(f, jax.custom_vjp | jax.custom_jvp):
+        return False
+    if callable(getattr(f, "backward", None)):
+        return True
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((args, keywords))):
+        return False
+    try:
+        out = (f.first if isinstance(f, Pair) else f)(*args, **keywords)
+    except Exception:  # whatever it raises: it is traced next, which says more
+        return False
+    return not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(out))
+
+
 def form_of(by: str, f: Any, arguments: Arguments) -> Form:
     """The form of a decorated function, a `Pair` or a function with rules inside."""
     if isinstance(f, Pair):
@@ -143,11 +158,25 @@ def _of_gradient(by: str, f: Pair, arguments: Arguments, shape: Any) -> Form:
         both = "" if f.kind else f", or {name_of(f)}(*args) to return (out, residuals)"
         raise ValueError(f"{by}: expected value(params, *args) to be a scalar{both}, got {shape}")
     value, gradient, n = arguments.of(f.first), arguments.of(f.second), len(arguments.args)
+    every = not f.kind and _is_for_every_argument(gradient, arguments)
 
     def vjp(*dynamic: Any) -> tuple[Any, Callable]:
-        return value(*dynamic), lambda _: (gradient(*dynamic), *(None for _ in range(n - 1)))
+        found = gradient(*dynamic)
+        return value(*dynamic), lambda _: tuple(found) if every else (found, *(None for _ in range(n - 1)))
 
-    return Form(name_of(f.second), "gradient", value, vjp, has_forward=False, is_gradient=True)
+    return Form(name_of(f.second), "gradient", value, vjp, has_forward=False, is_gradient=not every)
+
+
+def _is_for_every_argument(gradient: Callable, arguments: Arguments) -> bool:
+    """Whether a gradient is one for each argument, not for the first."""
+    n = len(arguments.args)
+    if n < 2 or arguments.static or isinstance(arguments.args[0], tuple | list):
+        return False
+    try:
+        shape = jax.eval_shape(gradient, *arguments.dynamic)
+    except jax.errors.TracerArrayConversionError:
+        return False
+    return isinstance(shape, tuple | list) and len(shape) == n
 
 
 def _any_complex(arguments: Arguments) -> bool:

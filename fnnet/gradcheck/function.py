@@ -281,7 +281,7 @@ def audit_rule(rule: Rule, args: tuple, points: Iterable[Point]) -> Report:
             break
     flat = any(map(failed, rows)) and _is_flat(rule, rows)
     if flat and all(_is_flat(rule, _elsewhere(rule, point, bound) or []) for point in points):
-        rows = [_surrogate(row) if row.size == 0 and failed(row) else row for row in rows]
+        rows = [of_flat(row) if row.size == 0 and failed(row) else row for row in rows]
     return reported(rows, dtype_of(real_leaves(args)), rule.about)
 
 
@@ -327,7 +327,7 @@ def _right_only_where(row: Row, rule: Rule, args: tuple, point: Point) -> str:
     return ""
 
 
-def _surrogate(row: Row) -> Row:
+def of_flat(row: Row) -> Row:
     """A function that is flat everywhere has a derivative that nothing can be compared with."""
     hint = "surrogate of a flat function: its own derivative is 0 everywhere; say what the rule is meant to be, intended=..."
     nan = float("nan")
