@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,11 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..costs import Cost
 from ..given import check_batch
-from ..layers._composite import Placed, composites, visited, walk
+from ..layers._composite import composites, visited, walk
 from ..layers._layer import Layer, Params, check_key, run_forward
 from ..penalties import Penalty, check_penalty
-from .mistakes import of_cost, of_function, of_layer, of_penalty
+from .layer import Chained, layer_rows
+from .mistakes import of_cost, of_function, of_penalty
 from .report import Report, Row
 from .rows import (
     SUBGRADIENTS,
@@ -42,15 +43,12 @@ from .sides import (
     Given,
     directions,
     is_float,
-    isolated,
-    leaf_at,
     normals,
     penalty_gradient,
-    probe_for,
     split_error,
     whole_network,
 )
-from .verdicts import NAN, TOLERANCE, Compared, Subject, differences, in_float64, judge, largest, wide
+from .verdicts import TOLERANCE, Subject, differences, judge
 
 
 @jax.transfer_guard("allow")  # it compares on the host
@@ -172,7 +170,7 @@ def _network_rows(net: Layer, cost: Cost | None, given: Given, finite: bool) -> 
     das = whole.values[0].get("das", [None] * len(places))
     for i, (placed, a_in, da) in enumerate(zip(places, whole.values[0]["inputs"], das, strict=True)):
         progress.step(f"layer {placed.name} ({i + 1} of {len(places)})")
-        rows = _layer_rows(placed, a_in, da, mask, dtype, finite, chained and chained.of(i)) + rows
+        rows = layer_rows(placed, a_in, da, mask, dtype, finite, chained and chained.of(i)) + rows
     rows = _join_rows(net, params, whole, dtype) + rows
     if broken is not None and not any(map(failed, rows)):
         raise broken
@@ -184,77 +182,6 @@ def _network_rows(net: Layer, cost: Cost | None, given: Given, finite: bool) -> 
             about = functools.partial(of_cost, net, cost, whole)
             rows.insert(0, judged(f"cost {cost}", whole, equation, about=about))
     return [*rows, *composed, *product_rows(whole, "network")], dtype
-
-
-class Chained(NamedTuple):
-    """A layer's own error and gradients in its network, or those of all layers, and where they come from."""
-
-    errors: Compared
-    gradients: Compared
-    subject: Subject
-
-    def of(self, i: int) -> "Chained":
-        return Chained(self.errors.of(lambda e: e[i]), self.gradients.of(lambda g: g[i]), self.subject)
-
-
-def _layer_rows(
-    placed: Placed, a_in: Array, da_real: Array | None, mask: Any, dtype: str, finite: bool, chained: Chained | None
-) -> list[Row]:
-    _, layer, params, key = placed
-    name = placed.name
-    a_out = jax.eval_shape(lambda p, a: run_forward(layer, p, a, key=key, train=True, mask=mask)[0], params, a_in)
-    if not is_float(a_out):  # integers passed through: nothing to differentiate
-        return [Row(name, "propagate", "", "vacuous")]
-    das = [normals(a_out, 0)]
-    if da_real is not None and np.isfinite(largest(da_real)) and largest(da_real) > 0:
-        das.append(da_real)
-
-    def forward(params: Params, a_in: Array, key: Any, mask: Any, *_: Any) -> Array:
-        return run_forward(layer, params, a_in, key=key, train=True, mask=mask)[0]
-
-    def audited(probe: Any) -> Subject:
-        cases = [(params, a_in, key, mask, da, probe) for da in das]
-        return Subject(functools.partial(isolated, layer), cases, dtype, forward, (5, 1, 0))
-
-    subject = audited(probe_for(layer, params, a_in, key, mask, das[0]))
-    unused = "error" in subject and largest(subject.values[0]["error"].autodiff) == 0
-    if unused and largest(subject.values[0]["error"].manual) > 0 and largest(subject.values[0]["gradients"]) > 0:
-        subject, chained = audited(None), None
-    shown = subject.values[0]["gradients"]
-    about = functools.partial(of_layer, layer, subject)
-    third = functools.partial(central_difference, layer, subject) if finite else None
-    row = functools.partial(judged, name, subject, about=about, third=third)
-    paths = [path for path, _ in tree_leaves_with_path(params)]
-    whole = None if chained is None else chained.gradients
-    scales = [largest(shown.autodiff), 0.0 if whole is None else largest(whole.autodiff)]
-
-    def in_place(sides: Compared | None, path: Any) -> tuple[Compared, Subject] | None:
-        if chained is None or sides is None or sides.autodiff is None:
-            return None
-        return sides.of(functools.partial(leaf_at, path)), chained.subject
-
-    rows = []
-    if "error" in subject:
-        for path, _ in tree_leaves_with_path(subject.values[0]["error"].autodiff):
-            there = in_place(chained and chained.errors, path)
-            rows.append(row("error", keystr(path), path=path, chained=there))
-    rows.append(row("propagate") if "propagate" in subject else Row(name, "propagate", "", "vacuous"))
-    if jax.tree.structure(shown.manual) != jax.tree.structure(params):
-        hint = f"a pytree {jax.tree.structure(shown.manual)} where params is {jax.tree.structure(params)}"
-        rows.append(Row(name, "gradients", "structure", "fail", float("inf"), hint=hint))
-    for path in paths:
-        rows.append(row("gradients", keystr(path), path=path, chained=in_place(whole, path), scales=scales))
-    if "output_error" in subject:
-        rows.append(row("output_error"))
-    for equation in ("backward", "output_backward"):
-        if f"{equation} da_in" not in subject:
-            continue
-        if jax.tree.leaves(subject.values[0][f"{equation} da_in"].autodiff):
-            rows.append(row(equation, "da_in", source=f"{equation} da_in"))
-        for path in paths:
-            rows.append(row(equation, keystr(path), source=f"{equation} gradients", path=path, scales=scales))
-    alone = "error" in subject or (type(layer).error is Layer.error and sum(map(_ran, rows)) < 2)
-    return rows if alone else _judged_jointly(name, rows)
 
 
 def _join_rows(net: Layer, params: Params, whole: Subject, dtype: str) -> list[Row]:
@@ -288,30 +215,12 @@ def _wiring_rows(net: Layer, given: Given, dtype: str) -> list[Row]:
         if placed.place == ():
             continue
         wrong = [
-            row
-            for row in _layer_rows(placed, inputs[placed.place], None, given.mask, dtype, False, None)
-            if failed(row)
+            row for row in layer_rows(placed, inputs[placed.place], None, given.mask, dtype, False, None) if failed(row)
         ]
         if wrong:
             hint = "its parts are right by themselves: the way their errors are handed on (unwire) is not"
             return [dataclasses.replace(wrong[0], hint=hint)]
     return []
-
-
-def _ran(row: Row) -> bool:
-    return not np.isnan(row.difference)
-
-
-def _judged_jointly(name: str, rows: list[Row]) -> list[Row]:
-    """Without a probe ``error`` shows only in what it feeds: where all of that fails, ``error`` is the one that is wrong."""
-    rows = [dataclasses.replace(row, joint=True) for row in rows]
-    ran = [row for row in rows if _ran(row)]
-    if not ran or not all(row.verdict == "fail" for row in ran):
-        return [Row(name, "error", "", "pass", joint=True), *rows]
-    worst = max(ran, key=lambda row: row.difference)
-    consequences = [dataclasses.replace(row, verdict="consequence") if _ran(row) else row for row in rows]
-    hint = "everything that it feeds is wrong"
-    return [dataclasses.replace(worst, equation="error", leaf="", hint=hint, example=None), *consequences]
 
 
 def _penalty_rows(penalty: Penalty, params: Params, n_examples: Any, dtype: str) -> list[Row]:
@@ -344,35 +253,6 @@ def _composed_rows(whole: Subject) -> list[Row]:
         if name == "value_and_grad" or verdict == "consequence":
             rows.append(Row("network", name, "", verdict if found.size else "vacuous", *fields(found)))
     return rows
-
-
-def central_difference(layer: Layer, subject: Subject, source: str, path: Any, case: int) -> float:
-    """The manual derivative of ⟨da_out, a_out⟩ along a random direction against (f(h) − f(−h)) / 2h, in float64."""
-    one = subject.compared(source, path)[case]
-    manual, reference = one[:2] if one.autodiff64 is None else one[2:]
-    if subject.best(case) is not subject.exact[case] and subject.dtype != "float64":
-        return NAN
-    if manual is None or jnp.shape(manual) != jnp.shape(reference) or not jnp.size(reference):
-        return NAN
-    params, a_in, key, mask, da, probe = in_float64(subject.cases[case])
-    manual, reference = wide(manual), wide(reference)
-    noise = np.random.default_rng(0).standard_normal(reference.shape)
-    v = noise / np.linalg.norm(noise) + reference / (np.linalg.norm(reference) or 1)
-    moves = {"error": probe, "output_error": probe}.get(source, a_in if path is None else params)
-    step = jax.tree_util.tree_map_with_path(lambda p, leaf: v if p == (path or ()) else np.zeros_like(leaf), moves)
-    size = max(1.0, *(float(np.max(np.abs(leaf), initial=0)) for leaf in jax.tree.leaves(moves)))
-    h = 1e-5 * size / np.max(np.abs(v))
-
-    def f(h: float) -> float:
-        moved = jax.tree.map(lambda leaf, s: jnp.asarray(leaf + h * s), moves, step)
-        p, a, q = (moved if given is moves else given for given in (params, a_in, probe))
-        given = {"key": key, "train": True, "mask": mask, "probe": q}
-        return float(np.sum(wide(run_forward(layer, *jax.tree.map(jnp.asarray, (p, a)), **given)[0]) * da))
-
-    with jax.enable_x64(True):
-        measured = (f(h) - f(-h)) / (2 * h)
-    ours = float(np.sum(manual * v)) * (a_in.shape[0] if "gradients" in source else 1)
-    return abs(ours - measured) / max(abs(measured), np.finfo(float).tiny)
 
 
 class _Progress:
