@@ -319,7 +319,6 @@ class TestCheckVjp:
         assert {(row.layer, row.leaf) for row in report.rows} == {
             ("norm_forward", "args[0]['gain']"),
             ("norm_forward", "args[1]"),
-            ("norm_forward", "⟨u, Jv⟩"),
         }
 
     @pytest.mark.parametrize(
@@ -663,8 +662,7 @@ class TestHardCases:
         assert report.ok, str(report)
         assert {row.verdict for row in report.rows} == {"both valid subgradients"}
         assert not fn.check_vjp(forward, lambda z, g: (backward(z, g)[0], 2 * backward(z, g)[1]), x, jnp.zeros(3)).ok
-        with pytest.raises(ValueError, match="expected real arrays, got complex128"):
-            fn.check_vjp(lambda x: (x.astype(complex), x), lambda r, g: (g,), x)
+        assert not fn.check_vjp(lambda x: (x.astype(complex), x), lambda r, g: (g,), x).ok
 
     def test_a_large_feature_is_no_kink(self):
         @fn.layer
@@ -764,8 +762,6 @@ class TestHardCases:
         assert extra.rows[0].leaf == "args[0]['v']"
         narrow = fn.check_vjp(lambda x: (x, None), lambda r, g: (g.astype(jnp.bfloat16),), x)
         assert narrow.rows[0].hint == "bfloat16 instead of float32"
-        with pytest.raises(ValueError, match="expected real arrays, got complex64"):
-            fn.check_vjp(lambda x: (x, None), lambda r, g: (g,), x.astype(jnp.complex64))
         with pytest.raises(ValueError, match="check_gradient: expected arrays, got a traced value"):
             jax.jit(lambda p: fn.check_gradient(jnp.sum, jnp.ones_like, p).ok)(x)
 

@@ -311,7 +311,7 @@ def of_function(subject: Subject, m: int, failure: Failure, source: str, path: A
         incoming=incoming,
         per_example=source == "backward" and failure.reference.shape[:1] == (m,),
         has_mean=source != "backward",
-        siblings=siblings(right, path),
+        siblings={getattr(p[0], "key", keystr(p)): wide(leaf) for p, leaf in tree_leaves_with_path(right) if p != path},
         ideas=ideas,
     )
 

@@ -101,9 +101,8 @@ def function_rows(name: str, equation: str, subject: Subject, about: Callable[..
     """A row for each leaf of a single equation."""
     rows = []
     for path, right in tree_leaves_with_path(subject.values[0][equation].autodiff):
-        row = judged(
-            name, subject, equation, path[0].key if equation == "backward" else keystr(path), path=path, about=about
-        )
+        leaf = getattr(path[0], "key", "") or keystr(path)
+        row = judged(name, subject, equation, leaf, path=path, about=about)
         ours = leaf_at(path, subject.values[0][equation].manual)
         if ours is not None and jnp.result_type(ours) != right.dtype:
             row = dataclasses.replace(row, verdict="fail", hint=f"{jnp.result_type(ours)} instead of {right.dtype}")

@@ -67,7 +67,7 @@ def _evaluated(jaxpr: Any, consts: Any, args: Any, trusted: frozenset[str]) -> l
         inner = getattr(sub, "jaxpr", sub)
         return lambda *args: _evaluated(inner, getattr(sub, "consts", ()), args, trusted)
 
-    for equation in jaxpr.eqns:
+    for equation in _needed(jaxpr):
         name, params, given = equation.primitive.name, equation.params, [read(v) for v in equation.invars]
         with equation.ctx.manager:
             if name in RULES and not _is_trusted(equation, trusted):
@@ -89,6 +89,16 @@ def _evaluated(jaxpr: Any, consts: Any, args: Any, trusted: frozenset[str]) -> l
                 raise Unseen(f"a hand-written rule stands inside {name}, where it cannot be replaced by its function")
         known.update(zip(equation.outvars, out, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _needed(jaxpr: Any) -> list[Any]:
+    """The operations that the results depend on: residuals of a rule may come from a kernel that cannot be differentiated."""
+    wanted, kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
+    for equation in reversed(jaxpr.eqns):
+        if wanted.intersection(equation.outvars):
+            kept.append(equation)
+            wanted.update(v for v in equation.invars if not isinstance(v, Literal))
+    return kept[::-1]
 
 
 def _scanned(body: Callable, equation: Any, given: list[Any]) -> list[Any]:
