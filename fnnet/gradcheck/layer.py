@@ -2,20 +2,21 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..layers._composite import Placed
 from ..layers._layer import Layer, Params, run_forward
-from .central import central_difference
 from .mistakes import of_layer
 from .report import Row
 from .rows import judged
-from .sides import is_float, isolated, leaf_at, normals, probe_for
+from .sides import compiled_once, is_float, isolated, leaf_at, normals, probe_for
 from .verdicts import Compared, Subject, largest
 
 
@@ -47,7 +48,8 @@ def layer_rows(
 
     def audited(probe: Any) -> Subject:
         cases = [(params, a_in, key, mask, da, probe) for da in das]
-        return Subject(functools.partial(isolated, layer), cases, dtype, forward, (5, 1, 0))
+        pairing = functools.partial(_pairing, layer)
+        return Subject(functools.partial(isolated, layer), cases, dtype, forward, (5, 1, 0), pairing)
 
     subject = audited(probe_for(layer, params, a_in, key, mask, das[0]))
     unused = "error" in subject and largest(subject.values[0]["error"].autodiff) == 0
@@ -55,8 +57,7 @@ def layer_rows(
         subject, chained = audited(None), None
     shown = subject.values[0]["gradients"]
     about = functools.partial(of_layer, layer, subject)
-    third = functools.partial(central_difference, layer, subject) if finite else None
-    row = functools.partial(judged, name, subject, about=about, third=third)
+    row = functools.partial(judged, name, subject, about=about, finite=finite)
     paths = [path for path, _ in tree_leaves_with_path(params)]
     whole = None if chained is None else chained.gradients
     scales = [largest(shown.autodiff), 0.0 if whole is None else largest(whole.autodiff)]
@@ -88,6 +89,22 @@ def layer_rows(
             rows.append(row(equation, keystr(path), source=f"{equation} gradients", path=path, scales=scales))
     alone = "error" in subject or (type(layer).error is Layer.error and sum(map(was_run, rows)) < 2)
     return rows if alone else judged_jointly(name, rows)
+
+
+def _pairing(
+    layer: Layer, source: str, params: Params, a_in: Array, key: Any, mask: Any, da: Array, probe: Any
+) -> tuple[Callable, Any]:
+    """⟨da, a_out⟩ as a function of the probe, of a_in or, over m, of the parameters."""
+    given = {"probe": probe, "a_in": a_in, "params": params}
+    moves = "probe" if source in ("error", "output_error") else "params" if "gradients" in source else "a_in"
+    m = a_in.shape[0] if moves == "params" else 1
+    return lambda moved: _paired(layer, key, mask, da, {**given, moves: moved}) / m, given[moves]
+
+
+@compiled_once(fixed=1)
+def _paired(layer: Layer, key: Any, mask: Any, da: Array, given: dict[str, Any]) -> Array:
+    about = {"key": key, "train": True, "mask": mask, "probe": given["probe"]}
+    return jnp.sum(da * run_forward(layer, given["params"], given["a_in"], **about)[0])
 
 
 def was_run(row: Row) -> bool:

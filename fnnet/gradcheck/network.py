@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,10 +24,12 @@ from ..given import check_batch
 from ..layers._composite import composites, visited, walk
 from ..layers._layer import Layer, Params, check_key, run_forward
 from ..penalties import Penalty, check_penalty
+from .central import opinion
 from .layer import Chained, layer_rows
 from .mistakes import of_cost, of_function, of_penalty
 from .report import Report, Row
 from .rows import (
+    NOT_EVEN_AUTODIFF,
     SUBGRADIENTS,
     check_concrete,
     dtype_of,
@@ -41,6 +44,7 @@ from .rows import (
 )
 from .sides import (
     Given,
+    compiled_once,
     directions,
     is_float,
     normals,
@@ -150,7 +154,11 @@ def _network_rows(net: Layer, cost: Cost | None, given: Given, finite: bool) -> 
     def audited(cost: Cost | None) -> Subject:
         return with_forward_mode(
             lambda linear: Subject(
-                functools.partial(whole_network, net, cost, linear), [(given, *directions(net, given))], dtype, forward
+                functools.partial(whole_network, net, cost, linear),
+                [(given, *directions(net, given))],
+                dtype,
+                forward,
+                pairing=cost and functools.partial(_pairing, net, cost),
             )
         )
 
@@ -174,13 +182,13 @@ def _network_rows(net: Layer, cost: Cost | None, given: Given, finite: bool) -> 
     rows = _join_rows(net, params, whole, dtype) + rows
     if broken is not None and not any(map(failed, rows)):
         raise broken
-    composed = _composed_rows(whole)
+    composed = _composed_rows(whole, finite)
     if not any(map(failed, rows)) and any(row.verdict == "consequence" for row in [*rows, *composed]):
         rows = _wiring_rows(net, given, dtype) + rows
     for equation in ("output_error", "output_gradient"):
         if cost is not None and equation in whole:
             about = functools.partial(of_cost, net, cost, whole)
-            rows.insert(0, judged(f"cost {cost}", whole, equation, about=about))
+            rows.insert(0, judged(f"cost {cost}", whole, equation, about=about, finite=finite))
     return [*rows, *composed, *product_rows(whole, "network")], dtype
 
 
@@ -237,7 +245,28 @@ def _penalty_rows(penalty: Penalty, params: Params, n_examples: Any, dtype: str)
     return wrong or [Row(name, "gradient", "", "pass" if found.size else "vacuous", *fields(found))]
 
 
-def _composed_rows(whole: Subject) -> list[Row]:
+def _pairing(net: Layer, cost: Cost, source: str, given: Given, *_: Any) -> tuple[Callable, Any]:
+    """C as a function of the parameters, or m C as one of what the cost is a function of, a or z."""
+    params, x, y, key, mask, weights = given
+    if source in ("backprop", "value_and_grad"):
+        return lambda params: _value(net, cost, given._replace(params=params)), params
+    m = x.shape[0]
+    a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+    output = net.output(params, cache)
+    if source == "output_gradient" or output is None:
+        return lambda a: m * cost(a, y, weights=weights), a
+    activation, z = output
+    return lambda z: m * cost(activation(z), y, weights=weights, output=(activation, z)), z
+
+
+@compiled_once(fixed=2)
+def _value(net: Layer, cost: Cost, given: Given) -> Array:
+    params, x, y, key, mask, weights = given
+    a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+    return cost(a, y, weights=weights, output=net.output(params, cache))
+
+
+def _composed_rows(whole: Subject, finite: bool = False) -> list[Row]:
     """The gradients as ``value_and_grad`` computes them, by each layer's composed backward pass, and those of ``backprop``
     where they are wrong: the layers' own rows show them otherwise."""
     rows = []
@@ -250,8 +279,14 @@ def _composed_rows(whole: Subject) -> list[Row]:
         if verdict == "fail":
             rounded = found.in_float64 <= TOLERANCE["float64"] and np.isfinite(found.difference)
             verdict = "precision" if rounded else "consequence"
-        if name == "value_and_grad" or verdict == "consequence":
-            rows.append(Row("network", name, "", verdict if found.size else "vacuous", *fields(found)))
+        row = Row("network", name, "", verdict if found.size else "vacuous", *fields(found))
+        third = opinion(whole, name, None, 0) if finite else None
+        if third is not None:
+            row = dataclasses.replace(row, finite_difference=third.manual)
+            if verdict != "consequence" and third.contradicts(third.manual):
+                row = dataclasses.replace(row, verdict="fail", hint=NOT_EVEN_AUTODIFF)
+        if name == "value_and_grad" or row.verdict in ("consequence", "fail"):
+            rows.append(row)
     return rows
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from .central import opinion, supports_manual
 from .mistakes import Failure, explain
 from .report import Report, Row
 from .sides import is_float, leaf_at
@@ -28,7 +29,10 @@ from .verdicts import (
     wide,
 )
 
-SUBGRADIENTS = "both valid subgradients"
+SUBGRADIENTS, BETTER = "both valid subgradients", "better than autodiff"
+NOT_EVEN_AUTODIFF = (
+    "autodiff itself differs from finite differences: a stop_gradient, or a hand-written rule inside forward"
+)
 
 
 def check_concrete(name: str, *trees: Any) -> None:
@@ -135,9 +139,10 @@ def judged(
     chained: tuple[Compared, Subject] | None = None,
     scales: Sequence[float] = (0.0, 0.0),
     about: Callable[..., Failure] | None = None,
-    third: Callable[..., float] | None = None,
+    finite: bool = False,
 ) -> Row:
-    """The verdict on one leaf of an equation; ``scales`` are the layer's largest gradients, for "zero to rounding"."""
+    """The verdict on one leaf of an equation; ``scales`` are the layer's largest gradients, for "zero to rounding"; with
+    ``finite`` central differences have a say."""
     source = source or equation
     compared = subject.compared(source, path)
     alone = [differences(one) for one in compared]
@@ -146,8 +151,13 @@ def judged(
     case = verdicts.index("fail") if "fail" in verdicts else int(np.argmax([found.difference for found in alone]))
     found, verdict = alone[case], verdicts[case]
     row = Row(layer, equation, leaf, verdict, *fields(found, NAN if whole is None else whole.difference))
+    third = opinion(subject, source, path, case) if finite else None
     if third is not None:
-        row = dataclasses.replace(row, finite_difference=third(source, path, case))
+        row = dataclasses.replace(row, finite_difference=third.manual)
+        if verdict != "fail" and third.contradicts(third.manual):
+            return dataclasses.replace(row, verdict="fail", hint=NOT_EVEN_AUTODIFF)
+        if verdict == "fail" and supports_manual(subject, source, path, case):
+            return dataclasses.replace(row, verdict=BETTER, hint="central differences agree with manual")
     if verdict == "fail":
         return _explained(row, subject, source, path, case, compared[case], found, about)
     if chained is not None and whole is not None and judge(whole, chained[1], scales[1]) == "fail":

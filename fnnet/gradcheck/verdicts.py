@@ -52,12 +52,21 @@ class Subject:
         dtype: the audit's.
         forward: (*args) -> what is differentiated, the plain program.
         nudged: which of the arguments are perturbed in the search for kinks and ties.
+        pairing: (equation, *args) -> (f, tree): the scalar function whose gradient at the tree the equation's reference is,
+            for central differences.
     """
 
     def __init__(
-        self, run: Callable, cases: Sequence[tuple], dtype: str, forward: Callable, nudged: Sequence[int] = (0,)
+        self,
+        run: Callable,
+        cases: Sequence[tuple],
+        dtype: str,
+        forward: Callable,
+        nudged: Sequence[int] = (0,),
+        pairing: Callable[..., tuple[Callable, Any]] | None = None,
     ) -> None:
         self.run, self.cases, self.dtype, self.forward, self.nudged = run, cases, dtype, forward, nudged
+        self.pairing = pairing
         self.values = [run(*args) for args in cases]
         self.exact = [None if dtype == "float64" else exactly(run, *args) for args in cases]
 
