@@ -59,14 +59,16 @@ def dtype_of(*trees: Any) -> str:
     return str(jnp.result_type(float))
 
 
-def reported(rows: list[Row], dtype: str, judge: str = "autodiff of the forward pass") -> Report:
+def reported(
+    rows: list[Row], dtype: str, judge: str = "autodiff of the forward pass", notes: Sequence[str] = ()
+) -> Report:
     """The rows in order. Consequences without a cause are those of the composition."""
     order = {"fail": 0, "consequence": 1}
     rows = sorted(rows, key=lambda row: order.get(row.verdict, 2))
     if rows and rows[0].verdict == "consequence":
         hint = "each equation is right by itself: the way they are put together is not"
         rows[0] = dataclasses.replace(rows[0], verdict="fail", hint=hint)
-    return Report(tuple(rows), dtype, judge)
+    return Report(tuple(rows), dtype, judge, tuple(notes))
 
 
 def settled(rows: list[Row], given: Any, audited: Callable[[Any], list[Row]]) -> list[Row]:
@@ -125,6 +127,7 @@ def product_rows(subject: Subject, name: str) -> list[Row]:
         verdict = "consequence"
     else:
         verdict = "pass" if found.difference <= TOLERANCE[subject.dtype] else "precision"
+        verdict = verdict if np.any(compared.autodiff) else "vacuous"
     return [Row(name, "backward", "⟨u, Jv⟩", verdict, *fields(found))]
 
 
