@@ -21,13 +21,14 @@ from ..given import check_batch
 from ..layers._composite import walk
 from ..layers._layer import Layer, Params, check_key
 from ..penalties import Penalty, check_penalty
+from .elsewhere import Audited, elsewhere_rows
 from .layer import Terms
 from .mistakes import of_penalty
 from .report import Report, Row
 from .rows import SUBGRADIENTS, check_concrete, dtype_of, fields, judged, reported, settled
 from .rules import name_of, sources, sources_in
 from .sides import Given, gradient_without_rules, is_float, normals, penalty_gradient, traced
-from .verdicts import Subject, differences
+from .verdicts import TOLERANCE, Subject, differences
 from .whole import network_rows
 
 
@@ -126,6 +127,12 @@ def _audited(
     for penalty, n in penalties:
         rows += _penalty_rows(penalty, given.params, n, terms.dtype)
     rows = settled(rows, (given.params, given.x), functools.partial(_beside, net, cost, given, u, terms))
+    if not any(row.verdict in ("fail", "consequence") for row in rows):
+        progress.step("other numbers and another number of examples")
+        found, more = elsewhere_rows(Audited(net, cost, terms), given, u, TOLERANCE["float64"])
+        wrong = {(row.layer, row.equation, row.leaf) for row in found}
+        rows = found + [row for row in rows if (row.layer, row.equation, row.leaf) not in wrong]
+        notes += more
     return reported(rows, terms.dtype, notes=notes)
 
 

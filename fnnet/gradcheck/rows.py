@@ -1,6 +1,7 @@
 """How the rows of an audit are made: the verdict on each leaf of an equation, and what explains a failure."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from .central import opinion, supports_manual
 from .mistakes import Failure, explain
+from .points import moved
 from .report import Report, Row
 from .sides import is_float, leaf_at
 from .verdicts import (
@@ -72,14 +74,30 @@ def reported(
 
 
 def settled(rows: list[Row], given: Any, audited: Callable[[Any], list[Row]]) -> list[Row]:
-    """Consequences of nothing but a choice of subgradients are such a choice too, if there are none beside the kink."""
-    verdicts = {row.verdict for row in rows}
-    if not {"consequence", SUBGRADIENTS} <= verdicts or "fail" in verdicts:
-        return rows
-    there = exactly(audited, beside(np.random.default_rng(0), given))
-    if there is None or any(row.verdict == "consequence" for row in there):
-        return rows
-    return [dataclasses.replace(row, verdict=SUBGRADIENTS) if row.verdict == "consequence" else row for row in rows]
+    """Consequences of nothing but a choice of subgradients, or of an autodiff that is not exact, are such a choice too, if
+    there are none beside the kink, or where numbers are moderate."""
+    draw = functools.partial(beside, np.random.default_rng(0))
+    for cause, point in ((SUBGRADIENTS, draw), (BETTER, easy)):
+        verdicts = {row.verdict for row in rows}
+        if not {"consequence", cause} <= verdicts or "fail" in verdicts:
+            continue
+        there = exactly(audited, point(given))
+        if there is not None and not any(row.verdict in ("consequence", "fail") for row in there):
+            rows = [dataclasses.replace(row, verdict=cause) if row.verdict == "consequence" else row for row in rows]
+    return rows
+
+
+def easy(tree: Any) -> Any:
+    """In float64, the floats drawn anew, none much larger than 1: nothing saturates there."""
+    draw = np.random.default_rng(0)
+
+    def leaf(a: Any) -> Any:
+        if not is_float(a) or not np.size(a):
+            return a
+        new = wide(moved(a, draw, None))
+        return new * min(1.0, 0.5 / (float(np.mean(np.abs(new))) or 1.0))
+
+    return jax.tree.map(leaf, tree)
 
 
 def failed(row: Row) -> bool:
