@@ -1,6 +1,7 @@
 """The one entry for hand-written derivatives of functions: what was given, and what it is held to."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -135,6 +136,8 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
     static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     if isinstance(f, tuple | list) and len(f) == 2 and all(map(callable, f)):
         f = Pair(*f)
+    if isinstance(f, functools.partial) and isinstance(f.func, jax.custom_vjp | jax.custom_jvp):
+        f, args, keywords = f.func, (*f.args, *args), {**f.keywords, **keywords}
     if is_numpy(f, args, keywords):
         return _audited_in_numpy(f, args, keywords, static, held)
     if not callable(f) and not isinstance(f, Pair):
@@ -177,8 +180,8 @@ def _rule(by: str, form: Form, arguments: Arguments, held: Held) -> Rule:
         plain, what = arguments.of(other), "what is intended" if held.intended else "the reference"
     elif form.must_have_rules and not rules_in(form.value, *arguments.dynamic, trust=held.trust):
         raise ValueError(
-            f"{by}: {form.name} has no hand-written derivative inside, so that there is nothing to audit; give {PAIR}, or "
-            "reference=, the same function written plainly"
+            f"{by}: {form.name} has no hand-written derivative inside but JAX's own, so that there is nothing to audit; give "
+            f"{PAIR}, or reference=, the same function written plainly"
         )
     forward_mode = form.equation == "jvp" and not _is_transposable(form.vjp, arguments.dynamic)
     inside = [rule for rule in rules_in(plain, *arguments.dynamic, trust=held.trust) if rule != form.name]
