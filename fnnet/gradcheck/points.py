@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+NEAR = "a point near by"
+
 
 class Point(NamedTuple):
     """Arguments, and by how much the cotangent is enlarged there."""
@@ -23,7 +25,7 @@ def drawn(args: tuple) -> Iterator[Point]:
     masks and one-hot rows, integers. A symmetric matrix does not stay symmetric, and zeros and ones do not stay such.
     """
     yield Point("the given point, with a larger cotangent", args, 100.0)
-    for seed, (name, step) in enumerate({"a point near by": 0.1, "a point far away": None}.items()):
+    for seed, (name, step) in enumerate({NEAR: 0.1, "a point far away": None}.items()):
         draw = np.random.default_rng(seed)
         yield Point(name, jax.tree.map(lambda a, draw=draw, step=step: moved(a, draw, step), args))
 
