@@ -65,9 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Usage, ValueError) as error:
         print(f"fnnet.audit: {error}", file=sys.stderr)
         return 2
-    except Exception:  # whatever the function raises
+    except Exception as error:  # whatever the function raises
         traceback.print_exc()
-        print(f"fnnet.audit: {given.rule} raised this where it was to be audited", file=sys.stderr)
+        print(f"fnnet.audit: {given.rule} raised {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     return _shown(report, given)
 
