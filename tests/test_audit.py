@@ -543,12 +543,19 @@ class TestHardCases:
     def test_a_custom_vjp_inside(self):
         report = fn.check_layer(self.Squared(), {}, normal((5, 4)), finite_differences=True)
         assert report.ok
-        assert "network" not in {row.layer for row in report.rows}
+        assert ("rule squared", "pass") in {(row.equation, row.verdict) for row in report.rows}
         assert fn.check_vjp(lambda x: (squared(x), x), lambda r, g: (2 * r * g,), normal((5, 4))).ok
-        wrong = fn.check_layer(self.WronglySquared(), {}, normal((5, 4)), finite_differences=True)
-        row = next(row for row in wrong.rows if row.equation == "propagate")
-        assert wrong.ok  # autodiff runs the wrong rule too ...
+        wrong = fn.check_layer(self.WronglySquared(), {}, normal((5, 4)))
+        assert [row.equation for row in wrong.rows if row.verdict == "fail"] == ["propagate", "rule wrongly_squared"]
+        trusted = fn.check_layer(self.WronglySquared(), {}, normal((5, 4)), trust=(wrongly_squared,))
+        assert trusted.ok  # autodiff runs the wrong rule too ...
+        third = fn.check_layer(
+            self.WronglySquared(), {}, normal((5, 4)), trust=(wrongly_squared,), finite_differences=True
+        )
+        row = next(row for row in third.rows if row.equation == "propagate")
         assert row.finite_difference == pytest.approx(0.5, rel=1e-5)  # ... and central differences tell
+        assert (row.verdict, third.ok) == ("fail", False)
+        assert "autodiff itself differs from finite differences" in row.hint
 
     @fn.layer
     class WronglySquared:

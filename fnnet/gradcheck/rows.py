@@ -1,6 +1,7 @@
 """How the rows of an audit are made: the verdict on each leaf of an equation, and what explains a failure."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from .central import opinion, supports_manual
 from .mistakes import Failure, explain
+from .points import moved
 from .report import Report, Row
 from .sides import is_float, leaf_at
 from .verdicts import (
@@ -28,7 +31,10 @@ from .verdicts import (
     wide,
 )
 
-SUBGRADIENTS = "both valid subgradients"
+SUBGRADIENTS, BETTER = "both valid subgradients", "better than autodiff"
+NOT_EVEN_AUTODIFF = (
+    "autodiff itself differs from finite differences: a stop_gradient, or a hand-written rule inside forward"
+)
 
 
 def check_concrete(name: str, *trees: Any) -> None:
@@ -55,25 +61,43 @@ def dtype_of(*trees: Any) -> str:
     return str(jnp.result_type(float))
 
 
-def reported(rows: list[Row], dtype: str, judge: str = "autodiff of the forward pass") -> Report:
+def reported(
+    rows: list[Row], dtype: str, judge: str = "autodiff of the forward pass", notes: Sequence[str] = ()
+) -> Report:
     """The rows in order. Consequences without a cause are those of the composition."""
     order = {"fail": 0, "consequence": 1}
     rows = sorted(rows, key=lambda row: order.get(row.verdict, 2))
     if rows and rows[0].verdict == "consequence":
         hint = "each equation is right by itself: the way they are put together is not"
         rows[0] = dataclasses.replace(rows[0], verdict="fail", hint=hint)
-    return Report(tuple(rows), dtype, judge)
+    return Report(tuple(rows), dtype, judge, tuple(notes))
 
 
 def settled(rows: list[Row], given: Any, audited: Callable[[Any], list[Row]]) -> list[Row]:
-    """Consequences of nothing but a choice of subgradients are such a choice too, if there are none beside the kink."""
-    verdicts = {row.verdict for row in rows}
-    if not {"consequence", SUBGRADIENTS} <= verdicts or "fail" in verdicts:
-        return rows
-    there = exactly(audited, beside(np.random.default_rng(0), given))
-    if there is None or any(row.verdict == "consequence" for row in there):
-        return rows
-    return [dataclasses.replace(row, verdict=SUBGRADIENTS) if row.verdict == "consequence" else row for row in rows]
+    """Consequences of nothing but a choice of subgradients, or of an autodiff that is not exact, are such a choice too, if
+    there are none beside the kink, or where numbers are moderate."""
+    draw = functools.partial(beside, np.random.default_rng(0))
+    for cause, point in ((SUBGRADIENTS, draw), (BETTER, easy)):
+        verdicts = {row.verdict for row in rows}
+        if not {"consequence", cause} <= verdicts or "fail" in verdicts:
+            continue
+        there = exactly(audited, point(given))
+        if there is not None and not any(row.verdict in ("consequence", "fail") for row in there):
+            rows = [dataclasses.replace(row, verdict=cause) if row.verdict == "consequence" else row for row in rows]
+    return rows
+
+
+def easy(tree: Any) -> Any:
+    """In float64, the floats drawn anew, none much larger than 1: nothing saturates there."""
+    draw = np.random.default_rng(0)
+
+    def leaf(a: Any) -> Any:
+        if not is_float(a) or not np.size(a):
+            return a
+        new = wide(moved(a, draw, None))
+        return new * min(1.0, 0.5 / (float(np.mean(np.abs(new))) or 1.0))
+
+    return jax.tree.map(leaf, tree)
 
 
 def failed(row: Row) -> bool:
@@ -121,6 +145,7 @@ def product_rows(subject: Subject, name: str) -> list[Row]:
         verdict = "consequence"
     else:
         verdict = "pass" if found.difference <= TOLERANCE[subject.dtype] else "precision"
+        verdict = verdict if np.any(compared.autodiff) else "vacuous"
     return [Row(name, "backward", "⟨u, Jv⟩", verdict, *fields(found))]
 
 
@@ -135,9 +160,10 @@ def judged(
     chained: tuple[Compared, Subject] | None = None,
     scales: Sequence[float] = (0.0, 0.0),
     about: Callable[..., Failure] | None = None,
-    third: Callable[..., float] | None = None,
+    finite: bool = False,
 ) -> Row:
-    """The verdict on one leaf of an equation; ``scales`` are the layer's largest gradients, for "zero to rounding"."""
+    """The verdict on one leaf of an equation; ``scales`` are the layer's largest gradients, for "zero to rounding"; with
+    ``finite`` central differences have a say."""
     source = source or equation
     compared = subject.compared(source, path)
     alone = [differences(one) for one in compared]
@@ -146,8 +172,13 @@ def judged(
     case = verdicts.index("fail") if "fail" in verdicts else int(np.argmax([found.difference for found in alone]))
     found, verdict = alone[case], verdicts[case]
     row = Row(layer, equation, leaf, verdict, *fields(found, NAN if whole is None else whole.difference))
+    third = opinion(subject, source, path, case) if finite else None
     if third is not None:
-        row = dataclasses.replace(row, finite_difference=third(source, path, case))
+        row = dataclasses.replace(row, finite_difference=third.manual)
+        if verdict != "fail" and third.contradicts(third.manual):
+            return dataclasses.replace(row, verdict="fail", hint=NOT_EVEN_AUTODIFF)
+        if verdict == "fail" and supports_manual(subject, source, path, case):
+            return dataclasses.replace(row, verdict=BETTER, hint="central differences agree with manual")
     if verdict == "fail":
         return _explained(row, subject, source, path, case, compared[case], found, about)
     if chained is not None and whole is not None and judge(whole, chained[1], scales[1]) == "fail":

@@ -30,7 +30,7 @@ class Unseen(Exception):
     """A rule inside an operation that cannot be taken apart."""
 
 
-def without_rules(f: Callable, trust: tuple[Callable, ...] = ()) -> Callable:
+def without_rules(f: Callable, trust: tuple[Callable | str, ...] = ()) -> Callable:
     """f with the body of every hand-written rule in its place, but of those of JAX, of this library and of ``trust``.
 
     Raises:
@@ -47,14 +47,27 @@ def without_rules(f: Callable, trust: tuple[Callable, ...] = ()) -> Callable:
 
 def rules_in(f: Callable, *args: Any, trust: tuple[Callable, ...] = ()) -> list[str]:
     """The names of the hand-written rules in f's program, but of those of JAX, of this library and of ``trust``."""
-    found = _rules(jax.make_jaxpr(f)(*args).jaxpr, sources(trust))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(map(name_of, rule_sources(f, *args, trust=trust))))
 
 
-def sources(functions: tuple[Callable, ...]) -> frozenset[str]:
-    """Where functions are written, as JAX says it: "name at file:line"."""
-    found = set()
-    for f in map(inspect.unwrap, functions):
+def rule_sources(f: Callable, *args: Any, trust: tuple[Callable | str, ...] = ()) -> list[str]:
+    """The same, each with the place where it is written."""
+    return sources_in(jax.make_jaxpr(f)(*args), trust)
+
+
+def sources_in(program: Any, trust: tuple[Callable | str, ...] = ()) -> list[str]:
+    return list(dict.fromkeys(_rules(program.jaxpr, sources(trust))))
+
+
+def name_of(source: str) -> str:
+    return source.partition(" at ")[0] or "a function"
+
+
+def sources(functions: tuple[Callable | str, ...]) -> frozenset[str]:
+    """Where functions are written, as JAX says it: "name at file:line"; such texts as they are."""
+    found = {f for f in functions if isinstance(f, str)}
+    for f in functions:
+        f: Any = inspect.unwrap(f) if callable(f) else None
         if (code := getattr(f, "__code__", None)) is not None:
             found.add(f"{f.__name__} at {code.co_filename}:{code.co_firstlineno}")
     return frozenset(found)
@@ -139,7 +152,7 @@ def _rules(jaxpr: Any, trusted: frozenset[str]) -> Iterator[str]:
         if equation.primitive.name in RULES:
             if _is_trusted(equation, trusted):
                 continue
-            yield _source(equation.params["call_jaxpr"]).partition(" at ")[0] or "a function"
+            yield _source(equation.params["call_jaxpr"])
         for sub in _parts(equation):
             yield from _rules(sub, trusted)
 

@@ -53,6 +53,8 @@ class Subject:
         forward: (*args) -> what is differentiated, the plain program.
         nudged: which of the arguments are perturbed in the search for kinks and ties.
         widened: the cases in float64, where that is more than a cast.
+        pairing: (equation, *args) -> (f, tree): the scalar function whose gradient at the tree the equation's reference is,
+            for central differences.
     """
 
     def __init__(
@@ -63,9 +65,11 @@ class Subject:
         forward: Callable,
         nudged: Sequence[int] = (0,),
         widened: Sequence[tuple] | None = None,
+        pairing: Callable[..., tuple[Callable, Any]] | None = None,
     ) -> None:
         self.widened = [in_float64(args) for args in cases] if widened is None else widened
         self.run, self.cases, self.dtype, self.forward, self.nudged = run, cases, dtype, forward, nudged
+        self.pairing = pairing
         self.values = [run(*args) for args in cases]
         self.exact = [None if dtype == "float64" else exactly(run, *args) for args in self.widened]
 
