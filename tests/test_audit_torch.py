@@ -2,7 +2,7 @@
 
 import pytest
 
-from fnnet.gradcheck.torch_rules import audit_torch as audit
+from fnnet import audit
 from fnnet.gradcheck.torch_rules import is_torch
 
 torch = pytest.importorskip("torch")

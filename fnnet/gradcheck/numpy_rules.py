@@ -61,11 +61,6 @@ def audit_numpy(
 
 def _code(f: Any, gradients: dict[str, str] | None) -> Code:
     if isinstance(f, tuple | list):
-        if len(f) != 2 or not all(map(callable, f)):
-            raise ValueError(
-                "audit: expected a pair of functions, (value, gradient) or (forward, backward), or an object with the "
-                f"methods forward and backward, got {len(f)} of {', '.join(type(one).__name__ for one in f)}"
-            )
         owner = getattr(f[1], "__self__", None)
         return Code(_name(f[1] if owner is None else owner), f[0], f[1], _ways, claims, owner, gradients)
     if isinstance(f, type):
