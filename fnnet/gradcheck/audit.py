@@ -18,6 +18,7 @@ from .points import NEAR, Point, drawn
 from .report import Report
 from .rules import rules_in
 from .sides import is_float, normals
+from .torch_rules import audit_torch, is_torch
 
 
 def audit(
@@ -37,7 +38,7 @@ def audit(
     Args:
         f: a function of ``jax.custom_vjp``, ``jax.custom_jvp`` or ``jax.custom_gradient``, or one with such rules inside; a
             pair (forward, backward) as ``defvjp`` takes it, or (value, gradient) of a scalar function of parameters, in JAX
-            or in NumPy; an object with the methods forward and backward, in NumPy.
+            or in NumPy; an object with the methods forward and backward, in NumPy; a ``torch.autograd.Function``.
         args: where to audit it: pytrees of arrays. Integers, booleans and keys are passed on and not differentiated.
         reference: (*args) -> out, the same function written plainly, to be differentiated in its place.
         intended: (*args) -> out, another function, which the rule is meant to be the derivative of: the identity for a
@@ -138,6 +139,9 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
         f = Pair(*f)
     if isinstance(f, functools.partial) and isinstance(f.func, jax.custom_vjp | jax.custom_jvp):
         f, args, keywords = f.func, (*f.args, *args), {**f.keywords, **keywords}
+    if is_torch(f, args):
+        options = {"reference": held.reference, "intended": held.intended, "points": held.points}
+        return audit_torch(f, *args, static_argnums=static, **options)
     if is_numpy(f, args, keywords):
         return _audited_in_numpy(f, args, keywords, static, held)
     if not callable(f) and not isinstance(f, Pair):

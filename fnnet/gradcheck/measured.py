@@ -81,7 +81,7 @@ class Measured(Subject):
             if piece.zero and np.any(ours) and not np.any(right):
                 right = right + np.finfo(np.float32).tiny
             reference[name] = right.astype(ours.dtype) if is_float(ours) else right
-            uncertainty[name] = max(piece.uncertainty, TOLERANCE.get(str(ours.dtype), 0.0))
+            uncertainty[name] = max(piece.uncertainty, TOLERANCE.get(_precision(ours), 0.0))
         return {self.equation: Two(manual, reference), f"{self.equation} uncertainty": uncertainty}
 
     def nearby(self, case: int, equation: str, path: Any) -> Iterator[np.ndarray]:
@@ -92,6 +92,16 @@ class Measured(Subject):
         manual = wide(self.best(case)[equation].manual[path[0].key])
         for slope in (piece.slopes.left, piece.slopes.right, *derivatives_beside(self.f, piece)):
             yield piece.reference(manual, slope)
+
+
+def _precision(a: np.ndarray) -> str:
+    """The dtype of an array, or float32 where all of its numbers, and not short ones, are such."""
+    if a.dtype != np.float64 or not a.size:
+        return str(a.dtype)
+    with np.errstate(all="ignore"):
+        single = a.astype(np.float32)
+        short = (single.view(np.uint32) & 0xFF) == 0
+    return "float32" if np.array_equal(a, single) and np.mean(short) < 0.5 else "float64"
 
 
 def measured_rows(name: str, subject: Measured, about: Callable | None = None) -> list[Row]:

@@ -50,6 +50,8 @@ def audit_numpy(
         static = {i % len(args) for i in np.atleast_1d(np.asarray(static_argnums, int))} if args else set()
         given = tuple(a if i in static else prepared(a) for i, a in enumerate(args))
         runner = Runner(_code(f, gradients), given, static)
+        if static:
+            runner.code = runner.code._replace(ways=functools.partial(_ways_with_static, sorted(static)))
         try:
             runner.find_parameters()
             return audited(runner, reference, intended, points)
@@ -59,11 +61,6 @@ def audit_numpy(
 
 def _code(f: Any, gradients: dict[str, str] | None) -> Code:
     if isinstance(f, tuple | list):
-        if len(f) != 2 or not all(map(callable, f)):
-            raise ValueError(
-                "audit: expected a pair of functions, (value, gradient) or (forward, backward), or an object with the "
-                f"methods forward and backward, got {len(f)} of {', '.join(type(one).__name__ for one in f)}"
-            )
         owner = getattr(f[1], "__self__", None)
         return Code(_name(f[1] if owner is None else owner), f[0], f[1], _ways, claims, owner, gradients)
     if isinstance(f, type):
@@ -132,6 +129,17 @@ def _ways(code: Code, r: Any) -> Iterator[Way]:
         yield from _ways_with_residuals(lambda r: r[:-1], True)
     if code.owner is None or not floats:
         yield from whole
+
+
+def _ways_with_static(static: list[int], code: Code, r: Any) -> Iterator[Way]:
+    """`_ways`, then those of ``jax.custom_vjp``, whose backward takes the static arguments first."""
+    yield from _ways(code, r)
+    for way in _ways(code, r):
+
+        def arguments(r: Any, args: tuple, g: Any, way: Way = way) -> tuple:
+            return (*(args[i] for i in static), *way.arguments(r, args, g))
+
+        yield way._replace(words=way.words.replace("(", "(*static, "), arguments=arguments)
 
 
 def _ways_with_residuals(outputs: Callable, several: bool) -> Iterator[Way]:
