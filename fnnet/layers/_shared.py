@@ -27,8 +27,8 @@ class Around(Composite):
     def last(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.net.last
 
-    def joined(self, gradients):
-        return self.net.joined(gradients)
+    def joined(self, of_parts):
+        return self.net.joined(of_parts)
 
     def _shapes(self, input_shape):
         return self.net._shapes(input_shape)
@@ -136,8 +136,8 @@ class Tied(Around):
     def parts(self, params):
         return self.net.parts(self.expanded(params))
 
-    def joined(self, gradients):
-        return self.collapsed(self.net.joined(gradients))
+    def joined(self, of_parts):
+        return self.collapsed(self.net.joined(of_parts))
 
     def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
         given = {"key": key, "train": train, "mask": mask, "probe": probe, "state": state, "run": run}
@@ -216,9 +216,6 @@ class Repeat(Composite):
     def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return (self.layer,) * self.n
 
-    def init(self, key, input_shape):
-        return self.joined(super().init(key, input_shape))
-
     def _shapes(self, input_shape):
         with located(0):
             out = self.layer.output_shape(input_shape)
@@ -231,8 +228,8 @@ class Repeat(Composite):
         self._check(params)
         return tuple((self.layer, _sliced(params, i)) for i in range(self.n))
 
-    def joined(self, gradients):
-        return _stacked(gradients)
+    def joined(self, of_parts):
+        return _stacked(of_parts)
 
     wire = Network.wire  # for what looks inside
 
