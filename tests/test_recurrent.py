@@ -362,10 +362,23 @@ class TestTruncation:
                 for i in (0, -3)
             )
         )
+        with pytest.raises(ValueError, match=r"credit: expected layer=0 to be .* of a network, got LSTM\(3\)$"):
+            fn.diagnostics.credit(last[0], fn.quadratic, params[0], jnp.ones((4, 5, 2)), jnp.ones((4, 5, 3)))
         with pytest.raises(
             ValueError, match=r"credit: expected layer=1 to be an RNN, LSTM or GRU of a network, got LastStep"
         ):
             fn.diagnostics.credit(last, fn.quadratic, params, jnp.ones((4, 5, 2)), jnp.ones((4, 2)), layer=1)
+
+
+@pytest.mark.parametrize("wrap", [fn.Recompute, *thorough(lambda net: net)])
+def test_credit_of_a_branch(wrap):
+    """A branch beside an LSTM shifts the output: for the quadratic cost as a shift of the targets does."""
+    branches = fn.Parallel(fn.LSTM(3), fn.Dense(3, fn.tanh))
+    params, x, y = branches.init(KEY, (4, 2)), jax.random.normal(KEY, (3, 4, 2)), jax.random.normal(KEY, (3, 4, 3))
+    credit = fn.diagnostics.credit(wrap(branches), fn.quadratic, params, x, y)
+    shifted = y - branches.layers[1].apply(params[1], x)
+    alone = fn.diagnostics.credit(fn.Network(fn.LSTM(3)), fn.quadratic, params[:1], x, shifted)
+    assert_agree(credit, alone, 1e-12)
 
 
 class TestFitByWindows:

@@ -39,7 +39,7 @@ from ._layer import (
 
 __all__ = ["Composite", "Identity", "Join", "Network", "Parallel", "Residual", "add", "concatenate"]
 
-Run = Callable[[int, Array], Array]
+RunPart = Callable[[int, Array], Array]
 Back = Callable[[int, Any], Any]
 
 
@@ -67,7 +67,7 @@ class Composite(Layer):
     def __post_init__(self) -> None:
         _check_layers(self.layers)
 
-    def wire(self, run: Run, a_in: Array) -> tuple[Array, Any]:
+    def wire(self, run: RunPart, a_in: Array) -> tuple[Array, Any]:
         """(a_out, extra) by ``run(i, a)``."""
         raise NotImplementedError(f"{type(self).__name__} defines no wire(run, a_in) -> (a_out, extra)")
 
@@ -319,18 +319,27 @@ def walk(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = (
         yield from walk(part, p, k, (*place, i))
 
 
-def run_parts(net: Layer, params: Params, a_in: Array, **given: Any) -> list[tuple[Layer, Params, Array, Cache]]:
-    """Of each part of a composite, after a forward pass: the layer, its parameters, its output and its cache; a cache of a
-    composite is as good as none."""
+class Run(NamedTuple):
+    """A part of a composite after a forward pass."""
+
+    layer: Layer
+    params: Params
+    a_in: Array
+    a_out: Array
+    cache: Cache
+
+
+def run_parts(net: Layer, params: Params, a_in: Array, **given: Any) -> dict[int, Run]:
+    """The parts of a composite in the order in which a forward pass runs them, by index."""
     seen = {}
 
-    def visit(place: tuple[int, ...], part: Layer, p: Params, a: Array, **about: Any) -> tuple[Array, Cache]:
+    def run(i: int, part: Layer, p: Params, a: Array, **about: Any) -> tuple[Array, Cache]:
         a_out, cache = run_forward(part, p, a, **about)
-        seen[place] = part, p, a_out, cache
+        seen[i] = Run(part, p, a, a_out, cache)
         return a_out, cache
 
-    visited(net, params, a_in, visit, **given)
-    return [seen[(i,)] for i in range(len(net.layers))]  # pyright: ignore[reportAttributeAccessIssue]
+    run_forward(net, params, a_in, run=run, **given)
+    return seen
 
 
 def composites(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = ()) -> Iterator[Placed]:

@@ -100,7 +100,7 @@ class Bidirectional(Composite):
     cell: Recurrent
     last: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    output_part = None
+    output_part = None  # pyright: ignore
     _example = "fn.Bidirectional(fn.LSTM(64))"
 
     def __post_init__(self) -> None:
@@ -131,12 +131,14 @@ class Bidirectional(Composite):
         return jnp.concatenate(h, axis=-1), Fixed(a_in.shape[1])
 
     def unwire(self, back, da_out, extra):
-        das = (None, None) if da_out is None else jnp.split(da_out, 2, axis=-1)
-        if da_out is not None and self.last:
-            das = _at_step(-1, das[0], extra.value), _at_step(0, das[1], extra.value)
-        return back(0, das[0]) + back(1, das[1])
+        if da_out is None:
+            return back(0, None) + back(1, None)
+        ahead, behind = jnp.split(da_out, 2, axis=-1)
+        if self.last:
+            ahead, behind = _at_step(-1, ahead, extra.value), _at_step(0, behind, extra.value)
+        return back(0, ahead) + back(1, behind)
 
-    def forward(self, params, a_in, *, mask=None, probe=None, run=None):
+    def forward(self, params, a_in, *, mask=None, probe=None, run=None):  # pyright: ignore
         """As a composite's, but it takes no state."""
         return super().forward(params, a_in, mask=mask, probe=probe, run=run)
 

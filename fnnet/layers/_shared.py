@@ -14,8 +14,10 @@ from ._layer import Cache, ExampleKeys, Layer, LayerError, Params, layer, locate
 __all__ = ["Recompute", "Repeat", "Tied"]
 
 
+@layer
 class Around(Composite):
-    """A composite around another, whose parts are that one's."""
+    """A composite around another, whose parts and wiring are that one's; by itself, the ordinary passes over them, with a
+    cache for each, whatever the other one does."""
 
     net: Composite
 
@@ -27,8 +29,17 @@ class Around(Composite):
     def last(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.net.last
 
+    def parts(self, params):
+        return self.net.parts(params)
+
     def joined(self, of_parts):
         return self.net.joined(of_parts)
+
+    def wire(self, run, a_in):
+        return self.net.wire(run, a_in)
+
+    def unwire(self, back, da_out, extra):
+        return self.net.unwire(back, da_out, extra)
 
     def _shapes(self, input_shape):
         return self.net._shapes(input_shape)
@@ -231,7 +242,7 @@ class Repeat(Composite):
     def joined(self, of_parts):
         return _stacked(of_parts)
 
-    wire = Network.wire  # for what looks inside
+    wire, unwire = Network.wire, Network.unwire  # for what looks inside
 
     def _check(self, params: Params) -> None:
         for leaf in jax.tree.leaves(params):
@@ -356,9 +367,6 @@ class Recompute(Around):
         if not isinstance(layer, Layer):
             raise LayerError(layer, "a layer to recompute", type(layer).__name__, f"as in {self._example}")
         object.__setattr__(self, "net", layer if is_walked(layer) else Network(layer))
-
-    def parts(self, params):
-        return self.net.parts(params)
 
     def init(self, key, input_shape):
         return self.net.init(key, input_shape)
