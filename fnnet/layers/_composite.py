@@ -11,7 +11,6 @@ Source: the notes, section 3.
 import copy
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, overload
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..forms import below_all_kept
 from ._layer import (
     Cache,
     Delta,
@@ -421,8 +421,7 @@ class Network(Composite):
         return functools.reduce(lambda da, i: back(i, da), reversed(range(len(self.layers))), da_out)
 
     def in_loop(self):
-        below_all_kept = itertools.accumulate(self.layers, lambda kept, part: kept and part.kept, initial=True)
-        kept = iter(below_all_kept)
+        kept = below_all_kept(self.layers)
         return self.mapped(lambda part: part.in_loop() if next(kept) else part)
 
     def __len__(self) -> int:

@@ -4,8 +4,6 @@ Legend: m examples (axis 0), *n positions, c channels (the last axis); a activat
 is normalised together, r = 1/√(σ² + ε), x̂ = (a − μ) r; g gain (c,), b bias (c,), δ = ∂C/∂a_out the error, u = g δ.
 Statistics and sums are taken in at least float32.
 
-The barriers keep the compiler from computing what is kept anew for each use of it.
-
 Source: docs/normalisation.md; Ioffe and Szegedy (2015), Ba et al. (2016), Wu and He (2018), Zhang and Sennrich (2019).
 """
 
@@ -18,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..activations import at_least_float32, on_last_axis
+from ..forms import stored
 from ._dense import bias_gradient
 from ._layer import Layer, LayerError, Shape, as_floats, check_input, check_leaf, layer, real_number, whole_number
 
@@ -104,7 +103,7 @@ def inverse_root(square: Array, eps: float) -> Array:
     Returns:
         Shaped like σ².
     """
-    return jax.lax.optimization_barrier(jax.lax.rsqrt(square + eps))
+    return stored(jax.lax.rsqrt(square + eps))
 
 
 @jax.jit
@@ -148,7 +147,7 @@ def product(delta: Array, x_hat: Array) -> Array:
     Returns:
         (m, ..., c), in at least float32.
     """
-    return jax.lax.optimization_barrier(at_least_float32(delta) * x_hat)
+    return stored(at_least_float32(delta) * x_hat)
 
 
 @jax.jit
@@ -167,14 +166,14 @@ def input_error(u: Array, x_hat: Array, r: Array, mean_u: Array, mean_ux: Array)
     Returns:
         (m, ..., c). Source: docs/normalisation.md.
     """
-    mean_u, mean_ux = jax.lax.optimization_barrier((mean_u, mean_ux))
+    mean_u, mean_ux = stored((mean_u, mean_ux))
     return r * (u - mean_u - x_hat * mean_ux)
 
 
 @jax.jit
 def rms_input_error(u: Array, x_hat: Array, r: Array, mean_ux: Array) -> Array:
     """BP2 of RMS normalisation, without a mean: ∂C/∂a = r (u − x̂ mean(u x̂)). Arguments and result as `input_error`."""
-    return r * (u - x_hat * jax.lax.optimization_barrier(mean_ux))
+    return r * (u - x_hat * stored(mean_ux))
 
 
 @jax.jit
@@ -223,7 +222,7 @@ class Normalisation(Layer):
     def statistics(self, a_in: Array) -> tuple[Array, Array]:
         """μ = mean(a), σ² = mean((a − μ)²)."""
         a = at_least_float32(a_in)
-        mu = jax.lax.optimization_barrier(self.mean(a))
+        mu = stored(self.mean(a))
         return mu, self.mean(jnp.square(a - mu))
 
     def result(self, params: Any, cache: Any, probe: Array | None) -> tuple[Array, Any]:

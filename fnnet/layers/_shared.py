@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..forms import after
 from ._composite import Composite, Network, is_walked
 from ._layer import Cache, ExampleKeys, Layer, LayerError, Params, layer, located, run_forward, whole_number
 
@@ -391,7 +392,7 @@ class Recompute(Around):
 
     def _after(self, params: Params, cache: Cache, d: Any) -> tuple[Cache, Any]:
         """The layer's cache, computed once an error is there."""
-        a_in, d = jax.lax.optimization_barrier((cache[1], d))
+        d, a_in = after(d, cache[1])
         return self._again(params, (params, a_in, *cache[2:])), d
 
     def error(self, params, cache, da_out):
