@@ -43,20 +43,31 @@ copy of δ with its axes exchanged, which takes longer."""
 def mean_of_products(delta: Array, a: Array) -> Array:
     """(1/m) Σ_x δ_j a_k over the examples x and all axes between, (n_out, n_in).
 
-    One product, the 1/m applied to its smaller factor (of the result at m = 10: 0.7 times as fast); for a small batch
-    of rows and a small result the sum is written out. Of sequences and images XLA turns the first factor round and
-    computes it anew for that, so the narrower one comes first (a GPT's gradient in 0.6 of the time).
+    For a small batch of rows and a small result the sum is written out; else it is one product, the 1/m applied to its first
+    factor (to the result: 0.7 times as fast at m = 10). Of sequences and images XLA would turn that factor, and compute it
+    anew for it. So it is turned and stored before, and it is a where that and turning the result copy less than turning δ:
+    `Dense(512, gelu)` on 12 sequences of 64 steps is 1.2 times as fast as by XLA's order, 3.3 times without a bias. (Rows
+    gain as well, 784 to 100 at m = 32 1.5 times, but need a second δ in memory.)
 
     Args:
         delta: (m, ..., n_out).
         a: (m, ..., n_in).
     """
-    m, batch = delta.shape[0], tuple(range(delta.ndim - 1))
-    if delta.ndim > 2 and delta.shape[-1] > a.shape[-1]:
-        return jax.lax.dot_general(a / m, delta, ((batch, batch), ((), ()))).T
-    if is_small_batch_of_rows(delta) and delta.shape[1] * a.shape[1] <= SMALL_WEIGHTS:
+    m, n_out, n_in = delta.shape[0], delta.shape[-1], a.shape[-1]
+    if is_small_batch_of_rows(delta) and n_out * n_in <= SMALL_WEIGHTS:
         return sum_of_outer_products(delta / m, a)
-    return jax.lax.dot_general(delta / m, a, ((batch, batch), ((), ())))
+    if delta.ndim == 2:
+        return jax.lax.dot_general(delta / m, a, (((0,), (0,)), ((), ())))
+    rows = math.prod(delta.shape[:-1])
+    if rows * n_in + n_in * n_out < rows * n_out:
+        return stored(product_of_columns(a / m, delta)).T
+    return product_of_columns(delta / m, a)
+
+
+def product_of_columns(a: Array, b: Array) -> Array:
+    """Σ a_j b_k over all axes but the last, a turned first."""
+    columns, n = stored(jnp.moveaxis(a, -1, 0)), a.ndim
+    return jax.lax.dot_general(columns, b, ((tuple(range(1, n)), tuple(range(n - 1))), ((), ())))
 
 
 def mean_of_products_in_loop(delta: Array, a: Array) -> Array:
