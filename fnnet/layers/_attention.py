@@ -20,7 +20,18 @@ from jax import Array
 from ..activations import at_least_float32, wide_dtype
 from ..forms import stored
 from ..initializers import Initializer, normal
-from ._layer import Layer, LayerError, as_floats, check_leaf, check_mask, drawing_key, layer, real_number, whole_number
+from ._layer import (
+    Layer,
+    LayerError,
+    as_floats,
+    at_valid_steps,
+    check_leaf,
+    check_mask,
+    drawing_key,
+    layer,
+    real_number,
+    whole_number,
+)
 
 __all__ = [
     "Attention",
@@ -390,11 +401,6 @@ class Attention(Layer):
             cos, sin = rotations(q.shape[1], q.shape[-1], self.rotary)
             dq, dk = rotated(dq, cos, -sin), rotated(dk, cos, -sin)
         return join_heads(dq, dk, dv).astype(delta.dtype)
-
-
-def at_valid_steps(x: Array, mask: Array | None) -> Array:
-    """x (m, T, n), 0 at the other steps."""
-    return x if mask is None else jnp.where(mask[..., None], x, 0)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
