@@ -17,7 +17,7 @@ from jax.tree_util import tree_leaves_with_path
 from ..activations import at_least_float32
 from ..backpropagation import backprop, value_and_grad
 from ..costs import Cost
-from ..layers._composite import add, composites, concatenate, is_walked, output_place, visited, walk
+from ..layers._composite import add, bottom, composites, concatenate, is_walked, output_place, visited, walk
 from ..layers._layer import Layer, Params, keywords, run_forward
 from ..programs import program
 from .rules import without_rules
@@ -257,8 +257,8 @@ def products(u: Any, moved: Any, pulled: Any, v: Any) -> Two:
 
 
 def probe_for(layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array) -> Any:
-    """Zeros shaped as `_like` says; None for a layer without ``probe``."""
-    if "probe" not in keywords(type(layer)):
+    """Zeros shaped as `_like` says; None for a layer without ``probe``, or with parts without."""
+    if any("probe" not in keywords(type(part)) for part in (layer, *bottom(layer))):
         return None
 
     def like(params: Params, a_in: Array) -> Any:
