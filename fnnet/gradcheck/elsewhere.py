@@ -214,7 +214,13 @@ def _twin_rows(audited: Audited, twin: Layer, given: Given, terms: Terms) -> lis
         for placed, other in zip(parts(net, given.params, key), parts(twin, given.params, key), strict=False):
             if placed.layer == other.layer:
                 continue
-            if rows := _rows_of_twin(placed, other.layer, inputs[placed.place], {**about, "key": placed.key}, terms):
+            try:
+                rows = _rows_of_twin(placed, other.layer, inputs[placed.place], {**about, "key": placed.key}, terms)
+            except MISFITS as error:
+                if terms.dtype != audited.terms.dtype:
+                    raise
+                rows = [Row(placed.name, "in_loop", "", "fail", float("inf"), hint=f"{OF_TWIN}: {error}")]
+            if rows:
                 return rows
     return []
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.tree_util import tree_leaves_with_path
 
 from ..activations import at_least_float32
@@ -73,6 +74,10 @@ def compiled_once(*, fixed: int) -> Callable[[Callable], Callable]:
     def decorate(f: Callable) -> Callable:
         @functools.wraps(f)
         def run(*args: Any) -> Any:
+            if any(
+                isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args[fixed:])
+            ):  # options are for whole programs
+                return f(*args)
             options = QUICK if jax.default_backend() == "cpu" else ()
             return program(f, *args[:fixed], compiler_options=options)(*args[fixed:])
 
@@ -345,6 +350,31 @@ def cost_derivative(net: Layer, cost: Cost, given: Given, plain: Plain | None = 
     activation, z = output
     autodiff = jax.grad(of(lambda z: m * cost(activation(z), y, weights=weights, output=(activation, z))))(z)
     return {"output_error": Two(delta, autodiff)}
+
+
+def activation_of(net: Layer, given: Given) -> Any:
+    """The activation of the net's output, None where there is none."""
+    found = []
+
+    def forward(given: Given) -> None:
+        _, cache = run_forward(net, given.params, given.x, key=given.key, train=True, mask=given.mask)
+        output = net.output(given.params, cache)
+        found.append(None if output is None else output[0])
+
+    jax.eval_shape(forward, given)
+    return found[0]
+
+
+@compiled_once(fixed=2)
+def two_forms(cost: Cost, activation: Any, z: Array, y: Any, weights: Any) -> dict[str, Two]:
+    """C from z and from a = σ(z), at several z."""
+
+    def forms(z: Array) -> tuple[Array, Array]:
+        a = activation(z)
+        return cost(a, y, weights=weights, output=(activation, z)), cost(a, y, weights=weights)
+
+    of_each = [forms(one) for one in z]
+    return {"terms": Two(*map(jnp.stack, zip(*of_each, strict=True)))}
 
 
 def penalty_gradient(params: Params, penalty: Any, n_examples: Any) -> dict[str, Two]:
