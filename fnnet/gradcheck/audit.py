@@ -229,3 +229,14 @@ def _judged_by(rule: Rule, given: tuple) -> Rule:
         about = f"{JUDGE}, as {rule.about.removeprefix('autodiff of ')} cannot be differentiated by JAX ({reason} ...)"
         return dataclasses.replace(rule, measured=True, about=about)
     return rule
+
+
+def assert_gradients(f: Any, *args: Any, **options: Any) -> None:
+    """For tests: `audit`, with its table as the message of the failure.
+
+    Raises:
+        AssertionError: where a derivative is wrong, or nothing was tested.
+        ValueError: as `audit`.
+    """
+    __tracebackhide__ = True
+    audit(f, *args, **options).raise_if_failed()
