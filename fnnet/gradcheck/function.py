@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from .mistakes import of_function
+from .function_mistakes import of_function
 from .points import Point, structures
 from .report import Report, Row
 from .rows import dtype_of, failed, function_rows, reported, settled

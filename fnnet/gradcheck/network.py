@@ -23,7 +23,8 @@ from ..given import check_batch
 from ..layers._composite import Placed, composites, visited, walk
 from ..layers._layer import Layer, Params, check_key, run_forward
 from ..penalties import Penalty, check_penalty
-from .mistakes import of_cost, of_function, of_layer, of_penalty
+from .function_mistakes import of_function
+from .network_mistakes import of_cost, of_layer, of_penalty
 from .report import Report, Row
 from .rows import (
     SUBGRADIENTS,
