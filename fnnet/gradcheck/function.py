@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from .function_mistakes import of_function
+from .function_mistakes import Program, of_function
 from .points import Point, structures
 from .report import Report, Row
 from .rows import dtype_of, failed, function_rows, reported, settled
@@ -170,13 +170,25 @@ def rows_at(rule: Rule, reference: Callable, args: tuple, scale: float = 1.0) ->
         Row(rule.name, rule.equation, name, "fail", float("inf"), hint=hint)
         for name in sorted(subject.values[0]["places"].keys() - known)
     ]
-    about = functools.partial(of_function, subject, _batch(rule, args, out))
+    about = functools.partial(of_function, subject, _batch(rule, args, out), None)
     if rule.has_forward and not rule.intended:
         rows += function_rows(rule.name, "forward", subject, about)
+    about = functools.partial(of_function, subject, _batch(rule, args, out), functools.partial(program_of, rule))
     rows += function_rows(rule.name, rule.equation, subject, about)
     if rule.intended:
         rows = [dataclasses.replace(row, verdict="intended") if row.verdict == "pass" else row for row in rows]
     return rows
+
+
+def program_of(rule: Rule, args: tuple, u: list[Any]) -> Program:
+    """What the rule is held to, for those who look for a mistake."""
+    plain = inspect.unwrap(rule.plain)
+    names = [
+        rule.arguments[path[0].idx] + keystr(path[1:]) for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)
+    ]
+    shape = jax.eval_shape(plain, *args)
+    outs = [f"out{keystr(path)}" for path, leaf in tree_leaves_with_path(shape) if is_inexact(leaf)]
+    return Program(of_reals(plain, args), real_leaves(args), u, names, outs)
 
 
 def _batch(rule: Rule, args: tuple, out: list[Any]) -> int:

@@ -38,6 +38,7 @@ class Failure:
         incoming: the δ or ∂C/∂a that the equation was fed; None where it is no single array.
         per_example: whether axis 0 of the result is the example.
         has_mean: whether a mean over the batch has its place near it.
+        is_layer: whether features are along the last axis, so that only the others are places or steps.
         numbers: factors that have a name.
         siblings: other leaves' right results, by name.
         each: the right result of each example alone, (m, *shape), of a gradient.
@@ -51,6 +52,7 @@ class Failure:
     incoming: np.ndarray | None = None
     per_example: bool = False
     has_mean: bool = True
+    is_layer: bool = True
     numbers: dict[str, float] = field(default_factory=dict)
     siblings: dict[str, np.ndarray] = field(default_factory=dict)
     each: Callable[[], np.ndarray | None] = lambda: None
@@ -87,6 +89,13 @@ def wrong_shape(f: Failure) -> Explanation | None:
     for text, candidate in f.ideas():
         if f.gives(candidate):
             return Explanation(f"{text} ({shapes})")
+    for count in range(1, 1 if f.is_layer else f.manual.ndim + 1):
+        for axes in itertools.combinations(range(f.manual.ndim), count):
+            if f.manual.sum(axes).size == f.reference.size:
+                whole = Failure(f.reference, f.manual.sum(axes).reshape(f.reference.shape), f.tolerance)
+                if whole.gives(whole.reference):
+                    over = ", ".join(map(str, axes))
+                    return Explanation(f"not summed over axis {over}, along which this argument is repeated ({shapes})")
     for order in itertools.permutations(range(f.reference.ndim)):
         if f.gives(f.reference.transpose(order)):
             return Explanation(f"transposed ({shapes})")
@@ -141,10 +150,10 @@ def mask_scale(f: Failure) -> float | None:
     return float(ratio[kept][0])
 
 
-def constant_factor(f: Failure) -> Explanation | None:
-    square = float(np.sum(f.reference**2))
-    c = float(np.sum(f.manual * f.reference)) / square if square > 0 else 0.0
-    if c == 0 or not f.gives(c * f.reference):
+def usual_factor(f: Failure) -> Explanation | None:
+    """A factor that has a name, a small number or its inverse."""
+    c = _factor(f)
+    if c is None:
         return None
     of_batch = {
         float(f.m): f"a factor m = {f.m}: summed over the batch where the mean belongs",
@@ -160,8 +169,27 @@ def constant_factor(f: Failure) -> Explanation | None:
     for number, text in names.items():
         if np.isclose(abs(c), number, rtol=max(f.tolerance, 1e-9)):
             return Explanation(", and ".join(part for part in ("wrong sign" if c < 0 else "", text) if part))
-    inverse = f" = 1/{1 / c:.4g}" if abs(c) < 1 and np.isclose(1 / c, round(1 / c)) else ""
-    return Explanation(f"a constant factor {c:.4g}{inverse}")
+    if any(np.isclose(ratio, round(ratio), rtol=f.tolerance) and round(ratio) for ratio in (c, 1 / c)):
+        return constant_factor(f)
+    return None
+
+
+def constant_factor(f: Failure) -> Explanation | None:
+    """Any factor; of a single number every one would do."""
+    c = _factor(f)
+    if c is None:
+        return None
+    whole = abs(c) < 1 and np.isclose(1 / c, round(1 / c), rtol=f.tolerance)
+    if not whole and not np.isclose(c, round(c), rtol=f.tolerance) and np.count_nonzero(f.reference) < 2:
+        return None
+    digits = 4 if whole else next((n for n in range(4, 17) if f.gives(float(f"{c:.{n}g}") * f.reference)), 17)
+    return Explanation(f"a constant factor {c:.{digits}g}{f' = 1/{round(1 / c)}' if whole else ''}")
+
+
+def _factor(f: Failure) -> float | None:
+    square = float(np.sum(f.reference**2))
+    c = float(np.sum(f.manual * f.reference)) / square if square > 0 else 0.0
+    return c if c != 0 and f.gives(c * f.reference) else None
 
 
 def wrong_mask(f: Failure) -> Explanation | None:
@@ -186,9 +214,9 @@ def _is_any(number: float, others: Sequence[float]) -> bool:
 def turned(f: Failure) -> Explanation | None:
     """Transposed, rotated by 180° or reversed along an axis."""
     first = 1 if f.per_example else 0
-    axes = range(first, f.reference.ndim)
+    axes = range(first if f.is_layer else 0, f.reference.ndim)
     spatial = tuple(axes)[: max(0, len(axes) - (1 if f.per_example else 2))]
-    if len(spatial) >= 1 and f.gives(np.flip(f.reference, spatial)):
+    if len(spatial) > (0 if f.is_layer else 1) and f.gives(np.flip(f.reference, spatial)):
         return Explanation("rotated by 180°")
     for i, j in itertools.combinations(axes, 2):
         if f.gives(np.swapaxes(f.reference, i, j)):
@@ -202,7 +230,7 @@ def turned(f: Failure) -> Explanation | None:
 def shifted(f: Failure) -> Explanation | None:
     """One place, step or example off: equal where both overlap."""
     last = f.reference.ndim - (1 if f.per_example else 2)
-    for axis in range(last):
+    for axis in range(last if f.is_layer else f.reference.ndim):
         n = f.reference.shape[axis]
         if n < 3:
             continue
@@ -225,7 +253,7 @@ def one_example(f: Failure) -> Explanation | None:
         wrong = np.flatnonzero(gap > f.tolerance * size)
         if len(wrong) == 1:
             i = int(wrong[0])
-            left = not np.any(f.manual[i])
+            left = not np.any(f.manual[i]) and np.count_nonzero(f.reference[i]) > 1  # one entry may have been clipped
             return Explanation("one example is left out" if left else "only this example is wrong", i)
         return None
     each = f.each()
@@ -263,8 +291,9 @@ FINDERS = (
     wrong_shape,
     not_finite,
     left_out,
-    constant_factor,
+    usual_factor,
     wrong_ingredient,
+    constant_factor,
     another_leaf,
     one_example,
     wrong_mask,

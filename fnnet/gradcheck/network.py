@@ -271,7 +271,7 @@ def _join_rows(net: Layer, params: Params, whole: Subject, dtype: str) -> list[R
         subject = Subject(
             functools.partial(split_error, join), [case], dtype, lambda outputs, da, j=join: j.value(*outputs)
         )
-        about = functools.partial(of_function, subject, case[1].shape[0])
+        about = functools.partial(of_function, subject, case[1].shape[0], None)
         rows += function_rows(placed.name, "split", subject, about)
     return rows
 
