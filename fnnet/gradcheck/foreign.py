@@ -9,8 +9,8 @@ import numpy as np
 
 from .differences import AT_ONCE, JUDGE, Function, NoJudge, Piece, along_directions, measured
 from .function import of_flat
+from .function_mistakes import of_function
 from .measured import Measured, measured_rows
-from .mistakes import of_function
 from .points import moved
 from .report import Report, Row
 from .rows import failed, reported
@@ -85,7 +85,7 @@ class Problem:
         self.runner.start()
         leaves = [self.at(name) for name in self.gradients]
         subject = Measured(self.equation, self.function, lambda *_: self.gradients, (leaves, self.u), measure=measure)
-        rows = measured_rows(self.runner.code.name, subject, functools.partial(of_function, subject, self.examples))
+        rows = measured_rows(self.runner.code.name, subject, functools.partial(of_function, subject, self.examples, None))
         if not any(np.any(piece.slopes.slope) for _, piece in subject.pieces.values()):
             rows = [of_flat(row) if failed(row) else row for row in rows]
         return [self._told(row) for row in rows] + [

@@ -13,8 +13,8 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from .differences import NoJudge
+from .function_mistakes import Program, of_function
 from .measured import measured_rows, measured_vjp
-from .mistakes import of_function
 from .points import Point, structures, widened
 from .report import Report, Row
 from .rows import dtype_of, failed, function_rows, reported, settled
@@ -205,10 +205,10 @@ def _judged_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[Ro
     subject = Subject(run, [(args, u)], dtype, lambda args, *_: rule.value(*args), widened=[wide])
     if not largest(subject.best(0)["forward"].autodiff) < bound:
         return None
-    about = functools.partial(of_function, subject, _batch(rule, args, u))
-    rows = _extra_rows(rule, args, subject.values[0]["places"])
+    m, rows = _batch(rule, args, u), _extra_rows(rule, args, subject.values[0]["places"])
     if rule.has_forward and not rule.intended:
-        rows += function_rows(rule.name, "forward", subject, about)
+        rows += function_rows(rule.name, "forward", subject, functools.partial(of_function, subject, m, None))
+    about = functools.partial(of_function, subject, m, functools.partial(program_of, rule))
     return rows + function_rows(rule.name, rule.equation, subject, about)
 
 
@@ -237,7 +237,7 @@ def _measured_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[
         return None
     subject = measured_vjp(plain, floats, u, manual, dtype)
     found = manual_side(rule, args, u)
-    about = functools.partial(of_function, subject, _batch(rule, args, u))
+    about = functools.partial(of_function, subject, _batch(rule, args, u), None)
     rows = _extra_rows(rule, args, found["places"])
     if rule.has_forward and not rule.intended:
         sides = {"forward": Two(found["forward"], numbered(value))}
@@ -255,6 +255,16 @@ def _extra_rows(rule: Rule, args: tuple, places: dict[str, Any]) -> list[Row]:
     return [
         Row(rule.name, rule.equation, name, "fail", float("inf"), hint=hint) for name in sorted(places.keys() - known)
     ]
+
+
+def program_of(rule: Rule, args: tuple, u: list[Any]) -> Program:
+    """What the rule is held to, for those who look for a mistake."""
+    names = [
+        rule.arguments[path[0].idx] + keystr(path[1:]) for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)
+    ]
+    shape = jax.eval_shape(rule.plain, *args)
+    outs = [f"out{keystr(path)}" for path, leaf in tree_leaves_with_path(shape) if is_inexact(leaf)]
+    return Program(of_reals(rule.plain, args), real_leaves(args), u, names, outs)
 
 
 def _batch(rule: Rule, args: tuple, u: list[Any]) -> int:

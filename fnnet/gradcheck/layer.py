@@ -13,7 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..layers._composite import Placed
 from ..layers._layer import Layer, Params, run_forward
-from .mistakes import of_layer
+from .network_mistakes import of_layer
 from .report import Row
 from .rows import failed, judged
 from .rules import name_of, rule_sources

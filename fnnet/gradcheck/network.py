@@ -23,7 +23,7 @@ from ..layers._layer import Layer, Params, check_key
 from ..penalties import Penalty, check_penalty
 from .elsewhere import Audited, elsewhere_rows
 from .layer import Terms
-from .mistakes import of_penalty
+from .network_mistakes import of_penalty
 from .report import Report, Row
 from .rows import APPROXIMATE, ROUGHLY, SUBGRADIENTS, check_concrete, dtype_of, fields, judged, reported, settled
 from .rules import name_of, sources, sources_in

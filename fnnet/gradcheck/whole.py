@@ -13,8 +13,9 @@ from ..costs import Cost
 from ..layers._composite import composites, walk
 from ..layers._layer import Layer, Params, run_forward
 from .central import opinion, supports_manual
+from .function_mistakes import of_function
 from .layer import Chained, Terms, layer_rows
-from .mistakes import of_cost, of_function
+from .network_mistakes import of_cost
 from .report import Row
 from .rows import (
     BETTER,
@@ -128,7 +129,7 @@ def _join_rows(net: Layer, params: Params, whole: Subject, terms: Terms) -> list
         case = outputs, normals(jax.eval_shape(join.value, *outputs), 0)
         run = functools.partial(split_error, join, Plain(placed.layer, (), terms.trusted))
         subject = Subject(run, [case], terms.dtype, lambda outputs, da, j=join: j.value(*outputs))
-        about = functools.partial(of_function, subject, case[1].shape[0])
+        about = functools.partial(of_function, subject, case[1].shape[0], None)
         rows += function_rows(placed.name, "split", subject, about)
     return rows
 
