@@ -19,9 +19,9 @@ from .verdicts import wide
 REMEDY = "give reference=, a plain function that can be differentiated, or audit it at another point"
 JUDGE = "central differences of fourth order in float64"
 EVERY, SAMPLE, DIRECTIONS, FEW = 512, 256, 16, 4
-FINE = 26
+FINE = 26, 36
 ROUNDS = (  # the powers of 1/2 that are tried, until an entry is settled
-    (*range(7, 12), FINE),
+    (*range(7, 12), *FINE),
     tuple(range(12, 25)),
     tuple(range(25, 53)),
     tuple(range(7)),
@@ -164,11 +164,12 @@ def _trusted(f: Function, piece: Piece) -> Piece:
     slope, uncertainty, *_, size = piece.slopes
     if not slope.size:
         return piece
-    worst, natural = np.max(uncertainty), size / _sizes(f, piece.part, piece.directions)
-    largest = _largest(piece.slopes)
-    if largest <= 10 * worst and np.all(uncertainty <= 1e-6 * natural):
-        return piece._replace(zero=float(10 * np.finfo(float).eps * np.max(natural)), hidden=float(20 * worst))
-    sure = uncertainty <= JUDGES * largest
+    natural, largest = size / _sizes(f, piece.part, piece.directions), _largest(piece.slopes)
+    sure, small = uncertainty <= JUDGES * largest, uncertainty <= 1e-6 * natural
+    worst = float(np.max(uncertainty, where=small, initial=0))
+    if largest <= 10 * worst and np.mean(small) >= 0.5:
+        piece = piece._replace(zero=float(10 * np.finfo(float).eps * np.max(natural)), hidden=20 * worst)
+        sure = small
     if sure.all():
         return piece
     if np.mean(sure) < 0.5:
@@ -178,9 +179,10 @@ def _trusted(f: Function, piece: Piece) -> Piece:
             f"(the function is noisy, coarse, or not differentiable there); {REMEDY}"
         )
     kept = np.flatnonzero(sure)
-    of = "entries" if piece.directions.ndim == 1 else "random directions"
+    dense = piece.directions.ndim == 2
+    total = len(sure) if dense else piece.part.stop - piece.part.start
     return piece._replace(
-        covered=f"{len(kept)} of {piece.part.stop - piece.part.start} {of}",
+        covered=f"{len(kept)} of {total} {'random directions' if dense else 'entries'}",
         directions=piece.directions[kept],
         slopes=Slopes(*(a[kept] for a in piece.slopes)),
     )
@@ -281,9 +283,9 @@ def _settled(rise: np.ndarray, size: np.ndarray, t: np.ndarray, stands_still: bo
         noise = np.asarray(noise)[:, None] / np.abs(t[..., 0])
         central = (rise[..., 0] - rise[..., 1]) / (t[..., 0] - t[..., 1])
         slope, error = _best((4 * _shifted(central, 1) - central) / 3, noise)
-        if np.isnan(t[:, FINE - 1, 0]).any():  # after the first round: nothing happens between these steps
-            off = np.abs(slope - central[:, FINE])
-            error = np.where(off > 0.5 * np.abs(slope) + 16 * noise[:, FINE], np.fmax(error, off), error)
+        for fine in FINE if np.isnan(t[:, FINE[0] - 1, 0]).any() else ():  # the first round: nothing happens in between
+            off = np.abs(slope - central[:, fine])
+            error = np.where(off > 0.4 * np.abs(slope) + 16 * noise[:, fine], np.fmax(error, off), error)
         sides = []
         for side in (1, 0):
             one = rise[..., side] / t[..., side]
@@ -297,7 +299,7 @@ def _settled(rise: np.ndarray, size: np.ndarray, t: np.ndarray, stands_still: bo
         apart = np.abs(left - right)
         kink = (apart > 10 * (left_error + right_error)) & (apart > 1e-6 * np.fmax(np.abs(left), np.abs(right)))
         error = np.where(kink, error, np.fmax(error, _cusp(rise, t, noise)))
-        usual = np.nanmedian(size[:, ROUNDS[0][:-1]], axis=(1, 2))
+        usual = np.nanmedian(size[:, 7:12], axis=(1, 2))
         return Slopes(slope, error, np.where(kink, left, slope), np.where(kink, right, slope), usual)
 
 
