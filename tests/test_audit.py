@@ -497,7 +497,10 @@ class TestReport:
         monkeypatch.setattr(network, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         assert fn.compare_gradients(*args).ok
         told = capsys.readouterr().err.splitlines()
-        assert told == ["auditing layer 0 Dense (1 of 2), 6 s so far"]
+        assert told == [
+            "auditing layer 0 Dense (1 of 2), 6 s so far",
+            "auditing other numbers and another number of examples, 12 s so far",
+        ]
 
 
 @pytest.mark.parametrize("change", ["noise", "offset"])

@@ -366,3 +366,11 @@ def test_options_are_checked():
 def test_a_layer_is_audited_as_one():
     layer = fn.Dense(2, fn.tanh)
     assert {row.layer for row in fn.audit(layer, layer.init(KEY, (3,)), X).rows} == {"0 Dense", "network"}
+
+
+def test_in_a_test():
+    fn.assert_gradients(*RIGHT["pair"])
+    with pytest.raises(AssertionError, match=r"args\[0\].*fail"):
+        fn.assert_gradients(*WRONG["custom_vjp"])
+    with pytest.raises(AssertionError, match="vacuous"):
+        fn.assert_gradients(((lambda x: (0 * x, None)), (lambda _, g: (0 * g,))), X)

@@ -89,7 +89,7 @@ MISTAKES = {
     "no gradient": (linear(lambda x, w, b: (None, w, b)), LINEAR, "args[0]"),
     "another shape": (linear(lambda x, w, b: (x, w.T, b)), LINEAR, "args[1]"),
     "square, transposed": (linear(lambda x, w, b: (x, w.T, b)), (draw(5, 3), draw(3, 3), draw(3)), "args[1]"),
-    "off by 1e-8": (linear(lambda x, w, b: ((1 + 1e-8) * x, w, b)), LINEAR, "args[0]"),
+    "off by 1e-7": (linear(lambda x, w, b: ((1 + 1e-7) * x, w, b)), LINEAR, "args[0]"),
     "diagonal of the Jacobian": (softmax(center=False), ROWS, "args[0]"),
     "2 % too large": (softmax(scale=1.02), ROWS, "args[0]"),
     "mean left out": (layer_norm(mean=False), (draw(5, 4), draw(4)), "args[0]"),

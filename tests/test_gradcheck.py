@@ -371,7 +371,9 @@ def test_a_report_in_markdown_and_as_an_assertion():
         assert [line.count("|") for line in lines[: 2 + len(report.rows)]] == [10] * (2 + len(report.rows))
         notes = lines[3 + len(report.rows) :]
         assert notes == (
-            [] if report.ok else [f"- 0 SumForMean, gradients {r.leaf}: {r.note}" for r in report.rows[:2]]
+            [f"- {note}" for note in report.notes]
+            if report.ok
+            else [f"- 0 SumForMean, gradients {r.leaf}: {r.note}" for r in report.rows[:2]]
         )
         if report.ok:
             report.raise_if_failed()

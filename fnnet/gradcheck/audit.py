@@ -1,6 +1,7 @@
 """The one entry for hand-written derivatives of functions: what was given, and what it is held to."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -136,6 +137,8 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
     static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     if isinstance(f, tuple | list) and len(f) == 2 and all(map(callable, f)):
         f = Pair(*f)
+    if isinstance(f, functools.partial) and isinstance(f.func, jax.custom_vjp | jax.custom_jvp):
+        f, args, keywords = f.func, (*f.args, *args), {**f.keywords, **keywords}
     if is_torch(f, args):
         options = {"reference": held.reference, "intended": held.intended, "points": held.points}
         return audit_torch(f, *args, static_argnums=static, **options)
@@ -181,8 +184,8 @@ def _rule(by: str, form: Form, arguments: Arguments, held: Held) -> Rule:
         plain, what = arguments.of(other), "what is intended" if held.intended else "the reference"
     elif form.must_have_rules and not rules_in(form.value, *arguments.dynamic, trust=held.trust):
         raise ValueError(
-            f"{by}: {form.name} has no hand-written derivative inside, so that there is nothing to audit; give {PAIR}, or "
-            "reference=, the same function written plainly"
+            f"{by}: {form.name} has no hand-written derivative inside but JAX's own, so that there is nothing to audit; give "
+            f"{PAIR}, or reference=, the same function written plainly"
         )
     forward_mode = form.equation == "jvp" and not _is_transposable(form.vjp, arguments.dynamic)
     inside = [rule for rule in rules_in(plain, *arguments.dynamic, trust=held.trust) if rule != form.name]
@@ -226,3 +229,14 @@ def _judged_by(rule: Rule, given: tuple) -> Rule:
         about = f"{JUDGE}, as {rule.about.removeprefix('autodiff of ')} cannot be differentiated by JAX ({reason} ...)"
         return dataclasses.replace(rule, measured=True, about=about)
     return rule
+
+
+def assert_gradients(f: Any, *args: Any, **options: Any) -> None:
+    """For tests: `audit`, with its table as the message of the failure.
+
+    Raises:
+        AssertionError: where a derivative is wrong, or nothing was tested.
+        ValueError: as `audit`.
+    """
+    __tracebackhide__ = True
+    audit(f, *args, **options).raise_if_failed()

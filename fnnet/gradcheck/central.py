@@ -14,8 +14,9 @@ import numpy as np
 
 from .verdicts import Subject, arrays, in_float64
 
-AGREE, DISAGREE = 1e-7, 1e-6
-"""How near two steps have to come to each other, and how far a derivative may be from them, relative to its size."""
+AGREE, DISAGREE, MOST_ENTRIES = 1e-7, 1e-6, 64
+"""How near two steps have to come to each other, and how far a derivative may be from them, relative to its size; how many
+entries are looked at one by one."""
 
 
 class Opinion(NamedTuple):
@@ -75,6 +76,45 @@ def supports_manual(subject: Subject, source: str, path: Any, case: int) -> bool
         if found is None or found.contradicts(found.manual) or (seed == 0 and not found.contradicts(found.autodiff)):
             return False
     return True
+
+
+def entries(
+    subject: Subject, source: str, path: Any, case: int, manual: np.ndarray, reference: np.ndarray
+) -> str | None:
+    """The verdict where autodiff is not finite in some entries, and central differences of each of these are; None where
+    manual is wrong, or nothing can be said."""
+    places = np.argwhere(~np.isfinite(reference))
+    size = max(np.max(np.abs(manual)), np.max(np.abs(reference[np.isfinite(reference)]), initial=0), 1e-30)
+    elsewhere = np.abs(manual - reference)[np.isfinite(reference)]
+    if subject.pairing is None or not 0 < len(places) <= MOST_ENTRIES or np.max(elsewhere, initial=0) > 1e-10 * size:
+        return None
+    verdict = "better than autodiff"
+    with jax.enable_x64(True):
+        f, tree = subject.pairing(source, *jax.tree.map(_placed, in_float64(subject.cases[case])))
+        at = [i for i, (where, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)) if where == (path or ())]
+        leaves, treedef = jax.tree.flatten(tree)
+        if len(at) != 1 or np.shape(leaves[at[0]]) != manual.shape:
+            return None
+        leaf = np.asarray(leaves[at[0]], np.float64)
+        for place in map(tuple, places):
+
+            def along(h: float, place: tuple = place) -> float:
+                moved = leaf.copy()
+                moved[place] += h
+                return float(f(treedef.unflatten([*leaves[: at[0]], jnp.asarray(moved), *leaves[at[0] + 1 :]])))
+
+            measured, step = slope(along, max(1.0, abs(leaf[place]))), 1e-6 * max(1.0, abs(leaf[place]))
+            left, right = (sign * (along(sign * step) - along(0.0)) / step for sign in (-1, 1))
+            if measured is not None and abs(measured - manual[place]) <= DISAGREE * max(size, abs(measured)):
+                continue
+            slack = 1e-4 * max(abs(left), abs(right))
+            if (
+                not abs(left - right) > slack
+                or not min(left, right) - slack <= manual[place] <= max(left, right) + slack
+            ):
+                return None
+            verdict = "both valid subgradients"
+    return verdict
 
 
 def slope(f: Callable[[float], float], size: float) -> float | None:

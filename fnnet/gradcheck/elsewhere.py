@@ -25,7 +25,7 @@ from .points import moved, structures
 from .report import Row
 from .rows import BETTER, easy, failed, fields, settled
 from .sides import Given, Plain, every_input, is_float, normals
-from .verdicts import Compared, Subject, differences, exactly, judge
+from .verdicts import TOLERANCE, Compared, Subject, differences, exactly, judge
 from .whole import MISFITS, Found, network_rows
 
 LARGER = 100.0
@@ -166,29 +166,30 @@ def composed_rows(audited: Audited, given: Given, u: Array, tolerance: float) ->
     m, n = given.x.shape[0], other.x.shape[0]
     u = normals(jax.ShapeDtypeStruct((n, *u.shape[1:]), u.dtype), 0)
 
-    def ways(terms: Terms, given: Given, u: Array) -> list[str]:
-        def subject(halves: bool) -> Subject:
+    def ways(halves: bool) -> list[str]:
+        def wrong(terms: Terms, given: Given, u: Array) -> list[str]:
             run = functools.partial(composed, Plain(net, (), terms.trusted), cost, twin, halves)
-            return Subject(run, [(given, u)], terms.dtype, run)
+            subject = Subject(run, [(given, u)], terms.dtype, run)
+            return [way for way in WAYS if way in subject and _differs(subject, way, tolerance)]
 
+        return audited.sharply(wrong, other, u)
+
+    rows: list[Row] = []
+    try:
+        wrong = ways(net.independent)
+    except MISFITS:  # of a layer that cannot be run in halves, or that has another twin
         try:
-            found, wrong = subject(net.independent), []
-        except MISFITS:  # of a layer that cannot be run in halves, or that has another twin
-            try:
-                found, wrong = subject(False), [WAYS[-1]]
-            except MISFITS:
-                return list(WAYS)
-        return wrong + [way for way in WAYS if way in found and _differs(found, way, tolerance)]
-
-    wrong, rows = audited.sharply(ways, other, u), []
+            wrong = [*ways(False), WAYS[-1]]
+        except MISFITS:
+            wrong = list(WAYS)
     if {"in two passes", "in one pass"} & set(wrong):
         rows = _wrong(audited.at(other, u).rows) or [Row("network", "backward", "", "fail", float("inf"))]
         rows = [_explained(row, f"wrong at m = {n}, right at m = {m}") for row in rows]
         return rows
     if wrong or not net.independent:
-        rows = audited.sharply(lambda terms, given: _claim_rows(net, given, terms, bool(wrong)), other)
+        rows = audited.sharply(lambda terms, given: _claim_rows(audited, given, terms, bool(wrong)), other)
     if wrong and not rows:
-        rows = audited.sharply(lambda terms, given: _twin_rows(net, twin, given, terms), other)
+        rows = audited.sharply(lambda terms, given: _twin_rows(audited, twin, given, terms), other)
     if wrong and not rows:
         rows = [
             Row("network", "in_loop", "", "fail", float("inf"), hint="in_loop() gives other gradients than the network")
@@ -205,39 +206,44 @@ def _differs(subject: Subject, way: str, tolerance: float) -> bool:
     return False
 
 
-def _twin_rows(net: Layer, twin: Layer, given: Given, terms: Terms) -> list[Row]:
-    """The layers whose own ``in_loop()`` is wrong, else the innermost composite."""
+def _twin_rows(audited: Audited, twin: Layer, given: Given, terms: Terms) -> list[Row]:
+    """The layer whose own ``in_loop()`` is wrong, else the innermost composite."""
+    net, key = audited.net, given.key
     inputs, about = every_input(net, given), {"key": None, "train": True, "mask": given.mask}
     for parts in (walk, composites):
-        for placed, other in zip(
-            parts(net, given.params, given.key), parts(twin, given.params, given.key), strict=False
-        ):
+        for placed, other in zip(parts(net, given.params, key), parts(twin, given.params, key), strict=False):
             if placed.layer == other.layer:
                 continue
-            if rows := _rows_of_twin(placed, other.layer, inputs[placed.place], {**about, "key": placed.key}, terms):
+            try:
+                rows = _rows_of_twin(placed, other.layer, inputs[placed.place], {**about, "key": placed.key}, terms)
+            except MISFITS as error:
+                if terms.dtype != audited.terms.dtype:
+                    raise
+                rows = [Row(placed.name, "in_loop", "", "fail", float("inf"), hint=f"{OF_TWIN}: {error}")]
+            if rows:
                 return rows
     return []
 
 
+OF_TWIN = "wrong in in_loop(), the twin that fit trains with"
+
+
 def _rows_of_twin(placed: Placed, twin: Layer, a_in: Array, about: dict[str, Any], terms: Terms) -> list[Row]:
-    hint = "wrong in in_loop(), the twin that fit trains with"
-    try:
-        rows = layer_rows(placed._replace(layer=twin), a_in, None, about["mask"], terms, differentiated=placed.layer)
-        outputs = [run_forward(layer, placed.params, a_in, **about)[0] for layer in (twin, placed.layer)]
-    except MISFITS as error:
-        return [Row(placed.name, "in_loop", "", "fail", float("inf"), hint=f"{hint}: {error}")]
+    rows = layer_rows(placed._replace(layer=twin), a_in, None, about["mask"], terms, differentiated=placed.layer)
+    outputs = [run_forward(layer, placed.params, a_in, **about)[0] for layer in (twin, placed.layer)]
     found = differences(Compared(*outputs))
     rows = [row for row in rows if failed(row)]
-    if not rows and found.difference > 1e-10:
+    if not rows and found.difference > TOLERANCE[terms.dtype]:
         rows = [Row(placed.name, "forward", "", "fail", *fields(found))]
     return [
-        dataclasses.replace(_explained(row, hint), layer=placed.name, equation=f"in_loop {row.equation}")
+        dataclasses.replace(_explained(row, OF_TWIN), layer=placed.name, equation=f"in_loop {row.equation}")
         for row in rows
     ]
 
 
-def _claim_rows(net: Layer, given: Given, terms: Terms, every: bool) -> list[Row]:
+def _claim_rows(audited: Audited, given: Given, terms: Terms, every: bool) -> list[Row]:
     """The first layer that says ``independent = True`` and is not, the inner ones first; only of users' unless ``every``."""
+    net = audited.net
     inputs = every_input(net, given)
     for placed in [*walk(net, given.params, given.key), *composites(net, given.params, given.key)]:
         layer, a_in = placed.layer, inputs[placed.place]
@@ -255,6 +261,8 @@ def _claim_rows(net: Layer, given: Given, terms: Terms, every: bool) -> list[Row
         try:
             subject = Subject(run, [case], terms.dtype, run)
         except MISFITS as error:
+            if terms.dtype != audited.terms.dtype:
+                raise
             return [_claim(row, f"a batch in two halves raises {error}")]
         for name in subject.values[0]:
             (compared,) = subject.compared(name)

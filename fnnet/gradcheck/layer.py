@@ -116,7 +116,8 @@ def layer_rows(
     for path in paths if shown is not None else ():
         rows.append(row("gradients", keystr(path), path=path, chained=in_place(whole, path), scales=scales))
     if "output_error" in subject:
-        rows.append(row("output_error"))
+        for path, _ in tree_leaves_with_path(subject.values[0]["output_error"].autodiff):
+            rows.append(row("output_error", keystr(path), path=path))
     for equation in ("backward", "output_backward"):
         if f"{equation} da_in" not in subject:
             continue

@@ -25,7 +25,7 @@ from .elsewhere import Audited, elsewhere_rows
 from .layer import Terms
 from .mistakes import of_penalty
 from .report import Report, Row
-from .rows import SUBGRADIENTS, check_concrete, dtype_of, fields, judged, reported, settled
+from .rows import APPROXIMATE, ROUGHLY, SUBGRADIENTS, check_concrete, dtype_of, fields, judged, reported, settled
 from .rules import name_of, sources, sources_in
 from .sides import Given, gradient_without_rules, is_float, normals, penalty_gradient, traced
 from .verdicts import TOLERANCE, Subject, differences
@@ -129,7 +129,8 @@ def _audited(
     rows = settled(rows, (given.params, given.x), functools.partial(_beside, net, cost, given, u, terms))
     if not any(row.verdict in ("fail", "consequence") for row in rows):
         progress.step("other numbers and another number of examples")
-        found, more = elsewhere_rows(Audited(net, cost, terms), given, u, TOLERANCE["float64"])
+        tolerance = ROUGHLY if any(row.verdict == APPROXIMATE for row in rows) else TOLERANCE["float64"]
+        found, more = elsewhere_rows(Audited(net, cost, terms), given, u, tolerance)
         wrong = {(row.layer, row.equation, row.leaf) for row in found}
         rows = found + [row for row in rows if (row.layer, row.equation, row.leaf) not in wrong]
         notes += more

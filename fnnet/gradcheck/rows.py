@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from .central import opinion, supports_manual
+from .central import entries, opinion, supports_manual
 from .mistakes import Failure, explain
 from .points import moved
 from .report import Report, Row
@@ -23,15 +23,21 @@ from .verdicts import (
     Differences,
     Subject,
     between,
+    bound_of,
     differences,
+    distance,
     exactly,
     in_float64,
     judge,
+    largest,
     rounding,
     wide,
 )
 
-SUBGRADIENTS, BETTER = "both valid subgradients", "better than autodiff"
+SUBGRADIENTS, BETTER, APPROXIMATE = "both valid subgradients", "better than autodiff", "approximate"
+NEARLY, ROUGHLY = 1e-8, 1e-7
+"""How far off in float64 is approximate, and how far off is what follows from it."""
+FAINT = "off by less than 1e-7 of the largest entry"
 NOT_EVEN_AUTODIFF = (
     "autodiff itself differs from finite differences: a stop_gradient, or a hand-written rule inside forward"
 )
@@ -75,7 +81,7 @@ def reported(
 
 def settled(rows: list[Row], given: Any, audited: Callable[[Any], list[Row]]) -> list[Row]:
     """Consequences of nothing but a choice of subgradients, or of an autodiff that is not exact, are such a choice too, if
-    there are none beside the kink, or where numbers are moderate."""
+    there are none beside the kink, or where numbers are moderate; of an approximate equation, if they are as small."""
     draw = functools.partial(beside, np.random.default_rng(0))
     for cause, point in ((SUBGRADIENTS, draw), (BETTER, easy)):
         verdicts = {row.verdict for row in rows}
@@ -84,7 +90,18 @@ def settled(rows: list[Row], given: Any, audited: Callable[[Any], list[Row]]) ->
         there = exactly(audited, point(given))
         if there is not None and not any(row.verdict in ("consequence", "fail") for row in there):
             rows = [dataclasses.replace(row, verdict=cause) if row.verdict == "consequence" else row for row in rows]
+    if APPROXIMATE in {row.verdict for row in rows}:
+        rows = [
+            dataclasses.replace(row, verdict=APPROXIMATE) if (row.verdict, row.hint) == ("consequence", FAINT) else row
+            for row in rows
+        ]
     return rows
+
+
+def faint(found: Differences, dtype: str) -> str:
+    """`FAINT` for a difference that an approximate equation may have made."""
+    apart = found.difference if np.isnan(found.in_float64) else found.in_float64
+    return FAINT if apart <= ROUGHLY and found.difference <= bound_of(dtype) * 4 else ""
 
 
 def easy(tree: Any) -> Any:
@@ -144,9 +161,10 @@ def product_rows(subject: Subject, name: str) -> list[Row]:
     if sharp > TOLERANCE[dtype] and sharp > TOLERANCE[subject.inner]:
         verdict = "consequence"
     else:
-        verdict = "pass" if found.difference <= TOLERANCE[subject.dtype] else "precision"
+        verdict = "pass" if found.difference <= bound_of(subject.dtype) else "precision"
         verdict = verdict if np.any(compared.autodiff) else "vacuous"
-    return [Row(name, "backward", "⟨u, Jv⟩", verdict, *fields(found))]
+    hint = faint(found, subject.dtype) if verdict == "consequence" else ""
+    return [Row(name, "backward", "⟨u, Jv⟩", verdict, *fields(found), hint=hint)]
 
 
 def judged(
@@ -180,13 +198,48 @@ def judged(
         if verdict == "fail" and supports_manual(subject, source, path, case):
             return dataclasses.replace(row, verdict=BETTER, hint="central differences agree with manual")
     if verdict == "fail":
-        return _explained(row, subject, source, path, case, compared[case], found, about)
+        better = _better(row, subject, source, path, case, compared[case], scales[0])
+        return better or _explained(row, subject, source, path, case, compared[case], found, about)
     if chained is not None and whole is not None and judge(whole, chained[1], scales[1]) == "fail":
-        return dataclasses.replace(row, verdict="consequence")
+        return dataclasses.replace(row, verdict="consequence", hint=faint(whole, subject.dtype))
+    if verdict == "precision" and found.manual_error <= bound_of(subject.dtype) < found.autodiff_error:
+        return dataclasses.replace(row, verdict=BETTER, hint="nearer to float64 than autodiff is")
     if found.size == 0:
         return dataclasses.replace(row, verdict="vacuous")
     tiny = verdict == "pass" and found.size < rounding(subject.dtype) * scales[0]
     return dataclasses.replace(row, verdict="zero to rounding") if tiny else row
+
+
+def _better(
+    row: Row, subject: Subject, source: str, path: Any, case: int, compared: Compared, scale: float
+) -> Row | None:
+    """The row where autodiff is off and manual is not, as more digits tell, or differences where autodiff is not finite."""
+    manual, reference = compared[:2] if compared.autodiff64 is None else compared[2:]
+    if np.shape(manual) != np.shape(reference) or not np.size(reference) or not np.isfinite(wide(manual)).all():
+        return None
+    truth = subject.truth(case, source, path)
+    if truth is not None and np.isfinite(truth).all():
+        exact = Compared(compared.manual, truth) if compared.autodiff64 is None else compared._replace(autodiff64=truth)
+        found, ours, theirs = (
+            differences(exact),
+            *(distance(side, truth, largest(truth)) for side in (manual, reference)),
+        )
+        near = judge(found, subject, scale, subject.tolerance(source, path)) != "fail" or ours <= NEARLY
+        if (
+            near
+            and ours < theirs
+            and (found.manual_error <= 4 * bound_of(subject.dtype) or np.isnan(found.manual_error))
+        ):
+            hint = f"with 60 digits manual is off by {ours:.1g}, autodiff by {theirs:.1g}"
+            return dataclasses.replace(row, verdict=BETTER, hint=hint)
+    verdict = entries(subject, source, path, case, wide(manual), wide(reference))
+    if verdict is None:
+        return None
+    if verdict == SUBGRADIENTS:
+        return dataclasses.replace(row, verdict=verdict, hint="at kinks or ties, where either value is a derivative")
+    return dataclasses.replace(
+        row, verdict=verdict, hint="central differences agree with manual, autodiff is not finite"
+    )
 
 
 def _explained(
@@ -223,8 +276,12 @@ def _explained(
         return dataclasses.replace(
             row, verdict=SUBGRADIENTS, hint="at kinks or ties, where either value is a derivative"
         )
-    failure = Failure(manual, reference, max(100 * tolerance, 1e-8))
+    apart = found.in_float64 if exact else found.difference
+    nearly = tolerance < apart <= NEARLY
+    failure = Failure(manual, reference, apart / 100 if nearly else max(100 * tolerance, 1e-8))
     text, example = explain(failure if about is None else about(failure, source, path, case))
+    if nearly and not text and (np.isnan(found.manual_error) or found.manual_error <= 4 * bound_of(subject.dtype)):
+        return dataclasses.replace(row, verdict=APPROXIMATE, hint=f"approximate, to {apart:.0e} of the largest entry")
     return dataclasses.replace(row, hint=text, example=example)
 
 

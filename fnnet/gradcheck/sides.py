@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.tree_util import tree_leaves_with_path
 
 from ..activations import at_least_float32
 from ..backpropagation import backprop, value_and_grad
 from ..costs import Cost
-from ..layers._composite import add, composites, concatenate, is_walked, output_place, visited, walk
+from ..layers._composite import add, bottom, composites, concatenate, is_walked, output_place, visited, walk
 from ..layers._layer import Layer, Params, keywords, run_forward
 from ..programs import program
 from .rules import without_rules
@@ -73,6 +74,10 @@ def compiled_once(*, fixed: int) -> Callable[[Callable], Callable]:
     def decorate(f: Callable) -> Callable:
         @functools.wraps(f)
         def run(*args: Any) -> Any:
+            if any(
+                isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args[fixed:])
+            ):  # options are for whole programs
+                return f(*args)
             options = QUICK if jax.default_backend() == "cpu" else ()
             return program(f, *args[:fixed], compiler_options=options)(*args[fixed:])
 
@@ -257,8 +262,8 @@ def products(u: Any, moved: Any, pulled: Any, v: Any) -> Two:
 
 
 def probe_for(layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array) -> Any:
-    """Zeros shaped as `_like` says; None for a layer without ``probe``."""
-    if "probe" not in keywords(type(layer)):
+    """Zeros shaped as `_like` says; None for a layer without ``probe``, or with parts without."""
+    if any("probe" not in keywords(type(part)) for part in (layer, *bottom(layer))):
         return None
 
     def like(params: Params, a_in: Array) -> Any:
@@ -345,6 +350,31 @@ def cost_derivative(net: Layer, cost: Cost, given: Given, plain: Plain | None = 
     activation, z = output
     autodiff = jax.grad(of(lambda z: m * cost(activation(z), y, weights=weights, output=(activation, z))))(z)
     return {"output_error": Two(delta, autodiff)}
+
+
+def activation_of(net: Layer, given: Given) -> Any:
+    """The activation of the net's output, None where there is none."""
+    found = []
+
+    def forward(given: Given) -> None:
+        _, cache = run_forward(net, given.params, given.x, key=given.key, train=True, mask=given.mask)
+        output = net.output(given.params, cache)
+        found.append(None if output is None else output[0])
+
+    jax.eval_shape(forward, given)
+    return found[0]
+
+
+@compiled_once(fixed=2)
+def two_forms(cost: Cost, activation: Any, z: Array, y: Any, weights: Any) -> dict[str, Two]:
+    """C from z and from a = σ(z), at several z."""
+
+    def forms(z: Array) -> tuple[Array, Array]:
+        a = activation(z)
+        return cost(a, y, weights=weights, output=(activation, z)), cost(a, y, weights=weights)
+
+    of_each = [forms(one) for one in z]
+    return {"terms": Two(*map(jnp.stack, zip(*of_each, strict=True)))}
 
 
 def penalty_gradient(params: Params, penalty: Any, n_examples: Any) -> dict[str, Two]:

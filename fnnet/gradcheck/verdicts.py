@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .decimals import precisely
 from .sides import is_float, leaf_at
 
 TOLERANCE = {"float64": 1e-10, "float32": 64 * 2.0**-23, "float16": 16 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
@@ -100,11 +101,19 @@ class Subject:
 
     @functools.cached_property
     def inner(self) -> str:
-        """The narrowest dtype that a float64 is rounded to on the way forward."""
-        closed = exactly(jax.make_jaxpr(self.forward), *self.cases[0])
-        if closed is None:
-            return "float64"
-        return max(_narrowed(closed.jaxpr), key=TOLERANCE.__getitem__, default="float64")
+        """The narrowest dtype that a float64 is rounded to, on the way forward or back."""
+        programs = (exactly(jax.make_jaxpr(f), *self.cases[0]) for f in (self.forward, self.run))
+        found = (name for closed in programs if closed is not None for name in _narrowed(closed.jaxpr))
+        return max(found, key=TOLERANCE.__getitem__, default="float64")
+
+    def truth(self, case: int, equation: str, path: Any) -> np.ndarray | None:
+        """The reference with more digits than float64 has; None where it cannot be had."""
+
+        def pick(sides: dict[str, Any]) -> Any:
+            return leaf_at(path or (), sides[equation].autodiff)
+
+        found = precisely(self.run, in_float64(self.cases[case]), pick)
+        return found[0] if found is not None and len(found) == 1 else None
 
     def nearby(self, case: int, equation: str, path: Any) -> Iterator[np.ndarray]:
         """Autodiff in float64 at points that are a hair's breadth away, one at random after another."""
@@ -183,7 +192,7 @@ def _along(manual: Any, autodiff: Any) -> float:
 def judge(found: Differences, subject: Subject, scale: float = 0.0, inner: float = TOLERANCE["float64"]) -> str:
     """ "pass", "precision" or "fail". ``scale`` is the layer's largest gradient: what is below 100 eps of it is rounding;
     ``inner`` is the tolerance in float64."""
-    bound = max(TOLERANCE[subject.dtype], inner)
+    bound = max(bound_of(subject.dtype), inner)
     agrees = _agree(found.difference, found.size, bound, rounding(subject.dtype) * scale)
     doubled = not np.isnan(found.in_float64)
     apart = found.in_float64 if doubled else found.difference
@@ -205,6 +214,23 @@ def judge(found: Differences, subject: Subject, scale: float = 0.0, inner: float
 def _agree(apart: float, size: float, bound: float, floor: float) -> bool:
     """Within the bound, or both below the floor."""
     return apart <= bound or (0 < size < floor and apart * size <= floor)
+
+
+def bound_of(dtype: str) -> float:
+    """How far apart rounding puts two right results; in float32 the products may be those of TF32 or bfloat16."""
+    return max(TOLERANCE[dtype], 8 * product_error()) if dtype == "float32" else TOLERANCE[dtype]
+
+
+def product_error() -> float:
+    """How exact a product of float32 is, by the precision in force on this backend."""
+    return _product_error(jax.default_backend(), str(jax.config.jax_default_matmul_precision))
+
+
+@functools.cache
+def _product_error(backend: str, precision: str) -> float:
+    a, b = np.random.default_rng(0).standard_normal((2, 64, 64)).astype(np.float32)
+    exact = wide(a) @ wide(b)
+    return float(np.max(np.abs(wide(jnp.asarray(a) @ jnp.asarray(b)) - exact)) / np.max(np.abs(exact)))
 
 
 def rounding(dtype: str) -> float:

@@ -16,9 +16,31 @@ from .central import opinion, supports_manual
 from .layer import Chained, Terms, layer_rows
 from .mistakes import of_cost, of_function
 from .report import Row
-from .rows import BETTER, NOT_EVEN_AUTODIFF, failed, fields, function_rows, judged, product_rows, with_forward_mode
-from .sides import Given, Plain, compiled_once, every_input, inputs_of, is_float, normals, split_error, whole_network
-from .verdicts import TOLERANCE, Subject, differences, judge, largest
+from .rows import (
+    BETTER,
+    NOT_EVEN_AUTODIFF,
+    failed,
+    faint,
+    fields,
+    function_rows,
+    judged,
+    product_rows,
+    with_forward_mode,
+)
+from .sides import (
+    Given,
+    Plain,
+    activation_of,
+    compiled_once,
+    every_input,
+    inputs_of,
+    is_float,
+    normals,
+    split_error,
+    two_forms,
+    whole_network,
+)
+from .verdicts import TOLERANCE, Compared, Subject, differences, exactly, judge, largest
 
 MISFITS = (TypeError, ValueError, NotImplementedError)
 
@@ -85,6 +107,8 @@ def network_rows(
         if cost is not None and equation in whole:
             about = functools.partial(of_cost, net, cost, whole)
             rows.insert(0, judged(f"cost {cost}", whole, equation, about=about, finite=terms.finite))
+    if cost is not None and "output_error" in whole:
+        rows.insert(1, _terms_row(net, cost, given, whole.best(0)["output_error"].autodiff, terms))
     rows += [*composed, *product_rows(whole, "network")]
     if terms.finite and not any(map(failed, rows)) and {row.verdict for row in composed or rows} & {BETTER}:
         rows = [dataclasses.replace(row, verdict=BETTER) if row.verdict == "consequence" else row for row in rows]
@@ -122,6 +146,23 @@ def _wiring_rows(net: Layer, given: Given, terms: Terms) -> list[Row]:
     return []
 
 
+def _terms_row(net: Layer, cost: Cost, given: Given, z: Any, terms: Terms) -> Row:
+    """The two forms of a cost, from a and from z, at moderate z, where neither loses precision."""
+    activation = activation_of(net, given)
+    case = np.random.default_rng(0).standard_normal((2, *np.shape(z))), given.y, given.weights
+    run = functools.partial(two_forms, cost, activation)
+    found, dtype = exactly(run, *case), "float64"
+    if found is None:
+        found, dtype = run(*jax.tree.map(lambda a: a.astype(terms.dtype) if is_float(a) else a, case)), terms.dtype
+    compared = Compared(*found["terms"])
+    apart = differences(compared)
+    if apart.difference <= TOLERANCE[dtype]:
+        return Row(f"cost {cost}", "terms", "", "pass", *fields(apart))
+    manual, reference = (float(side[0]) for side in compared[:2])
+    hint = f"two different costs: C = {manual:.6g} from z and C = {reference:.6g} from a"
+    return Row(f"cost {cost}", "terms", "", "fail", *fields(apart), hint=hint)
+
+
 def _pairing(net: Layer, cost: Cost, source: str, given: Given, *_: Any) -> tuple[Callable, Any]:
     """C as a function of the parameters, or m C as one of what the cost is a function of, a or z."""
     params, x, y, key, mask, weights = given
@@ -156,7 +197,8 @@ def _composed_rows(whole: Subject, finite: bool = False) -> list[Row]:
         if verdict == "fail":
             rounded = found.in_float64 <= TOLERANCE["float64"] and np.isfinite(found.difference)
             verdict = "precision" if rounded else "consequence"
-        row = Row("network", name, "", verdict if found.size else "vacuous", *fields(found))
+        hint = faint(found, whole.dtype) if verdict == "consequence" else ""
+        row = Row("network", name, "", verdict if found.size else "vacuous", *fields(found), hint=hint)
         third = opinion(whole, name, None, 0) if finite else None
         if third is not None:
             row = dataclasses.replace(row, finite_difference=third.manual)
