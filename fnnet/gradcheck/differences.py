@@ -7,6 +7,7 @@ there is a kink.
 """
 
 import itertools
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from .verdicts import wide
 REMEDY = "give reference=, a plain function that can be differentiated, or audit it at another point"
 JUDGE = "central differences of fourth order in float64"
 EVERY, SAMPLE, DIRECTIONS, FEW = 512, 256, 16, 4
+SECONDS = 2
 FINE = 26, 36
 ROUNDS = (  # the powers of 1/2 that are tried, until an entry is settled
     (*range(7, 12), *FINE),
@@ -130,7 +132,19 @@ def measured(f: Function, array: int, every: int = EVERY) -> list[Piece]:
     (base,), _ = f.values(f.x[None])
     if not np.isfinite(base):
         raise NoJudge("the function is not finite at this point: there is nothing to differentiate; audit it elsewhere")
-    return [_trusted(f, piece) for piece in _pieces(f, f.parts()[array], every)]
+    return [_trusted(f, piece) for piece in _pieces(f, f.parts()[array], min(every, _affordable(f)))]
+
+
+def _affordable(f: Function) -> int:
+    """How many entries can be measured in a few seconds: a power of 2, and some in any case."""
+    points = np.tile(f.x, (f.at_once, 1))
+    took = []
+    for _ in range(2):  # the first compiles
+        start = time.perf_counter()
+        f.values(points)
+        took.append(time.perf_counter() - start)
+    entries = SECONDS * f.at_once / (min(took) * 2 * len(ROUNDS[0]))
+    return int(2 ** np.clip(np.log2(max(entries, 1)) // 1, 6, 20))
 
 
 def along_directions(f: Function, array: int, *_: int) -> list[Piece]:
@@ -153,8 +167,9 @@ def _pieces(f: Function, part: slice, every: int) -> Iterator[Piece]:
     if n <= every:
         yield Piece("", part, np.arange(n), slopes(f, part, np.arange(n)))
         return
-    some = np.sort(draw.choice(n, SAMPLE, replace=False))
-    yield Piece(f"{SAMPLE} of {n} entries", part, some, slopes(f, part, some))
+    count = min(SAMPLE, every)
+    some = np.sort(draw.choice(n, count, replace=False))
+    yield Piece(f"{count} of {n} entries", part, some, slopes(f, part, some))
     ways = _ways(f, part, DIRECTIONS)
     yield Piece(f"{DIRECTIONS} random directions", part, ways, slopes(f, part, ways))
 
@@ -203,7 +218,7 @@ def slopes(f: Function, part: slice, directions: np.ndarray) -> Slopes:
     stands_still = _stands_still(f, part)
     found = Slopes(*(np.full(k, np.nan) for _ in Slopes._fields))
     left = np.arange(k)  # those that are not settled
-    for powers in ROUNDS:
+    for powers in (ROUNDS[0], ROUNDS[-1]) if stands_still else ROUNDS:
         asked = sizes[left, None] * 0.5 ** np.array(powers)
         at = left[:, None], np.array(powers)[None]
         rise[at], size[at], t[at] = _evaluated(f, part, directions[left], np.stack([asked, -asked], axis=-1))

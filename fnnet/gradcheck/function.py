@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from .differences import NoJudge
+from .differences import NoJudge, along_directions, measured
 from .function_mistakes import Program, of_function
 from .measured import measured_rows, measured_vjp
 from .points import Point, structures, widened
@@ -235,7 +235,8 @@ def _measured_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[
     value = values(rule, args)
     if not largest(value) < bound:
         return None
-    subject = measured_vjp(plain, floats, u, manual, dtype)
+    measure = measured if bound == np.inf else along_directions
+    subject = measured_vjp(plain, floats, u, manual, dtype, measure)
     found = manual_side(rule, args, u)
     about = functools.partial(of_function, subject, _batch(rule, args, u), None)
     rows = _extra_rows(rule, args, found["places"])
@@ -311,11 +312,16 @@ def _is_flat(rule: Rule, rows: list[Row]) -> bool:
 def _there(row: Row, wrong: list[Row], rule: Rule, args: tuple, point: Point) -> Row:
     """A row with what was found at another point, and where alone the rule holds."""
     for other in wrong:
-        if (other.equation, other.leaf) == (row.equation, row.leaf):
+        if _place(other) == _place(row):
             why = _right_only_where(other, rule, args, point)
             place = f"right at the given point, wrong at {point.name}"
             return dataclasses.replace(other, hint="; ".join(part for part in (why or place, other.hint) if part))
     return row
+
+
+def _place(row: Row) -> tuple[str, str]:
+    """The array that a row is about, of which a part may have been measured."""
+    return row.equation, row.leaf.partition(" (")[0]
 
 
 def _right_only_where(row: Row, rule: Rule, args: tuple, point: Point) -> str:
@@ -330,9 +336,7 @@ def _right_only_where(row: Row, rule: Rule, args: tuple, point: Point) -> str:
             leaves = [made if i == j else other for j, (_, other) in enumerate(there)]
             restored = jax.tree.unflatten(jax.tree.structure(args), leaves)
             rows = _elsewhere(rule, point._replace(args=restored))
-            if rows is not None and not any(
-                failed(r) and (r.equation, r.leaf) == (row.equation, row.leaf) for r in rows
-            ):
+            if rows is not None and not any(failed(r) and _place(r) == _place(row) for r in rows):
                 return f"right only where {rule.arguments[path[0].idx]}{keystr(path[1:])} {words} as at the given point"
     return ""
 

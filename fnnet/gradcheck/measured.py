@@ -195,7 +195,14 @@ def _one_by_one(outputs: Callable, count: int, options: Any) -> Callable:
     ]
 
 
-def measured_vjp(plain: Callable, args: tuple, cotangent: Any, manual: Callable, dtype: str) -> Measured:
+def measured_vjp(
+    plain: Callable,
+    args: tuple,
+    cotangent: Any,
+    manual: Callable,
+    dtype: str,
+    measure: Callable[..., list[Piece]] = measured,
+) -> Measured:
     """The subject of an audit of a hand-written rule by differences, for `measured_rows`.
 
     Args:
@@ -204,9 +211,10 @@ def measured_vjp(plain: Callable, args: tuple, cotangent: Any, manual: Callable,
         cotangent: of out.
         manual: (args, cotangent) -> {"args[0]['w']": the rule's cotangent of that leaf}; called in float64 as well.
         dtype: the audit's.
+        measure: as `measured`, or `along_directions`, which is less work.
 
     Raises:
         NoJudge: where the differences are too uncertain.
     """
     f = of_program(plain, args, cotangent)
-    return Measured("backward", f, manual, (args, cotangent), dtype, lambda args, _: plain(*args))
+    return Measured("backward", f, manual, (args, cotangent), dtype, lambda args, _: plain(*args), measure)
