@@ -216,7 +216,7 @@ def turned(f: Failure) -> Explanation | None:
     first = 1 if f.per_example else 0
     axes = range(first if f.is_layer else 0, f.reference.ndim)
     spatial = tuple(axes)[: max(0, len(axes) - (1 if f.per_example else 2))]
-    if len(spatial) > (0 if f.is_layer else 1) and f.gives(np.flip(f.reference, spatial)):
+    if len(spatial) > 1 and f.gives(np.flip(f.reference, spatial)):
         return Explanation("rotated by 180°")
     for i, j in itertools.combinations(axes, 2):
         if f.gives(np.swapaxes(f.reference, i, j)):
