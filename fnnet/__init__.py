@@ -22,7 +22,7 @@ from .activations import (
 from .backpropagation import Backprop, backprop, objective, value_and_grad
 from .calibration import calibrate
 from .costs import Cost, accuracy, cross_entropy, log_likelihood, quadratic
-from .gradcheck import Report, Row, audit, check_gradient, check_layer, check_vjp, compare_gradients
+from .gradcheck import Report, Row, assert_gradients, audit, check_gradient, check_layer, check_vjp, compare_gradients
 from .interop import as_function, from_torch, manual_vjp, to_torch
 from .layers import (
     GRU,
@@ -112,7 +112,7 @@ __all__ = [
     # weights of PyTorch's recurrent layers
     "from_torch", "to_torch",
     # manual against autodiff
-    "Report", "Row", "audit", "check_gradient", "check_layer", "check_vjp", "compare_gradients",
+    "Report", "Row", "assert_gradients", "audit", "check_gradient", "check_layer", "check_vjp", "compare_gradients",
     # training
     "Diverged", "EarlyStopping", "History", "L1", "L2", "Sweep", "TrainingState", "adam", "adamw", "apply_updates",
     "calibrate", "chain", "clip", "clip_by_global_norm", "evaluate", "fit", "load", "save", "sgd", "sweep",

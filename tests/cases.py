@@ -46,6 +46,21 @@ class Case:
         return self.name
 
 
+def gpt_block(n, attention, *, norm=None, wide=4):
+    """The two residual branches of a pre-norm block."""
+    return (
+        fn.Residual(norm or fn.LayerNorm(), fn.Dense(3 * n, fn.linear), attention, fn.Dense(n, fn.linear)),
+        fn.Residual(fn.LayerNorm(), fn.Dense(wide * n, fn.gelu), fn.Dense(n, fn.linear)),
+    )
+
+
+def gpt(vocabulary, n, body, *, head=fn.softmax, tied=True):
+    """A GPT with biases, so that every leaf has a gradient, of the layers of the body."""
+    ends = fn.LayerNorm(), fn.Dense(vocabulary, head, bias=False)
+    net = fn.Network(fn.Embedding(vocabulary, n), fn.Position(), *body, *ends)
+    return fn.Tied(net, "0.w", "-1.w") if tied else net
+
+
 def thorough(*values):
     """Parameters of a test that the default run leaves out."""
     return [pytest.param(value, marks=pytest.mark.thorough) for value in values]

@@ -496,7 +496,10 @@ class TestReport:
         monkeypatch.setattr(network, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         assert fn.compare_gradients(*args).ok
         told = capsys.readouterr().err.splitlines()
-        assert told == ["auditing layer 0 Dense (1 of 2), 6 s so far"]
+        assert told == [
+            "auditing layer 0 Dense (1 of 2), 6 s so far",
+            "auditing other numbers and another number of examples, 12 s so far",
+        ]
 
 
 @pytest.mark.parametrize("change", ["noise", "offset"])
@@ -542,12 +545,19 @@ class TestHardCases:
     def test_a_custom_vjp_inside(self):
         report = fn.check_layer(self.Squared(), {}, normal((5, 4)), finite_differences=True)
         assert report.ok
-        assert "network" not in {row.layer for row in report.rows}
+        assert ("rule squared", "pass") in {(row.equation, row.verdict) for row in report.rows}
         assert fn.check_vjp(lambda x: (squared(x), x), lambda r, g: (2 * r * g,), normal((5, 4))).ok
-        wrong = fn.check_layer(self.WronglySquared(), {}, normal((5, 4)), finite_differences=True)
-        row = next(row for row in wrong.rows if row.equation == "propagate")
-        assert wrong.ok  # autodiff runs the wrong rule too ...
+        wrong = fn.check_layer(self.WronglySquared(), {}, normal((5, 4)))
+        assert [row.equation for row in wrong.rows if row.verdict == "fail"] == ["propagate", "rule wrongly_squared"]
+        trusted = fn.check_layer(self.WronglySquared(), {}, normal((5, 4)), trust=(wrongly_squared,))
+        assert trusted.ok  # autodiff runs the wrong rule too ...
+        third = fn.check_layer(
+            self.WronglySquared(), {}, normal((5, 4)), trust=(wrongly_squared,), finite_differences=True
+        )
+        row = next(row for row in third.rows if row.equation == "propagate")
         assert row.finite_difference == pytest.approx(0.5, rel=1e-5)  # ... and central differences tell
+        assert (row.verdict, third.ok) == ("fail", False)
+        assert "autodiff itself differs from finite differences" in row.hint
 
     @fn.layer
     class WronglySquared:

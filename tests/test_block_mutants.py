@@ -16,7 +16,7 @@ from fnnet.layers import _attention as equations
 from fnnet.layers import _norm as norm
 from fnnet.layers._layer import run_forward
 
-from .cases import thorough
+from .cases import gpt, gpt_block, thorough
 from .test_mutants import Mutant, on
 
 V, T, N, HEADS = 7, 4, 8, 2
@@ -158,19 +158,11 @@ BY_DEFAULT = {
 }
 
 
-def gpt(mutant: Mutant) -> fn.Tied:
+def planted(mutant: Mutant) -> fn.Tied:
     """A tied GPT of one block with the mutant at 2.1.0, a normalisation, or at 2.1.2, attention."""
     wrong = mutant.planted()
     first, attention = (fn.LayerNorm(), wrong) if isinstance(wrong, fn.Attention) else (wrong, fn.Attention(HEADS))
-    net = fn.Network(
-        fn.Embedding(V, N),
-        fn.Position(),
-        fn.Residual(first, fn.Dense(3 * N, fn.linear), attention, fn.Dense(N, fn.linear)),
-        fn.Residual(fn.LayerNorm(), fn.Dense(2 * N, fn.gelu), fn.Dense(N, fn.linear)),
-        fn.LayerNorm(),
-        fn.Dense(V, fn.softmax, bias=False),
-    )
-    return fn.Tied(net, "0.w", "-1.w")
+    return gpt(V, N, gpt_block(N, attention, norm=first, wide=2))
 
 
 def test_the_mutants():
@@ -184,7 +176,7 @@ def test_the_mutants():
     [pytest.param(m, id=m.name, marks=() if m.name in BY_DEFAULT else pytest.mark.thorough) for m in MUTANTS],
 )
 def test_a_mutant_in_a_block_is_named_and_explained(mutant):
-    net, draw = gpt(mutant), np.random.default_rng(0)
+    net, draw = planted(mutant), np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), (T,)))
     params = jax.tree.map(lambda leaf: jnp.asarray(0.5 + 0.5 * draw.standard_normal(leaf.shape)), shapes)
     tokens = jnp.asarray(draw.integers(V, size=(5, T + 1)))

@@ -6,18 +6,9 @@ import pytest
 
 import fnnet as fn
 
-from .cases import assert_agree, thorough
+from .cases import assert_agree, gpt, gpt_block, thorough
 
 N, STEPS, VOCABULARY = 32, 32, 65
-
-
-def gpt(body, layers=4):
-    block = fn.Network(
-        fn.Residual(fn.LayerNorm(), fn.Dense(3 * N, fn.linear), fn.Attention(4), fn.Dense(N, fn.linear)),
-        fn.Residual(fn.LayerNorm(), fn.Dense(4 * N, fn.gelu), fn.Dense(N, fn.linear)),
-    )
-    ends = fn.LayerNorm(), fn.Dense(VOCABULARY, fn.softmax, bias=False)
-    return fn.Tied(fn.Network(fn.Embedding(VOCABULARY, N), fn.Position(), *body(block, layers), *ends), "0.w", "-1.w")
 
 
 def written_out(block, n):
@@ -33,7 +24,7 @@ def recomputed(block, n):
 
 
 def problem(body, layers=4):
-    net = gpt(body, layers)
+    net = gpt(VOCABULARY, N, body(fn.Network(*gpt_block(N, fn.Attention(4))), layers))
     x = jax.random.randint(jax.random.key(1), (8, STEPS), 0, VOCABULARY)
     return net, net.init(jax.random.key(0), (STEPS,)), x, jnp.roll(x, -1, 1)
 

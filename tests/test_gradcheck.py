@@ -355,7 +355,7 @@ def test_weights_and_integer_inputs():
     x, y = jnp.arange(20).reshape(5, 4) % 3, jnp.zeros((5, 3))
     report = fn.compare_gradients(net, fn.cross_entropy, params, x, y, weights=jnp.linspace(0, 1, 5))
     assert report.ok
-    assert {row.verdict for row in report.rows if row.equation == "propagate"} == {"vacuous"}
+    assert "propagate" not in {row.equation for row in report.rows}
 
 
 def test_a_report_in_markdown_and_as_an_assertion():
@@ -371,7 +371,9 @@ def test_a_report_in_markdown_and_as_an_assertion():
         assert [line.count("|") for line in lines[: 2 + len(report.rows)]] == [10] * (2 + len(report.rows))
         notes = lines[3 + len(report.rows) :]
         assert notes == (
-            [] if report.ok else [f"- 0 SumForMean, gradients {r.leaf}: {r.note}" for r in report.rows[:2]]
+            [f"- {note}" for note in report.notes]
+            if report.ok
+            else [f"- 0 SumForMean, gradients {r.leaf}: {r.note}" for r in report.rows[:2]]
         )
         if report.ok:
             report.raise_if_failed()
@@ -389,5 +391,4 @@ def test_layers_that_pass_integers_through_have_nothing_to_check(first):
     with jax.numpy_dtype_promotion("standard"):
         report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(4) % 3)
     report.raise_if_failed()
-    passed_through = {row.layer: row.verdict for row in report.rows if row.layer[0] in "01"}
-    assert list(passed_through.values()) == ["vacuous"] * 2
+    assert {row.layer for row in report.rows if row.layer[0] in "01"} == set()

@@ -12,22 +12,16 @@ import pytest
 import fnnet as fn
 from fnnet.interop import nanogpt_names
 
-from .cases import assert_agree, thorough
+from . import cases
+from .cases import assert_agree, gpt_block, thorough
 
 KEPT = Path(__file__).parent / "data" / "gpt.npz"
 V, T, N, HEADS, BLOCKS = 11, 8, 12, 3, 2
 
 
-def gpt(blocks=BLOCKS, head=fn.softmax, tied=True):
-    """nanoGPT with biases, so that every leaf has a gradient."""
-    dense = lambda n, activation=fn.linear: fn.Dense(n, activation)  # noqa: E731
-    block = (
-        fn.Residual(fn.LayerNorm(), dense(3 * N), fn.Attention(HEADS), dense(N)),
-        fn.Residual(fn.LayerNorm(), dense(4 * N, fn.gelu), dense(N)),
-    )
-    start = fn.Embedding(V, N), fn.Position()
-    net = fn.Network(*start, *block * blocks, fn.LayerNorm(), fn.Dense(V, head, bias=False))
-    return fn.Tied(net, "0.w", "-1.w") if tied else net
+def gpt(blocks=BLOCKS, **settings):
+    """nanoGPT with biases."""
+    return cases.gpt(V, N, gpt_block(N, fn.Attention(HEADS)) * blocks, **settings)
 
 
 def draw(shape, seed=0):

@@ -8,6 +8,8 @@ not counted as a faster backward. Medians over alternating rounds with their qua
 """
 
 import argparse
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,29 +18,10 @@ from timing import alternating
 
 import fnnet as fn
 
+sys.path.append(str(Path(__file__).parent.parent))
+from gpt import gpt
+
 V = 32_768
-
-
-def gpt(block, layers, join):
-    body = join(block, layers)
-    head = fn.Dense(65, fn.softmax, bias=False)
-    return fn.Tied(fn.Network(fn.Embedding(65, 128), fn.Position(), *body, fn.LayerNorm(), head), "0.w", "-1.w")
-
-
-def transformer_block(n=128, heads=4, **attention):
-    return fn.Network(
-        fn.Residual(
-            fn.LayerNorm(),
-            fn.Dense(3 * n, fn.linear, bias=False),
-            fn.Attention(heads, **attention),
-            fn.Dense(n, fn.linear, bias=False),
-        ),
-        fn.Residual(fn.LayerNorm(), fn.Dense(4 * n, fn.gelu, bias=False), fn.Dense(n, fn.linear, bias=False)),
-    )
-
-
-def written_out(block, n):
-    return [block] * n
 
 
 def repeated(block, n):
@@ -49,8 +32,7 @@ def recomputed(block, n):
     return [fn.Repeat(fn.Recompute(block), n)]
 
 
-BLOCK = transformer_block()
-GPT = gpt(BLOCK, 4, written_out)
+GPT = gpt(65, 128, 4, 4)
 # name: (layer, shape of a batch, plain layer or None)
 LAYERS = {
     "LayerNorm": (fn.LayerNorm(), (32, 64, 128), None),
@@ -64,8 +46,8 @@ LAYERS = {
 }
 NETWORKS = {
     "GPT of 4 x 128, written out": (GPT, GPT),
-    "GPT of 4 x 128, repeated": (gpt(BLOCK, 4, repeated), GPT),
-    "GPT of 4 x 128, repeated and recomputed": (gpt(BLOCK, 4, recomputed), GPT),
+    "GPT of 4 x 128, repeated": (gpt(65, 128, 4, 4, body=repeated), GPT),
+    "GPT of 4 x 128, repeated and recomputed": (gpt(65, 128, 4, 4, body=recomputed), GPT),
 }
 
 

@@ -4,8 +4,17 @@
 ``report`` shows it; ``network`` and ``function`` have what people call.
 """
 
-from .audit import audit, check_gradient, check_vjp
+from .audit import assert_gradients, audit, check_gradient, check_vjp
 from .network import check_layer, compare_gradients
 from .report import Report, Row
 
-__all__ = ["Report", "Row", "audit", "check_gradient", "check_layer", "check_vjp", "compare_gradients"]
+__all__ = [
+    "Report",
+    "Row",
+    "assert_gradients",
+    "audit",
+    "check_gradient",
+    "check_layer",
+    "check_vjp",
+    "compare_gradients",
+]

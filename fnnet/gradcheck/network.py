@@ -6,52 +6,30 @@ that an equation which is right only for this cost, or only above the bottom of 
 consequence.
 """
 
-import dataclasses
 import functools
 import sys
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..costs import Cost
 from ..given import check_batch
-from ..layers._composite import Placed, composites, visited, walk
-from ..layers._layer import Layer, Params, check_key, run_forward
+from ..layers._composite import walk
+from ..layers._layer import Layer, Params, check_key
 from ..penalties import Penalty, check_penalty
-from .function_mistakes import of_function
-from .network_mistakes import of_cost, of_layer, of_penalty
+from .elsewhere import Audited, elsewhere_rows
+from .layer import Terms
+from .network_mistakes import of_penalty
 from .report import Report, Row
-from .rows import (
-    SUBGRADIENTS,
-    check_concrete,
-    dtype_of,
-    failed,
-    fields,
-    function_rows,
-    judged,
-    product_rows,
-    reported,
-    settled,
-    with_forward_mode,
-)
-from .sides import (
-    Given,
-    directions,
-    is_float,
-    isolated,
-    leaf_at,
-    normals,
-    penalty_gradient,
-    probe_for,
-    split_error,
-    whole_network,
-)
-from .verdicts import NAN, TOLERANCE, Compared, Subject, differences, in_float64, judge, largest, wide
+from .rows import APPROXIMATE, ROUGHLY, SUBGRADIENTS, check_concrete, dtype_of, fields, judged, reported, settled
+from .rules import name_of, sources, sources_in
+from .sides import Given, gradient_without_rules, is_float, normals, penalty_gradient, traced
+from .verdicts import TOLERANCE, Subject, differences
+from .whole import network_rows
 
 
 @jax.transfer_guard("allow")  # it compares on the host
@@ -68,6 +46,7 @@ def compare_gradients(
     penalty: Penalty | None = None,
     n_examples: Any = None,
     finite_differences: bool = False,
+    trust: Sequence[Callable] = (),
 ) -> Report:
     """Compare the hand-written backpropagation with autodiff, equation by equation, and say which is wrong, where, and what
     kind of mistake it looks like.
@@ -81,25 +60,30 @@ def compare_gradients(
 
     Args:
         finite_differences: whether each derivative is also compared with central differences in float64, along a random
-            direction: a third opinion.
+            direction: a third opinion, which decides.
+        trust: functions with a hand-written rule inside a forward pass, whose rule is taken as it is. Any other is audited,
+            and autodiff differentiates the function in its place.
 
     Raises:
-        ValueError: for bad input, as `fnnet.backprop`.
+        ValueError: for bad input, as `fnnet.backprop`; for a rule inside forward whose function cannot be differentiated.
     """
     check_penalty(penalty)
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
     check_concrete("compare_gradients", params, x, y, weights)
     given = Given(params, x, y, key, mask, weights)
-    rows, dtype = _network_rows(net, cost, given, finite_differences)
-    if penalty is not None:
-        n = x.shape[0] if n_examples is None else n_examples
-        rows += _penalty_rows(penalty, params, n, dtype)
-    beside = functools.partial(_beside_network, net, cost, given)
-    return reported(settled(rows, (params, x), beside), dtype)
+    extra = [] if penalty is None else [(penalty, x.shape[0] if n_examples is None else n_examples)]
+    return _audited(net, cost, given, finite_differences, trust, extra)
 
 
 def check_layer(
-    layer: Layer, params: Params, x: Any, *, key: Any = None, mask: Any = None, finite_differences: bool = False
+    layer: Layer,
+    params: Params,
+    x: Any,
+    *,
+    key: Any = None,
+    mask: Any = None,
+    finite_differences: bool = False,
+    trust: Sequence[Callable] = (),
 ) -> Report:
     """`compare_gradients` for a layer by itself, without a cost: its equations against autodiff, fed with a random
     ∂C/∂a_out. A network is checked layer by layer.
@@ -110,10 +94,11 @@ def check_layer(
         x: inputs (m, ...).
         key: for a layer that draws random numbers.
         mask: (m, T), True for the valid steps of sequences.
-        finite_differences: as of `compare_gradients`.
+        finite_differences: as of `compare_gradients`, as is ``trust``.
 
     Raises:
-        ValueError: for something that is no layer, an empty batch, or what the layer itself refuses.
+        ValueError: for something that is no layer, an empty batch, a rule inside forward whose function cannot be
+            differentiated, or what the layer itself refuses.
     """
     if not isinstance(layer, Layer):
         got = type(layer).__name__
@@ -122,197 +107,66 @@ def check_layer(
     if x.ndim == 0 or x.shape[0] == 0:
         raise ValueError(f"x: expected a batch (m, ...) of at least one example, got shape {x.shape}")
     check_concrete("check_layer", params, x)
-    given = Given(params, x, key=key, mask=mask)
-    rows, dtype = _network_rows(layer, None, given, finite_differences)
-    beside = functools.partial(_beside_network, layer, None, given)
-    return reported(settled(rows, (params, x), beside), dtype)
+    return _audited(layer, None, Given(params, x, key=key, mask=mask), finite_differences, trust)
 
 
-def _beside_network(net: Layer, cost: Cost | None, given: Given, moved: tuple) -> list[Row]:
-    return _network_rows(net, cost, given._replace(params=moved[0], x=moved[1]), False)[0]
-
-
-def _network_rows(net: Layer, cost: Cost | None, given: Given, finite: bool) -> tuple[list[Row], str]:
-    """The rows of every layer, of the network and of the cost, and the audit's dtype."""
-    params, x, _, key, mask, _ = given
-    for placed in walk(net, params, key):
+def _audited(
+    net: Layer, cost: Cost | None, given: Given, finite: bool, trust: Sequence[Callable], penalties: Sequence = ()
+) -> Report:
+    for placed in walk(net, given.params, given.key):
         for path, leaf in tree_leaves_with_path(placed.params):
             if not is_float(leaf):
                 got = f"{jnp.result_type(leaf)} at {keystr(path)}"
                 remedy = "make it a field of the layer"
                 raise ValueError(f"layer {placed.name}: expected parameters of floats to audit, got {got}; {remedy}")
-    dtype, progress = dtype_of(params, x), _Progress()
-    progress.step("the network")
+    program, a = traced(net, cost, given)
+    progress, u = _Progress(), normals(a, 0)
+    trusted, notes = _judged_by(net, cost, given, program, tuple(trust), finite)
+    terms = Terms(dtype_of(given.params, given.x), finite, trusted)
+    rows = network_rows(net, cost, given, u, terms, progress.step).rows
+    for penalty, n in penalties:
+        rows += _penalty_rows(penalty, given.params, n, terms.dtype)
+    rows = settled(rows, (given.params, given.x), functools.partial(_beside, net, cost, given, u, terms))
+    if not any(row.verdict in ("fail", "consequence") for row in rows):
+        progress.step("other numbers and another number of examples")
+        tolerance = ROUGHLY if any(row.verdict == APPROXIMATE for row in rows) else TOLERANCE["float64"]
+        found, more = elsewhere_rows(Audited(net, cost, terms), given, u, tolerance)
+        wrong = {(row.layer, row.equation, row.leaf) for row in found}
+        rows = found + [row for row in rows if (row.layer, row.equation, row.leaf) not in wrong]
+        notes += more
+    return reported(rows, terms.dtype, notes=notes)
 
-    def forward(given: Given, *_: Any) -> Any:
-        a, cache = run_forward(net, given.params, given.x, key=given.key, train=True, mask=given.mask)
-        if cost is None:
-            return a
-        return cost(a, given.y, weights=given.weights, output=net.output(given.params, cache))
 
-    def audited(cost: Cost | None) -> Subject:
-        return with_forward_mode(
-            lambda linear: Subject(
-                functools.partial(whole_network, net, cost, linear), [(given, *directions(net, given))], dtype, forward
-            )
-        )
+def _beside(net: Layer, cost: Cost | None, given: Given, u: Any, terms: Terms, moved: tuple) -> list[Row]:
+    there = given._replace(params=moved[0], x=moved[1])
+    return network_rows(net, cost, there, u.astype("float64"), terms._replace(dtype="float64", finite=False)).rows
 
-    broken = None
+
+def _judged_by(
+    net: Layer, cost: Cost | None, given: Given, program: Any, trust: tuple[Callable, ...], finite: bool
+) -> tuple[tuple[str, ...] | None, list[str]]:
+    """Where the rules are written that are taken as they are, None where there are no others, and what to say of them."""
+    trusted = tuple(sources(trust))
+    found = sources_in(program, trusted)
+    if not found:
+        return None, []
+    names = ", ".join(map(name_of, found))
     try:
-        whole = audited(cost)
-    except (TypeError, ValueError) as error:  # an equation does not fit its neighbours: look at each by itself
-        broken = error
-        try:
-            whole = audited(None)
-        except (TypeError, ValueError):
-            raise error from None
-    chained = None
-    if "errors" in whole:
-        chained = Chained(whole.compared("errors")[0], whole.compared("gradients")[0], whole)
-    places, rows = list(walk(net, params, key)), []
-    das = whole.values[0].get("das", [None] * len(places))
-    for i, (placed, a_in, da) in enumerate(zip(places, whole.values[0]["inputs"], das, strict=True)):
-        progress.step(f"layer {placed.name} ({i + 1} of {len(places)})")
-        rows = _layer_rows(placed, a_in, da, mask, dtype, finite, chained and chained.of(i)) + rows
-    rows = _join_rows(net, params, whole, dtype) + rows
-    if broken is not None and not any(map(failed, rows)):
-        raise broken
-    composed = _composed_rows(whole)
-    if not any(map(failed, rows)) and any(row.verdict == "consequence" for row in [*rows, *composed]):
-        rows = _wiring_rows(net, given, dtype) + rows
-    for equation in ("output_error", "output_gradient"):
-        if cost is not None and equation in whole:
-            about = functools.partial(of_cost, net, cost, whole)
-            rows.insert(0, judged(f"cost {cost}", whole, equation, about=about))
-    return [*rows, *composed, *product_rows(whole, "network")], dtype
-
-
-class Chained(NamedTuple):
-    """A layer's own error and gradients in its network, or those of all layers, and where they come from."""
-
-    errors: Compared
-    gradients: Compared
-    subject: Subject
-
-    def of(self, i: int) -> "Chained":
-        return Chained(self.errors.of(lambda e: e[i]), self.gradients.of(lambda g: g[i]), self.subject)
-
-
-def _layer_rows(
-    placed: Placed, a_in: Array, da_real: Array | None, mask: Any, dtype: str, finite: bool, chained: Chained | None
-) -> list[Row]:
-    _, layer, params, key = placed
-    name = placed.name
-    a_out = jax.eval_shape(lambda p, a: run_forward(layer, p, a, key=key, train=True, mask=mask)[0], params, a_in)
-    if not is_float(a_out):  # integers passed through: nothing to differentiate
-        return [Row(name, "propagate", "", "vacuous")]
-    das = [normals(a_out, 0)]
-    if da_real is not None and np.isfinite(largest(da_real)) and largest(da_real) > 0:
-        das.append(da_real)
-
-    def forward(params: Params, a_in: Array, key: Any, mask: Any, *_: Any) -> Array:
-        return run_forward(layer, params, a_in, key=key, train=True, mask=mask)[0]
-
-    def audited(probe: Any) -> Subject:
-        cases = [(params, a_in, key, mask, da, probe) for da in das]
-        return Subject(functools.partial(isolated, layer), cases, dtype, forward, (5, 1, 0))
-
-    subject = audited(probe_for(layer, params, a_in, key, mask, das[0]))
-    unused = "error" in subject and largest(subject.values[0]["error"].autodiff) == 0
-    if unused and largest(subject.values[0]["error"].manual) > 0 and largest(subject.values[0]["gradients"]) > 0:
-        subject, chained = audited(None), None
-    shown = subject.values[0]["gradients"]
-    about = functools.partial(of_layer, layer, subject)
-    third = functools.partial(central_difference, layer, subject) if finite else None
-    row = functools.partial(judged, name, subject, about=about, third=third)
-    paths = [path for path, _ in tree_leaves_with_path(params)]
-    whole = None if chained is None else chained.gradients
-    scales = [largest(shown.autodiff), 0.0 if whole is None else largest(whole.autodiff)]
-
-    def in_place(sides: Compared | None, path: Any) -> tuple[Compared, Subject] | None:
-        if chained is None or sides is None or sides.autodiff is None:
-            return None
-        return sides.of(functools.partial(leaf_at, path)), chained.subject
-
-    rows = []
-    if "error" in subject:
-        for path, _ in tree_leaves_with_path(subject.values[0]["error"].autodiff):
-            there = in_place(chained and chained.errors, path)
-            rows.append(row("error", keystr(path), path=path, chained=there))
-    rows.append(row("propagate") if "propagate" in subject else Row(name, "propagate", "", "vacuous"))
-    if jax.tree.structure(shown.manual) != jax.tree.structure(params):
-        hint = f"a pytree {jax.tree.structure(shown.manual)} where params is {jax.tree.structure(params)}"
-        rows.append(Row(name, "gradients", "structure", "fail", float("inf"), hint=hint))
-    for path in paths:
-        rows.append(row("gradients", keystr(path), path=path, chained=in_place(whole, path), scales=scales))
-    if "output_error" in subject:
-        rows.append(row("output_error"))
-    for equation in ("backward", "output_backward"):
-        if f"{equation} da_in" not in subject:
-            continue
-        if jax.tree.leaves(subject.values[0][f"{equation} da_in"].autodiff):
-            rows.append(row(equation, "da_in", source=f"{equation} da_in"))
-        for path in paths:
-            rows.append(row(equation, keystr(path), source=f"{equation} gradients", path=path, scales=scales))
-    alone = "error" in subject or (type(layer).error is Layer.error and sum(map(_ran, rows)) < 2)
-    return rows if alone else _judged_jointly(name, rows)
-
-
-def _join_rows(net: Layer, params: Params, whole: Subject, dtype: str) -> list[Row]:
-    """How joins of one's own split errors: one row for each branch."""
-    rows = []
-    for placed in composites(net, params):
-        if (outputs := whole.values[0]["branches"].get(placed.place)) is None:
-            continue
-        join = placed.layer.join  # pyright: ignore[reportAttributeAccessIssue]
-        if not all(map(is_float, outputs)):
-            continue
-        case = outputs, normals(jax.eval_shape(join.value, *outputs), 0)
-        subject = Subject(
-            functools.partial(split_error, join), [case], dtype, lambda outputs, da, j=join: j.value(*outputs)
-        )
-        about = functools.partial(of_function, subject, case[1].shape[0], None)
-        rows += function_rows(placed.name, "split", subject, about)
-    return rows
-
-
-def _wiring_rows(net: Layer, given: Given, dtype: str) -> list[Row]:
-    """The composite inside the network whose parts are right and which is wrong as a layer: the innermost one."""
-    inputs = {}
-
-    def visit(place: tuple[int, ...], layer: Layer, params: Params, a_in: Array, **about: Any) -> Any:
-        inputs[place] = a_in
-        return run_forward(layer, params, a_in, **about)
-
-    visited(net, given.params, given.x, visit, key=given.key, train=True, mask=given.mask)
-    for placed in composites(net, given.params, given.key):
-        if placed.place == ():
-            continue
-        wrong = [
-            row
-            for row in _layer_rows(placed, inputs[placed.place], None, given.mask, dtype, False, None)
-            if failed(row)
-        ]
-        if wrong:
-            hint = "its parts are right by themselves: the way their errors are handed on (unwire) is not"
-            return [dataclasses.replace(wrong[0], hint=hint)]
-    return []
-
-
-def _ran(row: Row) -> bool:
-    return not np.isnan(row.difference)
-
-
-def _judged_jointly(name: str, rows: list[Row]) -> list[Row]:
-    """Without a probe ``error`` shows only in what it feeds: where all of that fails, ``error`` is the one that is wrong."""
-    rows = [dataclasses.replace(row, joint=True) for row in rows]
-    ran = [row for row in rows if _ran(row)]
-    if not ran or not all(row.verdict == "fail" for row in ran):
-        return [Row(name, "error", "", "pass", joint=True), *rows]
-    worst = max(ran, key=lambda row: row.difference)
-    consequences = [dataclasses.replace(row, verdict="consequence") if _ran(row) else row for row in rows]
-    hint = "everything that it feeds is wrong"
-    return [dataclasses.replace(worst, equation="error", leaf="", hint=hint, example=None), *consequences]
+        jax.eval_shape(functools.partial(gradient_without_rules, net, cost, trusted), given)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        if finite:
+            return None, [
+                f"the rules inside forward ({names}) are taken as they are: {reason}; finite differences judge"
+            ]
+        raise ValueError(
+            f"the hand-written rule of {names} inside a forward pass: expected a function that autodiff can differentiate in "
+            f"its place, got one that it cannot ({reason}); take the rule as it is with trust=({name_of(found[0])},), or "
+            "let differences judge with finite_differences=True"
+        ) from error
+    return trusted, [
+        f"hand-written rules inside forward, audited too: {names}; autodiff differentiates their functions"
+    ]
 
 
 def _penalty_rows(penalty: Penalty, params: Params, n_examples: Any, dtype: str) -> list[Row]:
@@ -327,53 +181,6 @@ def _penalty_rows(penalty: Penalty, params: Params, n_examples: Any, dtype: str)
     (compared,) = subject.compared("gradient")
     found = differences(compared)
     return wrong or [Row(name, "gradient", "", "pass" if found.size else "vacuous", *fields(found))]
-
-
-def _composed_rows(whole: Subject) -> list[Row]:
-    """The gradients as ``value_and_grad`` computes them, by each layer's composed backward pass, and those of ``backprop``
-    where they are wrong: the layers' own rows show them otherwise."""
-    rows = []
-    for name in ("backprop", "value_and_grad"):
-        if name not in whole:
-            continue
-        (compared,) = whole.compared(name)
-        found = differences(compared)
-        verdict = judge(found, whole, found.size)
-        if verdict == "fail":
-            rounded = found.in_float64 <= TOLERANCE["float64"] and np.isfinite(found.difference)
-            verdict = "precision" if rounded else "consequence"
-        if name == "value_and_grad" or verdict == "consequence":
-            rows.append(Row("network", name, "", verdict if found.size else "vacuous", *fields(found)))
-    return rows
-
-
-def central_difference(layer: Layer, subject: Subject, source: str, path: Any, case: int) -> float:
-    """The manual derivative of ⟨da_out, a_out⟩ along a random direction against (f(h) − f(−h)) / 2h, in float64."""
-    one = subject.compared(source, path)[case]
-    manual, reference = one[:2] if one.autodiff64 is None else one[2:]
-    if subject.best(case) is not subject.exact[case] and subject.dtype != "float64":
-        return NAN
-    if manual is None or jnp.shape(manual) != jnp.shape(reference) or not jnp.size(reference):
-        return NAN
-    params, a_in, key, mask, da, probe = in_float64(subject.cases[case])
-    manual, reference = wide(manual), wide(reference)
-    noise = np.random.default_rng(0).standard_normal(reference.shape)
-    v = noise / np.linalg.norm(noise) + reference / (np.linalg.norm(reference) or 1)
-    moves = {"error": probe, "output_error": probe}.get(source, a_in if path is None else params)
-    step = jax.tree_util.tree_map_with_path(lambda p, leaf: v if p == (path or ()) else np.zeros_like(leaf), moves)
-    size = max(1.0, *(float(np.max(np.abs(leaf), initial=0)) for leaf in jax.tree.leaves(moves)))
-    h = 1e-5 * size / np.max(np.abs(v))
-
-    def f(h: float) -> float:
-        moved = jax.tree.map(lambda leaf, s: jnp.asarray(leaf + h * s), moves, step)
-        p, a, q = (moved if given is moves else given for given in (params, a_in, probe))
-        given = {"key": key, "train": True, "mask": mask, "probe": q}
-        return float(np.sum(wide(run_forward(layer, *jax.tree.map(jnp.asarray, (p, a)), **given)[0]) * da))
-
-    with jax.enable_x64(True):
-        measured = (f(h) - f(-h)) / (2 * h)
-    ours = float(np.sum(manual * v)) * (a_in.shape[0] if "gradients" in source else 1)
-    return abs(ours - measured) / max(abs(measured), np.finfo(float).tiny)
 
 
 class _Progress:

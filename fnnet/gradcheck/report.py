@@ -9,7 +9,15 @@ import numpy as np
 
 __all__ = ["Report", "Row"]
 
-COLOURS = {"fail": "31;1", "consequence": "33", "vacuous": "35", "both valid subgradients": "36", "precision": "36"}
+COLOURS = {
+    "fail": "31;1",
+    "consequence": "33",
+    "vacuous": "35",
+    "both valid subgradients": "36",
+    "precision": "36",
+    "better than autodiff": "36",
+    "approximate": "36",
+}
 
 
 @dataclass(frozen=True)
@@ -20,10 +28,20 @@ class Row:
         layer: the layer's place and name, such as "2 Dense" or "1.0 Conv"; "cost", "penalty" or "network".
         equation: the method's name: error, propagate, gradients, backward; output_error or output_gradient of the cost.
         leaf: the leaf of the gradient, such as "['w']"; "" for an error.
-        verdict: "pass"; "fail" (the equation itself is wrong); "consequence" (it is right, what it was fed is not);
-            "vacuous" (the reference is 0 everywhere, or the equation did not run); "zero to rounding" (it is below 100 eps
-            of the layer's largest gradient); "both valid subgradients" (the sides differ only at kinks and ties, where
-            either is a derivative); "precision" (right in float64, and no further off in this dtype than rounding explains).
+        verdict: one of
+
+            - "pass": both sides agree.
+            - "fail": the equation itself is wrong.
+            - "consequence": it is right, what it was fed is not.
+            - "better than autodiff": manual is nearer to the true value than autodiff is, or finite where autodiff is not, as
+              float64, a computation with 50 digits or central differences tell.
+            - "both valid subgradients": the sides differ only at kinks and ties, where either is a derivative.
+            - "approximate": right to 1e-8 in float64, not to 1e-10, and nothing explains the difference.
+            - "precision": right in float64, and no further off in this dtype than rounding explains.
+            - "zero to rounding": the reference is below 100 eps of the layer's largest gradient.
+            - "vacuous": the reference is 0 everywhere, or nothing could judge: nothing was tested.
+
+            Audits of functions add "intended": right for what it is meant to be the derivative of.
         difference: isolated, manual against autodiff.
         chained: the network's own error or gradient against autodiff's.
         in_float64: isolated, manual against autodiff, both in float64.
@@ -81,11 +99,13 @@ class Report:
         rows: failed causes first, then consequences, then the rest; each from the last layer to the first.
         dtype: of the parameters.
         judge: what the hand-written side was compared with.
+        notes: what else there is to say of the audit.
     """
 
     rows: tuple[Row, ...]
     dtype: str
     judge: str = "autodiff of the forward pass"
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -97,21 +117,29 @@ class Report:
         """The first layer that disagrees, on the way back from the cost; None where all agree."""
         return None if self.ok else self.rows[0].layer
 
-    def raise_if_failed(self) -> None:
+    def raise_if_failed(self, *, vacuous: bool = False) -> None:
         """For tests: ``fn.compare_gradients(...).raise_if_failed()``.
 
+        Args:
+            vacuous: whether rows that tested nothing are allowed.
+
         Raises:
-            AssertionError: that carries the table, unless `ok`.
+            AssertionError: that carries the table, unless `ok`; and for vacuous rows, unless they are allowed.
         """
         if not self.ok:
-            raise AssertionError(f"manual gradients disagree with autodiff\n{self._text(colour=False)}")
+            raise AssertionError(f"manual gradients disagree with {self.judge}\n{self._text(colour=False)}")
+        empty = sum(row.verdict == "vacuous" for row in self.rows)
+        if not vacuous and (empty or not self.rows):
+            found = f"{empty} of {len(self.rows)} comparisons are vacuous" if empty else "nothing was compared"
+            remedy = "audit at other parameters and inputs, or allow it: raise_if_failed(vacuous=True)"
+            raise AssertionError(f"{found}: {remedy}\n{self._text(colour=False)}")
 
     def to_markdown(self) -> str:
         """The table in Markdown, and a list of what was found."""
         head, *lines = self._table()
         rules = tuple("---" for _ in head)
         table = [f"| {' | '.join(line)} |" for line in (head, rules, *lines)]
-        notes = [f"- {note}" for note in self._notes()]
+        notes = [f"- {note}" for note in [*self._notes(), *self.notes]]
         return "\n".join([*table, *([""] if notes else []), *notes])
 
     def _table(self) -> list[tuple[str, ...]]:
@@ -134,7 +162,7 @@ class Report:
         return table
 
     def _notes(self) -> list[str]:
-        told = ("fail", "both valid subgradients")
+        told = ("fail", "both valid subgradients", "better than autodiff", "approximate", "vacuous")
         return [
             f"{row.layer}, {row.equation}{f' {row.leaf}' if row.leaf else ''}: {row.note}"
             for row in self.rows
@@ -153,11 +181,21 @@ class Report:
             "(isolated, chained, in float64: manual against autodiff; manual, autodiff: each against autodiff in float64; "
             "relative to the largest entry)"
         )
+        about = [f"Judged by {self.judge}{self._and_float64()}.", *self.notes]
         if self.ok:
-            return "\n".join([*lines, *self._notes(), f"All {len(self.rows)} comparisons agree in {self.dtype}."])
+            return "\n".join([*lines, *self._notes(), *about, self._agreement()])
         first = self.rows[0]
         verdict = f"The first to disagree, on the way back from the cost: layer {first.layer}, {first.equation}"
-        return "\n".join([*lines, f"{verdict} {first.leaf}".rstrip(), *self._notes()])
+        return "\n".join([*lines, *about, f"{verdict} {first.leaf}".rstrip(), *self._notes()])
+
+    def _and_float64(self) -> str:
+        doubled = any(not np.isnan(row.in_float64) for row in self.rows)
+        return f" in {self.dtype}{' and in float64' * doubled}"
+
+    def _agreement(self) -> str:
+        empty = sum(row.verdict == "vacuous" for row in self.rows)
+        agree = f"All {len(self.rows) - empty} comparisons agree in {self.dtype}."
+        return agree + (f" {empty} vacuous: nothing was tested there." if empty else "")
 
     def __str__(self) -> str:
         return self._text(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)

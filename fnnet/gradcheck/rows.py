@@ -1,6 +1,7 @@
 """How the rows of an audit are made: the verdict on each leaf of an equation, and what explains a failure."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from .central import entries, opinion, supports_manual
 from .mistakes import Failure, explain
+from .points import moved
 from .report import Report, Row
 from .sides import is_float, leaf_at
 from .verdicts import (
@@ -20,15 +23,24 @@ from .verdicts import (
     Differences,
     Subject,
     between,
+    bound_of,
     differences,
+    distance,
     exactly,
     in_float64,
     judge,
+    largest,
     rounding,
     wide,
 )
 
-SUBGRADIENTS = "both valid subgradients"
+SUBGRADIENTS, BETTER, APPROXIMATE = "both valid subgradients", "better than autodiff", "approximate"
+NEARLY, ROUGHLY = 1e-8, 1e-7
+"""How far off in float64 is approximate, and how far off is what follows from it."""
+FAINT = "off by less than 1e-7 of the largest entry"
+NOT_EVEN_AUTODIFF = (
+    "autodiff itself differs from finite differences: a stop_gradient, or a hand-written rule inside forward"
+)
 
 
 def check_concrete(name: str, *trees: Any) -> None:
@@ -55,25 +67,54 @@ def dtype_of(*trees: Any) -> str:
     return str(jnp.result_type(float))
 
 
-def reported(rows: list[Row], dtype: str, judge: str = "autodiff of the forward pass") -> Report:
+def reported(
+    rows: list[Row], dtype: str, judge: str = "autodiff of the forward pass", notes: Sequence[str] = ()
+) -> Report:
     """The rows in order. Consequences without a cause are those of the composition."""
     order = {"fail": 0, "consequence": 1}
     rows = sorted(rows, key=lambda row: order.get(row.verdict, 2))
     if rows and rows[0].verdict == "consequence":
         hint = "each equation is right by itself: the way they are put together is not"
         rows[0] = dataclasses.replace(rows[0], verdict="fail", hint=hint)
-    return Report(tuple(rows), dtype, judge)
+    return Report(tuple(rows), dtype, judge, tuple(notes))
 
 
 def settled(rows: list[Row], given: Any, audited: Callable[[Any], list[Row]]) -> list[Row]:
-    """Consequences of nothing but a choice of subgradients are such a choice too, if there are none beside the kink."""
-    verdicts = {row.verdict for row in rows}
-    if not {"consequence", SUBGRADIENTS} <= verdicts or "fail" in verdicts:
-        return rows
-    there = exactly(audited, beside(np.random.default_rng(0), given))
-    if there is None or any(row.verdict == "consequence" for row in there):
-        return rows
-    return [dataclasses.replace(row, verdict=SUBGRADIENTS) if row.verdict == "consequence" else row for row in rows]
+    """Consequences of nothing but a choice of subgradients, or of an autodiff that is not exact, are such a choice too, if
+    there are none beside the kink, or where numbers are moderate; of an approximate equation, if they are as small."""
+    draw = functools.partial(beside, np.random.default_rng(0))
+    for cause, point in ((SUBGRADIENTS, draw), (BETTER, easy)):
+        verdicts = {row.verdict for row in rows}
+        if not {"consequence", cause} <= verdicts or "fail" in verdicts:
+            continue
+        there = exactly(audited, point(given))
+        if there is not None and not any(row.verdict in ("consequence", "fail") for row in there):
+            rows = [dataclasses.replace(row, verdict=cause) if row.verdict == "consequence" else row for row in rows]
+    if APPROXIMATE in {row.verdict for row in rows}:
+        rows = [
+            dataclasses.replace(row, verdict=APPROXIMATE) if (row.verdict, row.hint) == ("consequence", FAINT) else row
+            for row in rows
+        ]
+    return rows
+
+
+def faint(found: Differences, dtype: str) -> str:
+    """`FAINT` for a difference that an approximate equation may have made."""
+    apart = found.difference if np.isnan(found.in_float64) else found.in_float64
+    return FAINT if apart <= ROUGHLY and found.difference <= bound_of(dtype) * 4 else ""
+
+
+def easy(tree: Any) -> Any:
+    """In float64, the floats drawn anew, none much larger than 1: nothing saturates there."""
+    draw = np.random.default_rng(0)
+
+    def leaf(a: Any) -> Any:
+        if not is_float(a) or not np.size(a):
+            return a
+        new = wide(moved(a, draw, None))
+        return new * min(1.0, 0.5 / (float(np.mean(np.abs(new))) or 1.0))
+
+    return jax.tree.map(leaf, tree)
 
 
 def failed(row: Row) -> bool:
@@ -101,7 +142,7 @@ def function_rows(name: str, equation: str, subject: Subject, about: Callable[..
     """A row for each leaf of a single equation."""
     rows = []
     for path, right in tree_leaves_with_path(subject.values[0][equation].autodiff):
-        leaf = getattr(path[0], "key", "") or keystr(path)
+        leaf = getattr(path[0], "key", keystr(path))
         row = judged(name, subject, equation, leaf, path=path, about=about)
         ours = leaf_at(path, subject.values[0][equation].manual)
         if ours is not None and jnp.result_type(ours) != right.dtype:
@@ -120,8 +161,10 @@ def product_rows(subject: Subject, name: str) -> list[Row]:
     if sharp > TOLERANCE[dtype] and sharp > TOLERANCE[subject.inner]:
         verdict = "consequence"
     else:
-        verdict = "pass" if found.difference <= TOLERANCE[subject.dtype] else "precision"
-    return [Row(name, "backward", "⟨u, Jv⟩", verdict, *fields(found))]
+        verdict = "pass" if found.difference <= bound_of(subject.dtype) else "precision"
+        verdict = verdict if np.any(compared.autodiff) else "vacuous"
+    hint = faint(found, subject.dtype) if verdict == "consequence" else ""
+    return [Row(name, "backward", "⟨u, Jv⟩", verdict, *fields(found), hint=hint)]
 
 
 def judged(
@@ -135,9 +178,10 @@ def judged(
     chained: tuple[Compared, Subject] | None = None,
     scales: Sequence[float] = (0.0, 0.0),
     about: Callable[..., Failure] | None = None,
-    third: Callable[..., float] | None = None,
+    finite: bool = False,
 ) -> Row:
-    """The verdict on one leaf of an equation; ``scales`` are the layer's largest gradients, for "zero to rounding"."""
+    """The verdict on one leaf of an equation; ``scales`` are the layer's largest gradients, for "zero to rounding"; with
+    ``finite`` central differences have a say."""
     source = source or equation
     compared = subject.compared(source, path)
     alone = [differences(one) for one in compared]
@@ -146,16 +190,56 @@ def judged(
     case = verdicts.index("fail") if "fail" in verdicts else int(np.argmax([found.difference for found in alone]))
     found, verdict = alone[case], verdicts[case]
     row = Row(layer, equation, leaf, verdict, *fields(found, NAN if whole is None else whole.difference))
+    third = opinion(subject, source, path, case) if finite else None
     if third is not None:
-        row = dataclasses.replace(row, finite_difference=third(source, path, case))
+        row = dataclasses.replace(row, finite_difference=third.manual)
+        if verdict != "fail" and third.contradicts(third.manual):
+            return dataclasses.replace(row, verdict="fail", hint=NOT_EVEN_AUTODIFF)
+        if verdict == "fail" and supports_manual(subject, source, path, case):
+            return dataclasses.replace(row, verdict=BETTER, hint="central differences agree with manual")
     if verdict == "fail":
-        return _explained(row, subject, source, path, case, compared[case], found, about)
+        better = _better(row, subject, source, path, case, compared[case], scales[0])
+        return better or _explained(row, subject, source, path, case, compared[case], found, about)
     if chained is not None and whole is not None and judge(whole, chained[1], scales[1]) == "fail":
-        return dataclasses.replace(row, verdict="consequence")
+        return dataclasses.replace(row, verdict="consequence", hint=faint(whole, subject.dtype))
+    if verdict == "precision" and found.manual_error <= bound_of(subject.dtype) < found.autodiff_error:
+        return dataclasses.replace(row, verdict=BETTER, hint="nearer to float64 than autodiff is")
     if found.size == 0:
         return dataclasses.replace(row, verdict="vacuous")
     tiny = verdict == "pass" and found.size < rounding(subject.dtype) * scales[0]
     return dataclasses.replace(row, verdict="zero to rounding") if tiny else row
+
+
+def _better(
+    row: Row, subject: Subject, source: str, path: Any, case: int, compared: Compared, scale: float
+) -> Row | None:
+    """The row where autodiff is off and manual is not, as more digits tell, or differences where autodiff is not finite."""
+    manual, reference = compared[:2] if compared.autodiff64 is None else compared[2:]
+    if np.shape(manual) != np.shape(reference) or not np.size(reference) or not np.isfinite(wide(manual)).all():
+        return None
+    truth = subject.truth(case, source, path)
+    if truth is not None and np.isfinite(truth).all():
+        exact = Compared(compared.manual, truth) if compared.autodiff64 is None else compared._replace(autodiff64=truth)
+        found, ours, theirs = (
+            differences(exact),
+            *(distance(side, truth, largest(truth)) for side in (manual, reference)),
+        )
+        near = judge(found, subject, scale, subject.tolerance(source, path)) != "fail" or ours <= NEARLY
+        if (
+            near
+            and ours < theirs
+            and (found.manual_error <= 4 * bound_of(subject.dtype) or np.isnan(found.manual_error))
+        ):
+            hint = f"with 60 digits manual is off by {ours:.1g}, autodiff by {theirs:.1g}"
+            return dataclasses.replace(row, verdict=BETTER, hint=hint)
+    verdict = entries(subject, source, path, case, wide(manual), wide(reference))
+    if verdict is None:
+        return None
+    if verdict == SUBGRADIENTS:
+        return dataclasses.replace(row, verdict=verdict, hint="at kinks or ties, where either value is a derivative")
+    return dataclasses.replace(
+        row, verdict=verdict, hint="central differences agree with manual, autodiff is not finite"
+    )
 
 
 def _explained(
@@ -192,8 +276,12 @@ def _explained(
         return dataclasses.replace(
             row, verdict=SUBGRADIENTS, hint="at kinks or ties, where either value is a derivative"
         )
-    failure = Failure(manual, reference, max(100 * tolerance, 1e-8))
+    apart = found.in_float64 if exact else found.difference
+    nearly = tolerance < apart <= NEARLY
+    failure = Failure(manual, reference, apart / 100 if nearly else max(100 * tolerance, 1e-8))
     text, example = explain(failure if about is None else about(failure, source, path, case))
+    if nearly and not text and (np.isnan(found.manual_error) or found.manual_error <= 4 * bound_of(subject.dtype)):
+        return dataclasses.replace(row, verdict=APPROXIMATE, hint=f"approximate, to {apart:.0e} of the largest entry")
     return dataclasses.replace(row, hint=text, example=example)
 
 

@@ -6,6 +6,7 @@ it is then a judge of them.
 """
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,11 +14,16 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
+from .. import activations
 from ..layers import _layer
 
 RULES = ("custom_jvp_call", "custom_vjp_call")
 CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "eval_jaxpr")
-OURS = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in (jax.__file__, _layer.__file__ + "/.."))
+OURS = (
+    os.path.dirname(jax.__file__) + os.sep,
+    os.path.dirname(_layer.__file__) + os.sep,
+    activations.__file__,
+)
 OF_USERS = ("custom_derivatives.py", "solves.py")  # where JAX wraps functions of custom_gradient and custom_root
 
 
@@ -25,7 +31,7 @@ class Unseen(Exception):
     """A rule inside an operation that cannot be taken apart."""
 
 
-def without_rules(f: Callable, trust: tuple[Callable, ...] = ()) -> Callable:
+def without_rules(f: Callable, trust: tuple[Callable | str, ...] = ()) -> Callable:
     """f with the body of every hand-written rule in its place, but of those of JAX, of this library and of ``trust``.
 
     Raises:
@@ -43,17 +49,28 @@ def without_rules(f: Callable, trust: tuple[Callable, ...] = ()) -> Callable:
 
 def rules_in(f: Callable, *args: Any, trust: tuple[Callable, ...] = ()) -> list[str]:
     """The names of the hand-written rules in f's program, but of those of JAX, of this library and of ``trust``."""
-    found = _rules(jax.make_jaxpr(f)(*args).jaxpr, sources(trust))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(map(name_of, rule_sources(f, *args, trust=trust))))
 
 
-def sources(functions: tuple[Callable, ...]) -> frozenset[str]:
-    """Where functions are written, as JAX says it: "name at file:line"."""
-    found = set()
+def rule_sources(f: Callable, *args: Any, trust: tuple[Callable | str, ...] = ()) -> list[str]:
+    """The same, each with the place where it is written."""
+    return sources_in(jax.make_jaxpr(f)(*args), trust)
+
+
+def sources_in(program: Any, trust: tuple[Callable | str, ...] = ()) -> list[str]:
+    return list(dict.fromkeys(_rules(program.jaxpr, sources(trust))))
+
+
+def name_of(source: str) -> str:
+    return source.partition(" at ")[0] or "a function"
+
+
+def sources(functions: tuple[Callable | str, ...]) -> frozenset[str]:
+    """Where functions are written, as JAX says it: "name at file:line"; such texts as they are."""
+    found = {f for f in functions if isinstance(f, str)}
     for f in functions:
-        f = getattr(f, "fun", f)
-        code = getattr(f, "__code__", None)
-        if code is not None:
+        f: Any = inspect.unwrap(f) if callable(f) else None
+        if (code := getattr(f, "__code__", None)) is not None:
             found.add(f"{f.__name__} at {code.co_filename}:{code.co_firstlineno}")
     return frozenset(found)
 
@@ -72,7 +89,7 @@ def _evaluated(jaxpr: Any, consts: Any, args: Any, trusted: frozenset[str]) -> l
     for equation in _needed(jaxpr):
         name, params, given = equation.primitive.name, equation.params, [read(v) for v in equation.invars]
         with equation.ctx.manager:
-            if name in RULES and not is_trusted(equation, trusted):
+            if name in RULES and not _is_trusted(equation, trusted):
                 out = run(params["call_jaxpr"])(*given)
             elif not any(True for sub in _parts(equation) for _ in _rules(sub, trusted)):
                 bound = equation.primitive.get_bind_params(params)
@@ -141,9 +158,9 @@ def _rules(jaxpr: Any, trusted: frozenset[str]) -> Iterator[str]:
     """The names of the rules in a jaxpr that are not trusted. What is inside a trusted one is trusted."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in RULES:
-            if is_trusted(equation, trusted):
+            if _is_trusted(equation, trusted):
                 continue
-            yield _source(equation).partition(" at ")[0] or "a function"
+            yield _source(equation.params["call_jaxpr"])
         for sub in _parts(equation):
             yield from _rules(sub, trusted)
 
@@ -157,13 +174,18 @@ def _parts(equation: Any) -> Iterator[Any]:
                 yield inner
 
 
-def _source(equation: Any) -> str:
-    body = equation.params["call_jaxpr"]
-    about = getattr(getattr(body, "jaxpr", body), "debug_info", None)
-    return getattr(about, "func_src_info", "") or ""
+def _source(part: Any) -> str:
+    return getattr(getattr(getattr(part, "jaxpr", part), "debug_info", None), "func_src_info", "") or ""
 
 
-def is_trusted(equation: Any, trusted: frozenset[str]) -> bool:
-    source = _source(equation)
+def _is_trusted(equation: Any, trusted: frozenset[str]) -> bool:
+    """Where the function and its rule both are JAX's or this library's."""
+    params = equation.params
+    rule = next((params[name] for name in ("bwd", "jvp_jaxpr_fun") if name in params), None)
+    function, rule = _source(params["call_jaxpr"]), _source(rule)
+    return function in trusted or (_is_ours(function, but=OF_USERS) and _is_ours(rule))
+
+
+def _is_ours(source: str, but: tuple[str, ...] = ()) -> bool:
     path = source.partition(" at ")[2].rpartition(":")[0]
-    return source in trusted or (path.startswith(OURS) and os.path.basename(path) not in OF_USERS)
+    return path.startswith(OURS) and os.path.basename(path) not in but

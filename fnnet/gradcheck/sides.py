@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.tree_util import tree_leaves_with_path
 
 from ..activations import at_least_float32
 from ..backpropagation import backprop, value_and_grad
 from ..costs import Cost
-from ..layers._composite import add, composites, concatenate, is_walked, output_place, visited, walk
+from ..layers._composite import add, bottom, composites, concatenate, is_walked, output_place, visited, walk
 from ..layers._layer import Layer, Params, keywords, run_forward
 from ..programs import program
+from .rules import without_rules
 
 
 class Two(NamedTuple):
@@ -27,6 +29,26 @@ class Two(NamedTuple):
 
     manual: Any
     autodiff: Any
+
+
+class Plain(NamedTuple):
+    """What is differentiated: a layer's forward pass, with the bodies of the hand-written rules inside it in their places.
+
+    Attributes:
+        layer: the layer.
+        rules: where the rules inside are written.
+        trusted: where those are that are taken as they are; None where there is none to replace.
+    """
+
+    layer: Layer
+    rules: tuple[str, ...] = ()
+    trusted: tuple[str, ...] | None = None
+
+    def of(self, f: Callable, kept: str | None = None) -> Callable:
+        """f without rules, but the one at ``kept``."""
+        if self.trusted is None:
+            return f
+        return without_rules(f, self.trusted if kept is None else (*self.trusted, kept))
 
 
 class Given(NamedTuple):
@@ -40,14 +62,23 @@ class Given(NamedTuple):
     weights: Any = None
 
 
+QUICK = (("xla_backend_optimization_level", 0), ("xla_cpu_parallel_codegen_split_count", 1))
+if jax.__version_info__ < (0, 11):  # later versions have nothing but fusion emitters
+    QUICK += (("xla_cpu_use_fusion_emitters", False),)
+
+
 def compiled_once(*, fixed: int) -> Callable[[Callable], Callable]:
     """`program` with the first ``fixed`` arguments held, for one that runs once or twice: on CPU it is compiled without
-    optimisation, in half the time."""
+    optimisation and in one piece, in a quarter of the time."""
 
     def decorate(f: Callable) -> Callable:
         @functools.wraps(f)
         def run(*args: Any) -> Any:
-            options = (("xla_backend_optimization_level", 0),) if jax.default_backend() == "cpu" else ()
+            if any(
+                isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args[fixed:])
+            ):  # options are for whole programs
+                return f(*args)
+            options = QUICK if jax.default_backend() == "cpu" else ()
             return program(f, *args[:fixed], compiler_options=options)(*args[fixed:])
 
         return run
@@ -86,21 +117,25 @@ def normals(like: Any, seed: int) -> Any:
     return treedef.unflatten(draw(leaf, seed + i) for i, leaf in enumerate(leaves))
 
 
-def directions(net: Layer, given: Given) -> tuple[Any, Any]:
-    """A random cotangent of the output, and a random tangent of parameters and inputs."""
-    run = functools.partial(run_forward, net, train=True)
-    a = jax.eval_shape(lambda g: run(g.params, g.x, key=g.key, mask=g.mask)[0], given)
-    return normals(a, 0), normals((given.params, given.x), 1)
+def traced(net: Layer, cost: Cost | None, given: Given) -> tuple[Any, Any]:
+    """The program of the forward pass, cost included, and what its output looks like."""
+
+    def forward(given: Given) -> tuple[Array, Any]:
+        a, cache = run_forward(net, given.params, given.x, key=given.key, train=True, mask=given.mask)
+        output = net.output(given.params, cache)
+        return a, None if cost is None else cost(a, given.y, weights=given.weights, output=output)
+
+    program, (a, _) = jax.make_jaxpr(forward, return_shape=True)(given)
+    return program, a
 
 
 @compiled_once(fixed=3)
-def whole_network(net: Layer, cost: Cost | None, linear: bool, given: Given, u: Array, v: Any) -> dict[str, Any]:
+def whole_network(plain: Plain, cost: Cost | None, linear: bool, given: Given, u: Array, v: Any) -> dict[str, Any]:
     """Of a network: every layer's input; the product of `products` where it has forward mode (``linear``). With a cost also
     every layer's ∂C/∂a_out by autodiff, and both sides of the errors, of the gradients as ``backprop`` and as
     ``value_and_grad`` give them, and of the cost's own derivative."""
-    params, x, y, key, mask, weights = given
+    net, (params, x, y, key, mask, weights) = plain.layer, given
     m = x.shape[0]
-
     places = list(walk(net, params, key))
 
     def run(params: Params, moved: dict) -> tuple[Array, dict]:
@@ -116,15 +151,15 @@ def whole_network(net: Layer, cost: Cost | None, linear: bool, given: Given, u: 
 
         return visited(net, params, x, visit, key=key, train=True, mask=mask), seen
 
-    _, seen = run(params, {})
+    a, seen = run(params, {})
     inputs, a_outs, caches, outputs = zip(*(seen[placed.place] for placed in places), strict=True)
-    found: dict[str, Any] = {"inputs": list(inputs), "branches": {}}
+    found: dict[str, Any] = {"inputs": list(inputs), "output": a, "branches": {}}
     for composite in composites(net, params):
         if getattr(composite.layer, "join", add) not in (add, concatenate):
             branches = range(len(composite.layer.layers))  # pyright: ignore[reportAttributeAccessIssue]
             found["branches"][composite.place] = tuple(seen[(*composite.place, i)][1] for i in branches)
-    if linear:
-        found["product"] = _product(net, given, u, v)
+    if linear and any(map(is_float, [x, *jax.tree.leaves(params)])):
+        found["product"] = _product(plain, given, u, v)
     if cost is None:
         return found
 
@@ -143,7 +178,7 @@ def whole_network(net: Layer, cost: Cost | None, linear: bool, given: Given, u: 
         probe = jax.tree.map(jnp.zeros_like, _like(delta, output)) if yes else None
         own = jax.tree.map(jnp.zeros_like, placed.params)
         moved[placed.place] = own, probe, jnp.zeros_like(a) if is_float(a) else None
-    value, pull_back = jax.vjp(summed_cost, params, moved)
+    value, pull_back = jax.vjp(plain.of(summed_cost), params, moved)
     d_params, d_moved = pull_back(jnp.ones_like(value))
     d_own, deltas, found["das"] = map(list, zip(*(d_moved[placed.place] for placed in places), strict=True))
     found["errors"] = Two([delta if yes else None for yes, delta in zip(probed, errors, strict=True)], deltas)
@@ -152,7 +187,39 @@ def whole_network(net: Layer, cost: Cost | None, linear: bool, given: Given, u: 
     found["gradients"] = Two(of_layers, mean(d_own))
     composed = value_and_grad(net, cost, micro_batch=None)(params, x, y, **about)[1]
     found |= {"backprop": Two(whole, mean(d_params)), "value_and_grad": Two(composed, mean(d_params))}
-    return {**found, **cost_derivative(net, cost, given)}
+    return {**found, **cost_derivative(net, cost, given, plain)}
+
+
+def gradient_without_rules(net: Layer, cost: Cost | None, trusted: tuple[str, ...], given: Given) -> Any:
+    """Autodiff of the plain forward pass: an error where there is none."""
+    _, x, y, key, mask, weights = given
+
+    def value(params: Params, moving: Any) -> Array:
+        a, cache = run_forward(net, params, x if moving is None else moving, key=key, train=True, mask=mask)
+        return jnp.sum(a) if cost is None else cost(a, y, weights=weights, output=net.output(params, cache))
+
+    out, pull = jax.vjp(Plain(net, (), trusted).of(value), given.params, x if is_float(x) else None)
+    return pull(jnp.ones_like(out))
+
+
+def every_input(net: Layer, given: Given) -> dict[Any, Array]:
+    """What every layer and every composite of a network is given, by its place, and the "output"."""
+    inputs: dict[Any, Array] = {}
+
+    def visit(place: tuple[int, ...], layer: Layer, params: Params, a_in: Array, **about: Any) -> Any:
+        inputs[place] = a_in
+        return run_forward(layer, params, a_in, **about)
+
+    inputs["output"] = visited(net, given.params, given.x, visit, key=given.key, train=True, mask=given.mask)
+    return inputs
+
+
+@compiled_once(fixed=1)
+def inputs_of(net: Layer, given: Given) -> dict[str, Any]:
+    """`whole_network` without anything that runs backwards."""
+    inputs = every_input(net, given)
+    places = [placed.place for placed in walk(net, given.params)]
+    return {"inputs": [inputs[place] for place in places], "output": inputs["output"], "branches": {}}
 
 
 def _like(delta: Any, output: Any) -> Any:
@@ -160,9 +227,9 @@ def _like(delta: Any, output: Any) -> Any:
     return delta if output is None or not hasattr(delta, "shape") else output[1]
 
 
-def _product(net: Layer, given: Given, u: Array, v: Any) -> Two:
+def _product(plain: Plain, given: Given, u: Array, v: Any) -> Two:
     """`products` of a network's composed backward pass and its forward pass."""
-    params, x, _, key, mask, _ = given
+    net, (params, x, _, key, mask, _) = plain.layer, given
     _, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
     da_in, grads = net.backward(params, cache, u)
     moving = {"params": params, **({"x": x} if is_float(x) and da_in is not None else {})}
@@ -172,7 +239,7 @@ def _product(net: Layer, given: Given, u: Array, v: Any) -> Two:
         return run_forward(net, moving["params"], moving.get("x", x), key=key, train=True, mask=mask)[0]
 
     tangents = {name: v[i] for i, name in enumerate(("params", "x")) if name in moving}
-    moved = jax.jvp(forward, (moving,), (tangents,))[1] if jax.tree.leaves(moving) else jnp.zeros_like(u)
+    moved = jax.jvp(plain.of(forward), (moving,), (tangents,))[1] if jax.tree.leaves(moving) else jnp.zeros_like(u)
     return products(u, moved, {name: by_hand[name] for name in moving}, tangents)
 
 
@@ -195,8 +262,8 @@ def products(u: Any, moved: Any, pulled: Any, v: Any) -> Two:
 
 
 def probe_for(layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array) -> Any:
-    """Zeros shaped as `_like` says; None for a layer without ``probe``."""
-    if "probe" not in keywords(type(layer)):
+    """Zeros shaped as `_like` says; None for a layer without ``probe``, or with parts without."""
+    if any("probe" not in keywords(type(part)) for part in (layer, *bottom(layer))):
         return None
 
     def like(params: Params, a_in: Array) -> Any:
@@ -206,21 +273,25 @@ def probe_for(layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(like, params, a_in))
 
 
-@compiled_once(fixed=1)
+@compiled_once(fixed=2)
 def isolated(
-    layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array, probe: Any
+    layer: Layer, plain: Plain, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array, probe: Any
 ) -> dict[str, Two]:
     """Each equation of a layer, fed with da_out and autodiff's δ, the derivative with respect to the probe (its own δ where
-    the layer has none)."""
+    the layer has none); and each rule inside it against its function."""
     _, cache = run_forward(layer, params, a_in, key=key, train=True, mask=mask)
     delta = layer.error(params, cache, da_out)
-    d_params, da_in, d_probe = pulled(layer, params, a_in, key, mask, da_out, probe)
+    given = params, a_in, key, mask, da_out, probe
+    d_params, da_in, d_probe = right = pulled(plain, *given)
     d_params = jax.tree.map(lambda g: (g / a_in.shape[0]).astype(g.dtype), d_params)
     fed = delta if probe is None else d_probe
     sides = {} if probe is None else {"error": Two(delta, d_probe)}
     if da_in is not None and type(layer).propagate is not Layer.propagate:
         sides["propagate"] = Two(layer.propagate(params, cache, fed), da_in)
-    sides["gradients"] = Two(layer.gradients(params, cache, fed), d_params)
+    if type(layer).gradients is not Layer.gradients or not jax.tree.leaves(params):
+        sides["gradients"] = Two(layer.gradients(params, cache, fed), d_params)
+    for source in plain.rules:
+        sides[f"rule {source}"] = Two(pulled(plain, *given, kept=source), right)
 
     def composed(equation: str, da_manual: Any, d_manual: Any) -> dict[str, Two]:
         da_manual = da_manual if da_in is not None else None
@@ -230,7 +301,7 @@ def isolated(
         sides |= composed("backward", *layer.backward(params, cache, da_out))
     if (output := layer.output(params, cache)) is not None:
         activation, z = output
-        last = jax.vjp(activation, z)[1](da_out)[0]
+        last = jax.vjp(plain.of(activation), z)[1](da_out)[0]
         if type(layer).output_error is not Layer.output_error and probe is not None:
             sides["output_error"] = Two(layer.output_error(params, cache, last), d_probe)
         if type(layer).output_backward is not Layer.output_backward:
@@ -238,38 +309,72 @@ def isolated(
     return sides
 
 
-@compiled_once(fixed=1)
-def split_error(join: Any, branches: tuple[Array, ...], da_out: Array) -> dict[str, Two]:
+@compiled_once(fixed=2)
+def split_error(join: Any, plain: Plain, branches: tuple[Array, ...], da_out: Array) -> dict[str, Two]:
     """How a join splits an error among its branches."""
-    autodiff = jax.vjp(join.value, *branches)[1](da_out)
+    autodiff = jax.vjp(plain.of(join.value), *branches)[1](da_out)
     return {"split": Two(tuple(join.split(da_out, *branches)), autodiff)}
 
 
 def pulled(
-    layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Any, probe: Any = None
+    plain: Plain | Layer,
+    params: Params,
+    a_in: Array,
+    key: Any,
+    mask: Any,
+    da_out: Any,
+    probe: Any = None,
+    *,
+    kept: str | None = None,
 ) -> tuple[Params, Array | None, Any]:
     """(∂/∂params, ∂/∂a_in, ∂/∂probe) of ⟨da_out, a_out⟩ by autodiff; None for the a_in of integers."""
+    plain = Plain(plain) if isinstance(plain, Layer) else plain
 
     def forward(params: Params, a: Any, probe: Any) -> Array:
         given = {"key": key, "train": True, "mask": mask, "probe": probe}
-        return run_forward(layer, params, a_in if a is None else a, **given)[0]
+        return run_forward(plain.layer, params, a_in if a is None else a, **given)[0]
 
-    _, pull_back = jax.vjp(forward, params, a_in if is_float(a_in) else None, probe)
+    _, pull_back = jax.vjp(plain.of(forward, kept), params, a_in if is_float(a_in) else None, probe)
     return pull_back(da_out)
 
 
-def cost_derivative(net: Layer, cost: Cost, given: Given) -> dict[str, Two]:
+def cost_derivative(net: Layer, cost: Cost, given: Given, plain: Plain | None = None) -> dict[str, Two]:
     """The cost's own derivative, with respect to z where it is matched to the last layer, else to a."""
     params, x, y, key, mask, weights = given
     a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
     output, m = net.output(params, cache), x.shape[0]
-    delta = cost.delta(output, y, weights=weights)
+    delta, of = cost.delta(output, y, weights=weights), (plain or Plain(net)).of
     if output is None or delta is None:
-        autodiff = jax.grad(lambda a: m * cost(a, y, weights=weights))(a)
+        autodiff = jax.grad(of(lambda a: m * cost(a, y, weights=weights)))(a)
         return {"output_gradient": Two(cost.output_gradient(a, y, weights=weights), autodiff)}
     activation, z = output
-    autodiff = jax.grad(lambda z: m * cost(activation(z), y, weights=weights, output=(activation, z)))(z)
+    autodiff = jax.grad(of(lambda z: m * cost(activation(z), y, weights=weights, output=(activation, z))))(z)
     return {"output_error": Two(delta, autodiff)}
+
+
+def activation_of(net: Layer, given: Given) -> Any:
+    """The activation of the net's output, None where there is none."""
+    found = []
+
+    def forward(given: Given) -> None:
+        _, cache = run_forward(net, given.params, given.x, key=given.key, train=True, mask=given.mask)
+        output = net.output(given.params, cache)
+        found.append(None if output is None else output[0])
+
+    jax.eval_shape(forward, given)
+    return found[0]
+
+
+@compiled_once(fixed=2)
+def two_forms(cost: Cost, activation: Any, z: Array, y: Any, weights: Any) -> dict[str, Two]:
+    """C from z and from a = σ(z), at several z."""
+
+    def forms(z: Array) -> tuple[Array, Array]:
+        a = activation(z)
+        return cost(a, y, weights=weights, output=(activation, z)), cost(a, y, weights=weights)
+
+    of_each = [forms(one) for one in z]
+    return {"terms": Two(*map(jnp.stack, zip(*of_each, strict=True)))}
 
 
 def penalty_gradient(params: Params, penalty: Any, n_examples: Any) -> dict[str, Two]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .decimals import precisely
 from .sides import is_float, leaf_at
 
 TOLERANCE = {"float64": 1e-10, "float32": 64 * 2.0**-23, "float16": 16 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
@@ -52,14 +53,26 @@ class Subject:
         dtype: the audit's.
         forward: (*args) -> what is differentiated, the plain program.
         nudged: which of the arguments are perturbed in the search for kinks and ties.
+        widened: the cases in float64, where that is more than a cast.
+        pairing: (equation, *args) -> (f, tree): the scalar function whose gradient at the tree the equation's reference is,
+            for central differences.
     """
 
     def __init__(
-        self, run: Callable, cases: Sequence[tuple], dtype: str, forward: Callable, nudged: Sequence[int] = (0,)
+        self,
+        run: Callable,
+        cases: Sequence[tuple],
+        dtype: str,
+        forward: Callable,
+        nudged: Sequence[int] = (0,),
+        widened: Sequence[tuple] | None = None,
+        pairing: Callable[..., tuple[Callable, Any]] | None = None,
     ) -> None:
+        self.widened = [in_float64(args) for args in cases] if widened is None else widened
         self.run, self.cases, self.dtype, self.forward, self.nudged = run, cases, dtype, forward, nudged
+        self.pairing = pairing
         self.values = [run(*args) for args in cases]
-        self.exact = [None if dtype == "float64" else exactly(run, *args) for args in cases]
+        self.exact = [None if dtype == "float64" else exactly(run, *args) for args in self.widened]
 
     def __contains__(self, equation: str) -> bool:
         return equation in self.values[0]
@@ -71,7 +84,7 @@ class Subject:
     def args(self, case: int) -> tuple:
         """The arguments in the precision of `best`."""
         as_they_are = self.exact[case] is None and self.dtype != "float64"
-        return self.cases[case] if as_they_are else in_float64(self.cases[case])
+        return self.cases[case] if as_they_are else self.widened[case]
 
     def compared(self, equation: str, path: Any = None) -> list[Compared]:
         """The sides of an equation, for each case; of the leaf at a path."""
@@ -88,11 +101,19 @@ class Subject:
 
     @functools.cached_property
     def inner(self) -> str:
-        """The narrowest dtype that a float64 is rounded to on the way forward."""
-        closed = exactly(jax.make_jaxpr(self.forward), *self.cases[0])
-        if closed is None:
-            return "float64"
-        return max(_narrowed(closed.jaxpr), key=TOLERANCE.__getitem__, default="float64")
+        """The narrowest dtype that a float64 is rounded to, on the way forward or back."""
+        programs = (exactly(jax.make_jaxpr(f), *self.cases[0]) for f in (self.forward, self.run))
+        found = (name for closed in programs if closed is not None for name in _narrowed(closed.jaxpr))
+        return max(found, key=TOLERANCE.__getitem__, default="float64")
+
+    def truth(self, case: int, equation: str, path: Any) -> np.ndarray | None:
+        """The reference with more digits than float64 has; None where it cannot be had."""
+
+        def pick(sides: dict[str, Any]) -> Any:
+            return leaf_at(path or (), sides[equation].autodiff)
+
+        found = precisely(self.run, in_float64(self.cases[case]), pick)
+        return found[0] if found is not None and len(found) == 1 else None
 
     def nearby(self, case: int, equation: str, path: Any) -> Iterator[np.ndarray]:
         """Autodiff in float64 at points that are a hair's breadth away, one at random after another."""
@@ -102,9 +123,7 @@ class Subject:
             together = alone >= len(self.nudged)  # first one argument at a time, up and down, then all at random
             nudge = functools.partial(_nudged, draw if together else (1, -1)[way])
             moved = self.nudged if together else self.nudged[alone : alone + 1]
-            args = [
-                jax.tree.map(nudge, arg) if i in moved else arg for i, arg in enumerate(in_float64(self.cases[case]))
-            ]
+            args = [jax.tree.map(nudge, arg) if i in moved else arg for i, arg in enumerate(self.widened[case])]
             sides = exactly(self.run, *args)
             if sides is None:
                 return
@@ -173,7 +192,7 @@ def _along(manual: Any, autodiff: Any) -> float:
 def judge(found: Differences, subject: Subject, scale: float = 0.0, inner: float = TOLERANCE["float64"]) -> str:
     """ "pass", "precision" or "fail". ``scale`` is the layer's largest gradient: what is below 100 eps of it is rounding;
     ``inner`` is the tolerance in float64."""
-    bound = max(TOLERANCE[subject.dtype], inner)
+    bound = max(bound_of(subject.dtype), inner)
     agrees = _agree(found.difference, found.size, bound, rounding(subject.dtype) * scale)
     doubled = not np.isnan(found.in_float64)
     apart = found.in_float64 if doubled else found.difference
@@ -195,6 +214,23 @@ def judge(found: Differences, subject: Subject, scale: float = 0.0, inner: float
 def _agree(apart: float, size: float, bound: float, floor: float) -> bool:
     """Within the bound, or both below the floor."""
     return apart <= bound or (0 < size < floor and apart * size <= floor)
+
+
+def bound_of(dtype: str) -> float:
+    """How far apart rounding puts two right results; in float32 the products may be those of TF32 or bfloat16."""
+    return max(TOLERANCE[dtype], 8 * product_error()) if dtype == "float32" else TOLERANCE[dtype]
+
+
+def product_error() -> float:
+    """How exact a product of float32 is, by the precision in force on this backend."""
+    return _product_error(jax.default_backend(), str(jax.config.jax_default_matmul_precision))
+
+
+@functools.cache
+def _product_error(backend: str, precision: str) -> float:
+    a, b = np.random.default_rng(0).standard_normal((2, 64, 64)).astype(np.float32)
+    exact = wide(a) @ wide(b)
+    return float(np.max(np.abs(wide(jnp.asarray(a) @ jnp.asarray(b)) - exact)) / np.max(np.abs(exact)))
 
 
 def rounding(dtype: str) -> float:

@@ -301,13 +301,22 @@ def keywords(cls: type) -> frozenset[str]:
 
 
 def run_forward(layer: Layer, params: Params, a_in: Array, **given: Any) -> tuple[Array, Cache]:
-    """``layer.forward`` with those of the given keywords that it declares."""
+    """``layer.forward`` with those of the given keywords that it declares.
+
+    Raises:
+        LayerError: for a forward that returns no pair, or a state for a layer that carries none.
+    """
     declared = keywords(type(layer))
     given = {**KEYWORDS, **given}
     if "state" not in declared and jax.tree.leaves(given["state"]):
         remedy = "give None for a layer without a state, as final_state and apply_from return it"
         raise LayerError(layer, "no state, since it carries none", "one", remedy)
-    return layer.forward(params, a_in, **{name: value for name, value in given.items() if name in declared})
+    both = layer.forward(params, a_in, **{name: value for name, value in given.items() if name in declared})
+    if not isinstance(both, tuple | list) or len(both) != 2:
+        got = f"{len(both)} values" if isinstance(both, tuple | list) else "one value"
+        raise LayerError(layer, "a pair (a_out, cache) from forward", got, "return a_out, cache")
+    a_out, cache = both
+    return a_out, cache
 
 
 @jax.tree_util.register_dataclass
@@ -440,6 +449,11 @@ def check_mask(layer: Layer, mask: Any, shape: Shape) -> None:
         remedy = "it says which steps of which sequence are valid; fn.length_mask(lengths, T) makes one"
         raise LayerError(layer, f"a mask of shape {shape}", str(jnp.shape(mask)), remedy)
     check_real(layer, "masks", jnp.asarray(mask))
+
+
+def at_valid_steps(x: Array, mask: Array | None) -> Array:
+    """x (m, T, ...), 0 at the steps where the mask (m, T) is False."""
+    return x if mask is None else jnp.where(jnp.expand_dims(mask, tuple(range(2, x.ndim))), x, 0)
 
 
 def check_activation(layer: Layer, activation: Any) -> None:
