@@ -43,6 +43,7 @@ class Failure:
         siblings: other leaves' right results, by name.
         each: the right result of each example alone, (m, *shape), of a gradient.
         ideas: (mistake, what it would give) for the equation at hand.
+        last_ideas: the same, where nothing else explains it.
     """
 
     manual: np.ndarray
@@ -57,6 +58,7 @@ class Failure:
     siblings: dict[str, np.ndarray] = field(default_factory=dict)
     each: Callable[[], np.ndarray | None] = lambda: None
     ideas: Ideas = lambda: iter(())
+    last_ideas: Ideas = lambda: iter(())
 
     def gives(self, candidate: Any, manual: np.ndarray | None = None) -> bool:
         """Whether the candidate is the manual result, to rounding."""
@@ -136,6 +138,10 @@ def wrong_ingredient(f: Failure) -> Explanation | None:
         if f.gives(candidate):
             return Explanation(text)
     return None
+
+
+def last_resort(f: Failure) -> Explanation | None:
+    return next((Explanation(text) for text, candidate in f.last_ideas() if f.gives(candidate)), None)
 
 
 def mask_scale(f: Failure) -> float | None:
@@ -300,6 +306,7 @@ FINDERS = (
     turned,
     shifted,
     wrong_axes,
+    last_resort,
 )
 
 

@@ -103,6 +103,7 @@ class _LayerMistakes:
             siblings=siblings(self.sides[self.source].autodiff, self.path) if self.to_leaf else {},
             each=self.each if self.to_leaf else lambda: None,
             ideas=self.ideas,
+            last_ideas=self.planted,
         )
 
     def ideas(self) -> Iterator[tuple[str, Any]]:
@@ -111,7 +112,6 @@ class _LayerMistakes:
         elif self.delta is not None:
             yield from self.with_another_delta()
             yield from self.gradients() if self.to_leaf else self.propagations()
-        yield from self.planted()
 
     def planted(self) -> Iterator[tuple[str, Any]]:
         """One operation's derivative wrong: of the layer's own forward pass, whose ∂/∂z, ∂/∂a_in and ∂/∂params the three
