@@ -1,6 +1,7 @@
 """The audit of functions, over the table of hand-written rules: no right one fails, and every mistake is named and, where
 the table says how, explained."""
 
+import dataclasses
 import re
 
 import jax
@@ -40,6 +41,7 @@ BY_DEFAULT = [
     "two_ways_forward: the second ignored",
     "two_ways_forward: the sign of a",
     "maximum: to all",
+    "hinge: always on",  # a reversed argument gives the same, by chance
 ]
 UNEXPLAINED = 23
 
@@ -113,6 +115,39 @@ def leaves_that_differ(rule, mistake):
         if right is None or right.shape != ours.shape or not jnp.allclose(ours, right):
             found.add(f"args{jax.tree_util.keystr(path)}")
     return found
+
+
+class TestNoHintMisleads:
+    @pytest.mark.parametrize("factor", [1.0001, 0.99999, 1 + 1e-7])
+    def test_a_factor_is_told_to_the_digit_that_counts(self, factor):
+        report = fn.check_vjp(lambda x: (jnp.sin(x), x), lambda x, u: (factor * u * jnp.cos(x),), jnp.arange(1.0, 4))
+        assert report.rows[0].hint.startswith("a constant factor ")
+        assert abs(float(report.rows[0].hint.split()[-1]) - factor) < 1e-8
+
+    def test_a_factor_of_a_single_number_explains_nothing(self):
+        forward, backward = lambda x: (jnp.sin(x), x), lambda x, u: (u * jnp.cos(x) + 0.1,)
+        assert fn.check_vjp(forward, backward, jnp.asarray(0.7)).rows[0].hint == ""
+
+    @pytest.mark.parametrize(
+        ("shape", "hint"), [((5, 1), "only this example is wrong"), ((5, 3), "one example is left out")]
+    )
+    def test_an_entry_that_was_clipped_is_no_example_left_out(self, shape, hint):
+        x = jnp.linspace(0.1, 1, shape[0] * shape[1]).reshape(shape)
+        report = fn.check_vjp(lambda x: (x**3, x), lambda x, u: ((3 * u * x * x).at[2].set(0),), x)
+        assert report.rows[0].hint == hint
+
+    def test_targets_of_zero_are_not_left_out(self):
+        class Forgetful(type(fn.cross_entropy)):
+            def output_error(self, z, y, *, weights=None):
+                return super().output_error(z, y)
+
+        cost = jax.tree_util.register_static(Forgetful)(
+            **{field.name: getattr(fn.cross_entropy, field.name) for field in dataclasses.fields(fn.cross_entropy)}
+        )
+        net = fn.Network(fn.Dense(3, fn.sigmoid))
+        x, params = jax.random.normal(jax.random.key(0), (4, 5)), net.init(jax.random.key(1), (5,))
+        report = fn.compare_gradients(net, cost, params, x, jnp.zeros((4, 3)), weights=jnp.linspace(0.5, 2, 4))
+        assert report.rows[0].hint == "the weights of the examples are left out"
 
 
 def test_there_are_enough():

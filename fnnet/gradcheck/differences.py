@@ -218,7 +218,7 @@ def slopes(f: Function, part: slice, directions: np.ndarray) -> Slopes:
     stands_still = _stands_still(f, part)
     found = Slopes(*(np.full(k, np.nan) for _ in Slopes._fields))
     left = np.arange(k)  # those that are not settled
-    for powers in (ROUNDS[0], ROUNDS[-1]) if stands_still else ROUNDS:
+    for powers in ROUNDS:
         asked = sizes[left, None] * 0.5 ** np.array(powers)
         at = left[:, None], np.array(powers)[None]
         rise[at], size[at], t[at] = _evaluated(f, part, directions[left], np.stack([asked, -asked], axis=-1))

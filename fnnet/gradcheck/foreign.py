@@ -85,9 +85,7 @@ class Problem:
         self.runner.start()
         leaves = [self.at(name) for name in self.gradients]
         subject = Measured(self.equation, self.function, lambda *_: self.gradients, (leaves, self.u), measure=measure)
-        rows = measured_rows(
-            self.runner.code.name, subject, functools.partial(of_function, subject, self.examples, None)
-        )
+        rows = measured_rows(self.runner.code.name, subject, functools.partial(of_function, subject, self.examples))
         if not any(np.any(piece.slopes.slope) for _, piece in subject.pieces.values()):
             rows = [of_flat(row) if failed(row) and row.values and np.isfinite(row.values[0]) else row for row in rows]
         return [self._told(row) for row in rows] + [

@@ -205,10 +205,11 @@ def _judged_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[Ro
     subject = Subject(run, [(args, u)], dtype, lambda args, *_: rule.value(*args), widened=[wide])
     if not largest(subject.best(0)["forward"].autodiff) < bound:
         return None
-    m, rows = _batch(rule, args, u), _extra_rows(rule, args, subject.values[0]["places"])
+    m = _batch(rule, args, u)
+    about = functools.partial(of_function, subject, m, program=functools.partial(program_of, rule))
+    rows = _extra_rows(rule, args, subject.values[0]["places"])
     if rule.has_forward and not rule.intended:
-        rows += function_rows(rule.name, "forward", subject, functools.partial(of_function, subject, m, None))
-    about = functools.partial(of_function, subject, m, functools.partial(program_of, rule))
+        rows += function_rows(rule.name, "forward", subject, functools.partial(of_function, subject, m))
     return rows + function_rows(rule.name, rule.equation, subject, about)
 
 
@@ -238,7 +239,7 @@ def _measured_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[
     measure = measured if bound == np.inf else along_directions
     subject = measured_vjp(plain, floats, u, manual, dtype, measure)
     found = manual_side(rule, args, u)
-    about = functools.partial(of_function, subject, _batch(rule, args, u), None)
+    about = functools.partial(of_function, subject, _batch(rule, args, u))
     rows = _extra_rows(rule, args, found["places"])
     if rule.has_forward and not rule.intended:
         sides = {"forward": Two(found["forward"], numbered(value))}

@@ -41,7 +41,7 @@ class Try(NamedTuple):
 
 
 def of_function(
-    subject: Subject, m: int, program: Callable | None, failure: Failure, source: str, path: Any, case: int
+    subject: Subject, m: int, failure: Failure, source: str, path: Any, case: int, program: Callable | None = None
 ) -> Failure:
     """What can be tried on a function that nothing is known about but its program."""
     right = subject.best(case)[source].autodiff

@@ -43,6 +43,7 @@ class Failure:
         siblings: other leaves' right results, by name.
         each: the right result of each example alone, (m, *shape), of a gradient.
         ideas: (mistake, what it would give) for the equation at hand.
+        last_ideas: the same, where nothing else explains it.
     """
 
     manual: np.ndarray
@@ -57,6 +58,7 @@ class Failure:
     siblings: dict[str, np.ndarray] = field(default_factory=dict)
     each: Callable[[], np.ndarray | None] = lambda: None
     ideas: Ideas = lambda: iter(())
+    last_ideas: Ideas = lambda: iter(())
 
     def gives(self, candidate: Any, manual: np.ndarray | None = None) -> bool:
         """Whether the candidate is the manual result, to rounding."""
@@ -138,6 +140,10 @@ def wrong_ingredient(f: Failure) -> Explanation | None:
     return None
 
 
+def last_resort(f: Failure) -> Explanation | None:
+    return next((Explanation(text) for text, candidate in f.last_ideas() if f.gives(candidate)), None)
+
+
 def mask_scale(f: Failure) -> float | None:
     """s, where the right result is r ⊙ δ with each r either 0 or s, and both occur."""
     if f.incoming is None or f.incoming.shape != f.reference.shape:
@@ -216,7 +222,7 @@ def turned(f: Failure) -> Explanation | None:
     first = 1 if f.per_example else 0
     axes = range(first if f.is_layer else 0, f.reference.ndim)
     spatial = tuple(axes)[: max(0, len(axes) - (1 if f.per_example else 2))]
-    if len(spatial) > (0 if f.is_layer else 1) and f.gives(np.flip(f.reference, spatial)):
+    if len(spatial) > 1 and f.gives(np.flip(f.reference, spatial)):
         return Explanation("rotated by 180°")
     for i, j in itertools.combinations(axes, 2):
         if f.gives(np.swapaxes(f.reference, i, j)):
@@ -300,6 +306,7 @@ FINDERS = (
     turned,
     shifted,
     wrong_axes,
+    last_resort,
 )
 
 

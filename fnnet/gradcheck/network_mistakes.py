@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import keystr
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..activations import Activation, linear
 from ..costs import Cost
@@ -25,8 +25,9 @@ from ..layers._pool import MaxPool, laid_out, lowest, pool_window
 from ..layers._window import taps
 from ..penalties import is_weight
 from .formulas import attention_errors, gain_gradients, normalisation_errors
+from .function_mistakes import Program, Search
 from .mistakes import Failure, siblings
-from .sides import Given, cost_derivative, leaf_at, pulled
+from .sides import Given, cost_derivative, is_float, leaf_at, pulled
 from .verdicts import Subject, wide
 
 
@@ -37,7 +38,8 @@ def of_cost(net: Layer, cost: Cost, subject: Subject, failure: Failure, source: 
         given: Given = jax.tree.map(jnp.asarray, subject.args(case)[0])
         params, x, y, key, mask, weights = given
         a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
-        yield "the targets are left out", a
+        if np.any(cost.targets(a, y)):
+            yield "the targets are left out", a
         yield "the outputs are left out", -cost.targets(a, y)
         if weights is not None:
             plain = cost_derivative(net, cost, given._replace(weights=None))
@@ -101,6 +103,7 @@ class _LayerMistakes:
             siblings=siblings(self.sides[self.source].autodiff, self.path) if self.to_leaf else {},
             each=self.each if self.to_leaf else lambda: None,
             ideas=self.ideas,
+            last_ideas=self.planted,
         )
 
     def ideas(self) -> Iterator[tuple[str, Any]]:
@@ -109,6 +112,31 @@ class _LayerMistakes:
         elif self.delta is not None:
             yield from self.with_another_delta()
             yield from self.gradients() if self.to_leaf else self.propagations()
+
+    def planted(self) -> Iterator[tuple[str, Any]]:
+        """One operation's derivative wrong: of the layer's own forward pass, whose ∂/∂z, ∂/∂a_in and ∂/∂params the three
+        equations are."""
+        given: dict[str, Any] = {keystr(path): leaf for path, leaf in tree_leaves_with_path(self.params)}
+        n, treedef = len(given), jax.tree.structure(self.params)
+        if is_float(self.a_in):
+            given["a_in"] = self.a_in
+        if self.delta is not None:
+            given["z"] = jnp.zeros_like(self.delta)
+        own = keystr(self.path) if self.to_leaf else "z" if self.equation in ("error", "output_error") else "a_in"
+        names, scale = list(given), 1 / self.m if self.to_leaf else 1.0
+
+        def f(leaves: list[Any]) -> list[Any]:
+            rest = dict(zip(names[n:], leaves[n:], strict=True))
+            about = {"key": self.key, "train": True, "mask": self.mask, "probe": rest.get("z")}
+            return [run_forward(self.layer, treedef.unflatten(leaves[:n]), rest.get("a_in", self.a_in), **about)[0]]
+
+        program = Program(f, list(given.values()), [self.da], names, ["a_out"])
+        of_sum = dataclasses.replace(
+            self.right, manual=self.right.manual / scale, reference=self.right.reference / scale
+        )
+        if self.right.manual.shape == self.right.reference.shape and own in given:
+            for text, candidate in Search(program, names.index(own))(program, of_sum):
+                yield text, scale * candidate
 
     def error(self, da: Any) -> Array:
         """BP1, by autodiff."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from .rules import CALLS, RULES, is_trusted, scan_split, scanned
+from .rules import CALLS, RULES, scan_split, scanned
 from .ways import LAYOUT, PRODUCTS, Back, Case, Way, is_inexact, ways_back
 
 SKIPPED = (os.path.dirname(os.path.abspath(jax.__file__)) + os.sep, os.path.dirname(os.path.abspath(__file__)) + os.sep)
@@ -78,8 +78,8 @@ class Planted:
             here, name, params = (*place, i), equation.primitive.name, equation.params
             given = [v.val if isinstance(v, Literal) else known[v] for v in equation.invars]
             text = source or written(equation)
-            if name in CALLS or (name in RULES and not is_trusted(equation, frozenset())):
-                inner = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
+            inner = params.get("jaxpr", params.get("call_jaxpr"))
+            if name in CALLS or (name in RULES and not _is_of_jax(getattr(inner, "jaxpr", inner))):
                 body = self._named(equation, inner)
                 pairs = [
                     (o, v) for o, v in zip(equation.invars, body.invars, strict=True) if not isinstance(o, Literal)
@@ -155,7 +155,12 @@ class Planted:
             return list(out) if equation.primitive.multiple_results else [out]
 
         xs, others = ([a for a, own in zip(given, moving, strict=True) if own == which] for which in (True, False))
-        if new is PLAINLY or not xs or not any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in equation.outvars):
+        if (
+            new is PLAINLY
+            or not xs
+            or equation.primitive.name == "optimization_barrier"
+            or not any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in equation.outvars)
+        ):
             return bind(xs, others)
         variables = [v for v, own in zip(equation.invars, moving, strict=True) if own]
         states = {i: ("the new state", new[v]) for i, v in enumerate(variables) if new and v in new}

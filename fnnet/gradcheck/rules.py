@@ -89,7 +89,7 @@ def _evaluated(jaxpr: Any, consts: Any, args: Any, trusted: frozenset[str]) -> l
     for equation in _needed(jaxpr):
         name, params, given = equation.primitive.name, equation.params, [read(v) for v in equation.invars]
         with equation.ctx.manager:
-            if name in RULES and not is_trusted(equation, trusted):
+            if name in RULES and not _is_trusted(equation, trusted):
                 out = run(params["call_jaxpr"])(*given)
             elif not any(True for sub in _parts(equation) for _ in _rules(sub, trusted)):
                 bound = equation.primitive.get_bind_params(params)
@@ -158,7 +158,7 @@ def _rules(jaxpr: Any, trusted: frozenset[str]) -> Iterator[str]:
     """The names of the rules in a jaxpr that are not trusted. What is inside a trusted one is trusted."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in RULES:
-            if is_trusted(equation, trusted):
+            if _is_trusted(equation, trusted):
                 continue
             yield _source(equation.params["call_jaxpr"])
         for sub in _parts(equation):
@@ -178,7 +178,7 @@ def _source(part: Any) -> str:
     return getattr(getattr(getattr(part, "jaxpr", part), "debug_info", None), "func_src_info", "") or ""
 
 
-def is_trusted(equation: Any, trusted: frozenset[str]) -> bool:
+def _is_trusted(equation: Any, trusted: frozenset[str]) -> bool:
     """Where the function and its rule both are JAX's or this library's."""
     params = equation.params
     rule = next((params[name] for name in ("bwd", "jvp_jaxpr_fun") if name in params), None)

@@ -129,7 +129,7 @@ def _join_rows(net: Layer, params: Params, whole: Subject, terms: Terms) -> list
         case = outputs, normals(jax.eval_shape(join.value, *outputs), 0)
         run = functools.partial(split_error, join, Plain(placed.layer, (), terms.trusted))
         subject = Subject(run, [case], terms.dtype, lambda outputs, da, j=join: j.value(*outputs))
-        about = functools.partial(of_function, subject, case[1].shape[0], None)
+        about = functools.partial(of_function, subject, case[1].shape[0])
         rows += function_rows(placed.name, "split", subject, about)
     return rows
 
