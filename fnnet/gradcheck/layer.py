@@ -139,8 +139,10 @@ def _rule_row(name: str, subject: Subject, source: str, terms: Terms) -> Row:
     for path, _ in tree_leaves_with_path(subject.values[0][equation].autodiff):
         leaf = {0: "params", 1: "da_in", 2: "probe"}[path[0].idx] + keystr(path[1:])
         rows.append(judged(name, subject, f"rule {name_of(source)}", leaf, source=equation, path=path))
-    wrong = [row for row in rows if failed(row)]
-    return (wrong or [max(rows, key=lambda row: (row.size > 0, row.difference))])[0]
+    if wrong := [row for row in rows if failed(row)]:
+        taken = f"to take the rule as it is: trust=({name_of(source)},)"
+        return dataclasses.replace(wrong[0], hint="; ".join(part for part in (wrong[0].hint, taken) if part))
+    return max(rows, key=lambda row: (row.size > 0, row.difference))
 
 
 def _pairing(
