@@ -298,7 +298,8 @@ def gelu_function(z: Array) -> Array:
 def gelu_derivative(z: Array, a: Array) -> Array:
     """σ'(z) = Φ(z) + z φ(z), φ the standard normal density."""
     z = within(z)
-    return 0.5 * jax.lax.erfc(-z * math.sqrt(0.5)) + z * jnp.exp(-0.5 * z * z) * math.sqrt(0.5 / math.pi)
+    x = -z * math.sqrt(0.5)
+    return 0.5 * jax.lax.erfc(x) + z * jnp.exp(-jnp.square(x)) * math.sqrt(0.5 / math.pi)
 
 
 _GELU_SCALE, _GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715

@@ -9,17 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .forms import CHUNK_BYTES, SMALLEST_CHUNK, WHOLE_BATCH_BYTES
 from .layers._layer import ExampleKeys, Layer, Params, run_forward
-
-WHOLE_BATCH_BYTES, CHUNK_BYTES, SMALLEST_CHUNK = 16 * 2**20, 8 * 2**20, 32
 
 
 def chunk_size(net: Layer, params: Params, x: Array, key: Any, mask: Any, micro_batch: int | str | None) -> int:
     """How many examples to run at a time, from static shapes.
 
     "auto" keeps a batch whole where the activations and masks that its backward pass reads fit in 16 MiB, off the CPU,
-    and where examples mix; else it takes the power of two that fits in 8 MiB, at least 32. (Compiled temporaries above
-    about 16 MiB cost page faults at every call on CPU; a GPU likes its batch whole.)
+    and where examples mix; else it takes the power of two that fits in 8 MiB, at least 32.
     """
     m = x.shape[0]
     if micro_batch is None or not net.independent:

@@ -19,7 +19,7 @@ def check_head(net: Layer) -> None:
     if isinstance(net, Tied):
         return check_head(net.net)
     chain = isinstance(net, Composite) and type(net).forward is Composite.forward
-    last = net.last if chain else None  # pyright: ignore[reportAttributeAccessIssue]
+    last = net.output_part if chain else None  # pyright: ignore[reportAttributeAccessIssue]
     if last is None or not isinstance(net.layers[last], Dense):  # pyright: ignore[reportAttributeAccessIssue]
         remedy = "leave positions out, or end the network with fn.Dense(n, fn.softmax)"
         raise LayerError(net, "a network that ends in a Dense layer, for positions=", repr(net), remedy)
@@ -59,7 +59,7 @@ def through_positions(
             net.net, cost, net.expanded(params), x, y, weights, size, carry, given
         )
         return value, state, net.collapsed(gradients)
-    parts, l = net.parts(params), net.last % len(net.layers)
+    parts, l = net.parts(params), net.output_part
     last, own = parts[l]
 
     def run(i: int, part: Layer, p: Params, a: Array, **about: Any) -> tuple[Array, Any]:

@@ -141,6 +141,40 @@ def test_own_wirings_in_the_audit(name):
     }
 
 
+@fn.layer
+class Named(fn.Composite):
+    """Two layers in a row, with a name each."""
+
+    first: fn.Layer
+    second: fn.Layer
+
+    last = -1
+
+    @property
+    def layers(self):
+        return self.first, self.second
+
+    wire, unwire = fn.Network.wire, fn.Network.unwire
+
+    def parts(self, params):
+        return (self.first, params["first"]), (self.second, params["second"])
+
+    def joined(self, of_parts):
+        return dict(zip(("first", "second"), of_parts, strict=True))
+
+
+def test_parameters_of_another_structure():
+    """Drawn, moved and trained as those of the chain."""
+    named, chain = Named(fn.BatchNorm(), fn.Dense(3, fn.softmax)), fn.Network(fn.BatchNorm(), fn.Dense(3, fn.softmax))
+    params, (_, x), y = named.init(KEY, (4,)), drawn(chain, (4,)), jnp.arange(5) % 3
+    fitted = []
+    for net, start in ((named, params), (chain, chain.init(KEY, (4,)))):
+        about = {"key": KEY, "epochs": 2, "batch_size": 5, "optimizer": fn.sgd(0.5)}
+        fitted.append(fn.fit(net, fn.log_likelihood, start, (x, y), **about)[0])
+    assert_agree(tuple(fitted[0].values()), fitted[1], 1e-15)
+    assert float(jnp.max(jnp.abs(fitted[0]["first"]["mean"]))) > 0
+
+
 def test_a_matched_cost_enters_where_last_says():
     net = OWN["another order"]
     params, x = drawn(net, (4,))

@@ -319,6 +319,53 @@ def test_convolutions_have_them_too():
     assert jnp.isnan(diagnostics.saturation(net, params, x).share).tolist() == [False, True, True, True]
 
 
+BRANCH = ({}, ({"w": np.ones((8, 8)), "b": np.ones(8)},))
+
+
+@pytest.mark.parametrize("wrap", [fn.Recompute, *thorough(lambda net: fn.Tied(net, "1.w", "2.w"))])
+def test_growth_and_singular_values_of_a_chain_however_it_is_wrapped(wrap):
+    net = fn.Network(fn.Dense(5, fn.tanh), fn.Dense(5, fn.sigmoid), fn.Dense(5, fn.sigmoid))
+    wrapped, x, y = wrap(net), np.random.default_rng(1).standard_normal((3, 8)), np.full((3, 5), 0.4)
+    params = drawn(wrapped, (8,))
+    same = tuple(p for _, p in wrapped.parts(params))
+    for f in (
+        lambda net, params: diagnostics.error_growth(net, fn.cross_entropy, params, x, y),
+        lambda net, params: diagnostics.singular_values(net, params, x, layer=-2),
+    ):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), f(wrapped, params), f(net, same))
+
+
+def test_growth_of_repetitions():
+    block, x, y = fn.Dense(4, fn.tanh), np.random.default_rng(1).standard_normal((3, 4)), np.full((3, 4), 0.4)
+    repeated, net = fn.Repeat(block, 3), fn.Network(block, block, block)
+    params = drawn(repeated, (4,))
+    own = diagnostics.error_growth(repeated, fn.quadratic, params, x, y)
+    same = diagnostics.error_growth(net, fn.quadratic, tuple(p for _, p in repeated.parts(params)), x, y)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), own, same)
+
+
+@pytest.mark.parametrize("place", [(1, 1, 0), *thorough((0,), (1, 0), -1)])
+def test_singular_values_of_a_branch(place):
+    net = fn.Network(
+        fn.Dense(9, fn.tanh), fn.Residual(fn.Dense(7, fn.sigmoid), fn.Dense(9, fn.tanh)), fn.Dense(11, fn.tanh)
+    )
+    params, x = drawn(net, (8,)), np.random.default_rng(1).standard_normal((3, 8))
+    own = diagnostics.singular_values(net, params, x, layer=place)
+    n = {(1, 1, 0): 7, -1: 11}.get(place, 9)
+
+    def output(probe, x):
+        inner = (None, (probe if place == (1, 1, 0) else None, None))
+        inner = (probe, (None, None)) if place == (1, 0) else inner
+        probes = {(0,): (probe, inner, None), -1: (None, inner, probe)}.get(place, (None, inner, None))
+        return net.forward(params, x[None], probe=probes)[0][0]
+
+    jacobians = jax.jit(jax.vmap(lambda x: jax.jacrev(output)(jnp.zeros((1, n)), x)))(x)[:, :, 0]
+    expected = np.linalg.svd(np.asarray(jacobians), compute_uv=False)
+    np.testing.assert_allclose(own, expected, rtol=1e-9, atol=1e-14)
+    largest = diagnostics.singular_values(net, params, x, layer=place, k=2)
+    np.testing.assert_allclose(largest, expected[:, :2], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -349,7 +396,15 @@ def test_convolutions_have_them_too():
         (lambda net, c, p, x, y: diagnostics.histograms(()), r"histograms: expected an entry for each layer, got none"),
         (
             lambda net, c, p, x, y: diagnostics.singular_values(fn.Network(net), (p,), x),
-            r"one of 1 layers, not a network, got 0, which is Network",
+            r"expected a layer, not a network, got 0, which is Network.*; give the place of a layer in it, such as \(0, 0\)",
+        ),
+        (
+            lambda net, c, p, x, y: diagnostics.singular_values(fn.Network(net), (p,), x, layer=(0, 1, 0)),
+            r"one of 0 layers, not a network, got \(0, 1, 0\), where \(0, 1\) is Dense\(6, ",
+        ),
+        (
+            lambda net, c, p, x, y: diagnostics.error_growth(fn.Residual(fn.Dense(8, fn.tanh)), c, BRANCH, x, x),
+            r"error_growth: expected layers one after another, got Parallel\(.*; give one branch of it",
         ),
         (lambda net, c, p, x, y: diagnostics.error_growth(net[:1], c, p[:1], x, y), r"at least two layers"),
         (lambda net, c, p, x, y: diagnostics.learning_speed(net, c, p, x, y[:2]), r"y: expected"),

@@ -259,3 +259,61 @@ def test_the_audit_of_a_network(layer):
     x = np.random.default_rng(0).standard_normal((6, 5))
     report = fn.compare_gradients(net, fn.log_likelihood, net.init(KEY, (5,)), x, jnp.arange(6) % 3)
     assert report.ok, str(report)
+
+
+class TestMasks:
+    """Padded steps count nowhere: not in statistics, nor in errors and gradients, whatever stands there."""
+
+    MASK = fn.length_mask([5, 2, 1, 4], 5)
+
+    def data(self, dtype=float):
+        rng = np.random.default_rng(2)
+        x = np.where(self.MASK[..., None], rng.standard_normal((4, 5, 6)), np.nan)
+        return jnp.asarray(x, dtype), {
+            "g": jnp.asarray(rng.standard_normal(6)),
+            "b": jnp.asarray(rng.standard_normal(6)),
+        }
+
+    def test_groups_of_a_padded_sequence_are_those_of_the_sequence_alone(self):
+        x, params = self.data()
+        a = fn.GroupNorm(3).apply(params, x, mask=self.MASK)
+        for i, steps in enumerate((5, 2, 1, 4)):
+            np.testing.assert_allclose(a[i, :steps], fn.GroupNorm(3).apply(params, x[i : i + 1, :steps])[0], rtol=1e-12)
+            assert not np.any(a[i, steps:])
+
+    def test_batch_statistics_are_those_of_the_valid_steps(self):
+        x, params = self.data()
+        norm = fn.BatchNorm()
+        params = {**params, "mean": jnp.zeros(6), "var": jnp.ones(6)}
+        a, cache = norm.forward(params, x, train=True, mask=self.MASK)
+        rows = x[self.MASK]
+        alone, cache_alone = norm.forward(params, rows, train=True)
+        np.testing.assert_allclose(a[self.MASK], alone, rtol=1e-12)
+        assert_agree(norm.moving(params, cache), norm.moving(params, cache_alone), 1e-12)
+        da = jnp.asarray(np.random.default_rng(3).standard_normal(x.shape))
+        da_in, grads = norm.backward(params, cache, da)
+        da_alone, grads_alone = norm.backward(params, cache_alone, da[self.MASK])
+        np.testing.assert_allclose(da_in[self.MASK], da_alone, rtol=1e-11, atol=1e-14)
+        assert not np.any(da_in[~self.MASK])
+        for name in "g", "b":
+            np.testing.assert_allclose(4 * grads[name], 12 * grads_alone[name], rtol=1e-12)
+        assert not np.any(norm.apply(params, x, mask=self.MASK)[~self.MASK])
+
+    @pytest.mark.parametrize("norm", [fn.GroupNorm(2), *thorough(fn.BatchNorm())], ids=repr)
+    def test_the_audit_with_a_mask(self, norm):
+        net = fn.Network(fn.Dense(4, fn.tanh), norm, fn.LSTM(3), fn.LastStep(), fn.BatchNorm(), fn.Dense(3, fn.softmax))
+        params, mask = net.init(KEY, (5, 2)), fn.length_mask([5, 0, 1, 4], 5)
+        x = jax.random.normal(KEY, (4, 5, 2))
+        report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(4) % 3, mask=mask)
+        assert report.ok, str(report)
+        moved = jnp.where(mask[..., None], x, 100.0)
+        gradient = fn.value_and_grad(net, fn.log_likelihood)
+        y = jnp.arange(4) % 3
+        padded, clean = (gradient(params, given, y, mask=mask) for given in (moved, x))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), padded, clean)
+
+    @pytest.mark.parametrize("norm", [fn.GroupNorm(2), fn.BatchNorm()], ids=repr)
+    def test_a_mask_of_another_shape(self, norm):
+        params = jax.tree.map(jnp.ones_like, norm.init(KEY, (5, 6)))
+        with pytest.raises(fn.LayerError, match=r"Norm\(2?\): expected a mask of shape \(4, 5\), got \(4, 3\)"):
+            norm.apply(params, jnp.ones((4, 5, 6)), mask=jnp.ones((4, 3)))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import fnnet as fn
 from fnnet.layers import forward_in_time, gru_step, gru_step_error, lstm_step, lstm_step_error, through_time
+from fnnet.layers._sequence import Reversed
 
 from .cases import assert_agree, thorough
 
@@ -361,10 +362,23 @@ class TestTruncation:
                 for i in (0, -3)
             )
         )
+        with pytest.raises(ValueError, match=r"credit: expected layer=0 to be .* of a network, got LSTM\(3\)$"):
+            fn.diagnostics.credit(last[0], fn.quadratic, params[0], jnp.ones((4, 5, 2)), jnp.ones((4, 5, 3)))
         with pytest.raises(
             ValueError, match=r"credit: expected layer=1 to be an RNN, LSTM or GRU of a network, got LastStep"
         ):
             fn.diagnostics.credit(last, fn.quadratic, params, jnp.ones((4, 5, 2)), jnp.ones((4, 2)), layer=1)
+
+
+@pytest.mark.parametrize("wrap", [fn.Recompute, *thorough(lambda net: net)])
+def test_credit_of_a_branch(wrap):
+    """A branch beside an LSTM shifts the output: for the quadratic cost as a shift of the targets does."""
+    branches = fn.Parallel(fn.LSTM(3), fn.Dense(3, fn.tanh))
+    params, x, y = branches.init(KEY, (4, 2)), jax.random.normal(KEY, (3, 4, 2)), jax.random.normal(KEY, (3, 4, 3))
+    credit = fn.diagnostics.credit(wrap(branches), fn.quadratic, params, x, y)
+    shifted = y - branches.layers[1].apply(params[1], x)
+    alone = fn.diagnostics.credit(fn.Network(fn.LSTM(3)), fn.quadratic, params[:1], x, shifted)
+    assert_agree(credit, alone, 1e-12)
 
 
 class TestFitByWindows:
@@ -749,6 +763,17 @@ class TestPlantedFaults:
             return delta, extra, (dh, jnp.zeros_like(dc))
 
         assert self.first_row(step_error=step_error) == ("1 Wrong", "error", "", "fail")
+
+    def test_in_one_direction_of_two(self):
+        def propagate(self, params, cache, delta):
+            return fn.LSTM.propagate(self, params, cache, jnp.roll(delta, 4, -1))
+
+        wrong = fn.layer(type("Wrong", (fn.LSTM,), {"propagate": propagate}))
+        both = type("Both", (fn.Bidirectional,), {"layers": property(lambda self: (wrong(3), Reversed(self.cell)))})
+        net = fn.Network(fn.RNN(2), fn.layer(both)(fn.LSTM(3)), fn.Dense(2, fn.softmax))
+        params, x = net.init(KEY, (4, 3)), jax.random.normal(KEY, (5, 4, 3))
+        row = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.ones((5, 4), int)).rows[0]
+        assert (row.layer, row.equation, row.verdict) == ("1.0 Wrong", "propagate", "fail")
 
     def test_gates_in_another_order(self):
         def propagate(self, params, cache, delta):

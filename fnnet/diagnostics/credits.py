@@ -10,9 +10,10 @@ from jax import Array
 from ..activations import at_least_float32
 from ..costs import Cost
 from ..given import check_batch
-from ..layers._composite import Network
-from ..layers._layer import Params, run_forward
+from ..layers._composite import is_walked
+from ..layers._layer import Layer, Params, run_forward
 from ..layers._recurrent import Recurrent
+from ..layers._shared import Around
 from ..layers._time import state_errors
 from ..programs import program
 
@@ -20,7 +21,7 @@ __all__ = ["credit", "credit_map"]
 
 
 def credit(
-    net: Network,
+    net: Layer,
     cost: Cost,
     params: Params,
     x: Any,
@@ -38,7 +39,7 @@ def credit(
     `state_errors`. An output without steps (after `LastStep`, say) has one cost, τ = 0.
 
     Args:
-        net: a network with a recurrent layer.
+        net: a network or another composite with a recurrent layer among its parts.
         cost: one of fnnet's costs.
         params: from ``net.init``.
         x: inputs (m, T, ...).
@@ -58,7 +59,7 @@ def credit(
 
 
 def credit_map(
-    net: Network,
+    net: Layer,
     cost: Cost,
     params: Params,
     x: Any,
@@ -78,20 +79,19 @@ def credit_map(
 
 def _of(net, cost, params, x, y, layer, key, mask, weights, norms) -> Array:
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
-    layer, size = operator.index(layer), len(net) if isinstance(net, Network) else 0
-    if not (-size <= layer < size and isinstance(net[layer], Recurrent)):
-        got = repr(net[layer]) if -size <= layer < size else f"a network of {size} layers" if size else repr(net)
+    layers = net.layers if is_walked(net) else ()  # pyright: ignore[reportAttributeAccessIssue]
+    layer, size = operator.index(layer), len(layers)
+    if not (-size <= layer < size and isinstance(layers[layer], Recurrent)):
+        got = repr(layers[layer]) if -size <= layer < size else f"a network of {size} layers" if size else repr(net)
         raise ValueError(f"credit: expected layer={layer} to be an RNN, LSTM or GRU of a network, got {got}")
-    layer %= size
-    return program(_credit, net, cost, layer=layer, norms=norms)(params, x, y, key, mask, weights)
+    about = {"layer": layer % size, "norms": norms}
+    return program(_credit, Around(net), cost, **about)(params, x, y, key, mask, weights)  # pyright: ignore
 
 
 def _credit(net, cost, params, x, y, key, mask, weights, *, layer, norms) -> Array:
-    cell, above = net[layer], Network(*net.layers[layer + 1 :]) if layer + 1 < len(net) else None
     a, caches = run_forward(net, params, x, key=key, train=True, mask=mask)
-    output, upper = net.output(params, caches), (params[layer + 1 :], caches[layer + 1 :])
-    wide = jax.tree.map(at_least_float32, params[layer])
-    kept = cell.all_kept(caches[layer])
+    output, (cell, own_params) = net.output(params, caches), net.parts(params)[layer]
+    wide, kept = jax.tree.map(at_least_float32, own_params), cell.all_kept(caches[layer])
     steps = a.shape[1] if a.ndim > 2 else 1
     given = jnp.ones(a.shape[:1], a.dtype) if weights is None else weights.astype(a.dtype)
 
@@ -99,13 +99,16 @@ def _credit(net, cost, params, x, y, key, mask, weights, *, layer, norms) -> Arr
         own = given
         if a.ndim > 2:
             own = given.reshape(len(a), -1) * (jnp.arange(steps) == tau).astype(a.dtype)[None, :]
-        if above is None:
-            da: Any = cost.output_gradient(a, y, weights=own)
-        elif (delta := cost.delta(output, y, weights=own)) is not None:
-            da = above.propagate(*upper, above.output_error(*upper, delta))
-        else:
-            da = above.propagate(*upper, above.error(*upper, cost.output_gradient(a, y, weights=own)))
-        dh = state_errors(cell, wide, kept, da.astype(kept.gates.dtype))
+        delta = cost.delta(output, y, weights=own)
+        das = {}
+
+        def through(i: int, part: Layer, p: Params, da: Any) -> Any:
+            das[i] = da
+            matched = delta is not None and i == net.output_part
+            return part._propagated(p, caches[i], (part.output_error if matched else part.error)(p, caches[i], da))
+
+        net._backwards(params, caches, cost.output_gradient(a, y, weights=own) if delta is None else delta, through)
+        dh = state_errors(cell, wide, kept, das[layer].astype(kept.gates.dtype))
         return jnp.linalg.norm(dh, axis=-1) if norms else dh
 
     return jnp.moveaxis(jax.lax.map(of_step, jnp.arange(steps)), 0, 1)

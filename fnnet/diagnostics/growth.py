@@ -1,5 +1,7 @@
 """Why the error grows or vanishes from layer to layer: BP2 in logarithms, and the singular values of its product."""
 
+import functools
+import itertools
 import math
 import operator
 from typing import Any, NamedTuple
@@ -12,9 +14,10 @@ from ..activations import at_least_float32
 from ..backpropagation import errors_of
 from ..costs import Cost
 from ..given import check_batch
-from ..layers._composite import Network
+from ..layers._composite import is_walked, run_parts
 from ..layers._dense import Dense
-from ..layers._layer import Params, run_forward
+from ..layers._layer import Layer, Params, run_forward
+from ..layers._shared import Around
 from ..programs import program
 from .learning import as_rows, norm_of
 from .units import check_inputs, slope_of
@@ -43,44 +46,55 @@ class Growth(NamedTuple):
 
 
 def error_growth(
-    net: Network, cost: Cost, params: Params, x: Any, y: Any, *, key: Any = None, mask: Any = None, weights: Any = None
+    net: Layer, cost: Cost, params: Params, x: Any, y: Any, *, key: Any = None, mask: Any = None, weights: Any = None
 ) -> Growth:
     """Why the error grows or vanishes from layer to layer: BP2, δ^l = (δ^{l+1} w^{l+1}) ⊙ σ'(z^l), in logarithms.
 
-    Arguments and errors are those of `fnnet.backprop`; the network needs two layers. Source: the notes, section 6.1.
+    Arguments and errors are those of `fnnet.backprop`; the network needs two layers, one after another in the order in which
+    they run: where an error is split or added up, it has no single neighbour. The errors of a network inside the network
+    count together. Source: the notes, section 6.1.
     """
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
-    if not isinstance(net, Network) or len(net) < 2:
+    if not is_walked(net) or len(net.layers) < 2:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(f"error_growth: expected a network of at least two layers, got {net!r}")
-    return program(_growth, net, cost)(params, x, y, key, mask, weights)
+    return program(_growth, Around(net), cost)(params, x, y, key, mask, weights)  # pyright: ignore[reportArgumentType]
 
 
 def _growth(net, cost, params, x, y, key, mask, weights) -> Growth:
-    a, caches = run_forward(net, params, x, key=key, train=True, mask=mask)
+    given = {"key": key, "train": True, "mask": mask}
+    a, caches = run_forward(net, params, x, **given)
     errors = errors_of(net, cost, params, a, caches, y, weights, params)
+    ran = run_parts(net, params, x, **given)
+    pairs = list(itertools.pairwise(ran))
+    if list(ran)[-1] != net.output_part or any(ran[l].a_out is not ran[up].a_in for l, up in pairs):
+        remedy = "give one branch of it, or put it into an fn.Network, where it counts as one layer"
+        raise ValueError(f"error_growth: expected layers one after another, got {net.net!r}; {remedy}")
     size = lambda d: jnp.log(norm_of(as_rows(d)))  # noqa: E731
-    pairs = []
-    for l in range(len(net) - 1):
-        above, slope = net[l + 1], slope_of(net[l], params[l], caches[l])
-        da = size(above.propagate(params[l + 1], caches[l + 1], errors[l + 1]))
-        w = at_least_float32(params[l + 1]["w"]) if isinstance(above, Dense) else None
+    found = []
+    for l, up in pairs:
+        (above, p, *_, cache), slope = ran[up], slope_of(ran[l].layer, ran[l].params, ran[l].cache)
+        da = size(above.propagate(p, cache, errors[up]))
+        w = at_least_float32(p["w"]) if isinstance(above, Dense) else None
         none = jnp.zeros_like(da)
         by_weights = none if w is None else jnp.log(norm_of(w)) - math.log(w.shape[0]) / 2
         by_slopes = none if slope is None else jnp.log(norm_of(slope)) - math.log(slope.size) / 2
-        through, past = da - size(errors[l + 1]), size(errors[l]) - da
-        pairs.append((through + past, by_weights, through - by_weights, by_slopes, past - by_slopes))
-    return Growth(*(jnp.stack(part) for part in zip(*pairs, strict=True)))
+        through, past = da - size(errors[up]), size(errors[l]) - da
+        found.append((through + past, by_weights, through - by_weights, by_slopes, past - by_slopes))
+    return Growth(*(jnp.stack(part) for part in zip(*found, strict=True)))
 
 
-def singular_values(net: Network, params: Params, x: Any, *, layer: int = 0, k: int | None = None) -> Array:
+def singular_values(
+    net: Layer, params: Params, x: Any, *, layer: int | tuple[int, ...] = 0, k: int | None = None
+) -> Array:
     """The singular values of Σ'(z^l) (w^{l+1})ᵀ Σ'(z^{l+1}) … Σ'(z^L), through which BP1 and BP2 take ∇_a C to δ^l, for each
     example, the largest first. Shape (m, min(n_l, n_L)).
 
     Args:
-        net: a network whose layers keep examples apart, in inference mode.
+        net: a network or another composite, whose layers keep examples apart, in inference mode.
         params: from ``net.init``.
         x: inputs (m, ...).
-        layer: l, counted from 0; not a network inside the network, which has a δ for each of its layers.
+        layer: l, counted from 0, or a place such as (1, 0), the first layer of a network that is the second; not a network
+            itself, which has a δ for each of its layers.
         k: only the k largest, without ever having the matrix: by products with it and its transpose (LOBPCG), for layers of
             many units. Below a fifth of n_L.
 
@@ -90,21 +104,36 @@ def singular_values(net: Network, params: Params, x: Any, *, layer: int = 0, k: 
 
     Source: the notes, section 6.1.
     """
-    if not isinstance(net, Network):
-        raise ValueError(f"singular_values: expected a network, got {net!r}; wrap a layer as fn.Network(layer)")
-    x = check_inputs("singular_values", net, params, x)
-    if not -len(net) <= operator.index(layer) < len(net) or isinstance(net[layer], Network):
-        got = layer if not -len(net) <= layer < len(net) else f"{layer}, which is {net[layer]!r}"
-        raise ValueError(f"singular_values: expected layer to be one of {len(net)} layers, not a network, got {got}")
+    x, place, found = check_inputs("singular_values", net, params, x), (), net
+    for i in layer if isinstance(layer, tuple) else (layer,):
+        n = len(found.layers) if is_walked(found) else 0  # pyright: ignore[reportAttributeAccessIssue]
+        if not -n <= operator.index(i) < n:
+            got = f"{layer}, where {place} is {found!r}" if place else f"{layer}"
+            raise ValueError(f"singular_values: expected layer to be one of {n} layers, not a network, got {got}")
+        place, found = (*place, i % n), found.layers[i]  # pyright: ignore[reportAttributeAccessIssue]
+    if is_walked(found):
+        remedy = f"give the place of a layer in it, such as {(*place, 0)}"
+        raise ValueError(f"singular_values: expected a layer, not a network, got {layer}, which is {found!r}; {remedy}")
     n_out = math.prod(jax.eval_shape(lambda: run_forward(net, params, x)[0]).shape[1:])
     most = (n_out - 1) // 5
     if k is not None and not 1 <= operator.index(k) <= most:
         allowed = f"k from 1 to {most}" if most else "no k"
         raise ValueError(f"singular_values: expected {allowed} for {n_out} outputs, got {k}; leave k out")
-    return program(_singular_values, net, layer=layer % len(net), k=k)(params, x)
+    return program(_singular_values, net, place=place, k=k)(params, x)
 
 
-def _singular_values(net, params, x, *, layer, k) -> Array:
+def _at(place: tuple[int, ...], tree: Any) -> Any:
+    return functools.reduce(operator.getitem, place, tree)
+
+
+def _with(place: tuple[int, ...], tree: Any, new: Any) -> Any:
+    """The tree with something else in a place."""
+    if not place:
+        return new
+    return tuple(_with(place[1:], part, new) if i == place[0] else part for i, part in enumerate(tree))
+
+
+def _singular_values(net, params, x, *, place, k) -> Array:
     params, x = jax.tree.map(
         lambda leaf: at_least_float32(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, (params, x)
     )
@@ -112,7 +141,7 @@ def _singular_values(net, params, x, *, layer, k) -> Array:
     def back_from(x: Array) -> tuple[Any, Array]:
         """u -> Jᵀ u for every example, (m, n_L) -> the shape of δ^l; and a^L."""
         a, caches = run_forward(net, params, x)
-        return lambda u: net.error(params, caches, u.reshape(a.shape))[layer], a
+        return lambda u: _at(place, net.error(params, caches, u.reshape(a.shape))), a
 
     if k is None:
         back, a = back_from(x)
@@ -125,22 +154,21 @@ def _singular_values(net, params, x, *, layer, k) -> Array:
     def of_example(x: Array) -> Array:
         x = x[None]
         back, a = back_from(x)
-        below, above = net.layers[:layer], net.layers[layer:]
-        start = Network(*below).apply(params[:layer], x) if below else x
+        _, caches = run_forward(net, params, x)
+        nothing = jax.tree.map(jnp.zeros_like, net.error(params, caches, jnp.zeros_like(a)))
 
         def forward(probe: Array) -> Array:
             """a^L with something added to z^l."""
-            out, _ = run_forward(above[0], params[layer], start, probe=probe)
-            return (Network(*above[1:]).apply(params[layer + 1 :], out) if above[1:] else out).ravel()
+            return run_forward(net, params, x, probe=_with(place, nothing, probe))[0].ravel()
 
+        _, push = jax.linearize(forward, _at(place, nothing))
         begin = jax.random.normal(jax.random.key(0), (a.size, k), a.dtype)
         scale = norm_of(back(begin[:, 0])) / a.size**0.5
         scale = jnp.where(scale > 0, scale, 1)
 
         def gram(u: Array) -> Array:
             """Jᵀ, then J, each divided by the scale, so that a deep network's products do not vanish."""
-            d = back(u) / scale
-            return jax.jvp(forward, (jnp.zeros_like(d),), (d,))[1] / scale
+            return push(back(u) / scale) / scale
 
         squares, *_ = lobpcg_standard(jax.vmap(gram, 1, 1), begin)
         return scale * jnp.sqrt(jnp.maximum(squares, 0))

@@ -52,7 +52,8 @@ def saturation(net: Layer, params: Params, x: Any, *, bound: float = 0.01) -> Sa
 def _saturation(net, params, x, bound, *, size) -> Saturation:
     def units(x: Array, key: None) -> list[tuple[Array, Array] | None]:
         """For each unit, the shares of the examples for which it is flat and for which it is steep."""
-        slopes = [slope_of(part, p, cache) for part, p, _, cache in run_parts(net, params, x)]
+        ran = run_parts(net, params, x)
+        slopes = [slope_of(ran[i].layer, ran[i].params, ran[i].cache) for i in sorted(ran)]
         flat = [None if s is None else (jnp.abs(s) <= bound).astype(s.dtype) for s in slopes]
         return [None if f is None else (jnp.mean(f, axis=0), jnp.mean(1 - f, axis=0)) for f in flat]
 
@@ -76,7 +77,8 @@ def activations(net: Layer, params: Params, x: Any, *, mask: Any = None) -> tupl
         ValueError: for something that is no network, or no examples.
     """
     x = check_inputs("activations", net, params, x)
-    return tuple(a for _, _, a, _ in run_parts(net, params, x, mask=mask))
+    ran = run_parts(net, params, x, mask=mask)
+    return tuple(ran[i].a_out for i in sorted(ran))
 
 
 class Histograms(NamedTuple):

@@ -12,12 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from .differences import NoJudge
+from .measured import measured_rows, measured_vjp
 from .mistakes import of_function
-from .points import Point, structures
+from .points import Point, structures, widened
 from .report import Report, Row
 from .rows import dtype_of, failed, function_rows, reported, settled
+from .rules import without_rules
 from .sides import Two, compiled_once, leaf_at, normals
-from .verdicts import Subject, exactly, largest
+from .verdicts import Subject, exactly, in_float64, largest
+
+OUTSIDE = 1e4  # how much larger than at the given point an output is where a solver diverges
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,14 @@ class Rule:
         arguments: what each is called.
         value: (*args) -> out.
         vjp: (*args) -> (out, pull) as of `jax.vjp`, by the rule; pull returns a tuple like args, None for zero.
-        plain: (*args) -> out, what is differentiated in its place.
+        plain: (*args) -> out, what is differentiated in its place, without the rules inside it.
         about: how that is done, in words.
         has_forward: whether the rule computes ``out`` in a way of its own.
         intended: whether ``plain`` is another function, of which the rule is meant to be the derivative.
         audited: the places of the arguments that it is a derivative for; None for all.
+        forward_mode: whether ``vjp`` is the function with its rule for `jax.jvp`, which cannot be transposed.
+        trust: functions whose rules stay in ``plain``.
+        measured: whether ``plain`` is held to differences, as JAX cannot differentiate it.
     """
 
     name: str
@@ -47,6 +55,9 @@ class Rule:
     has_forward: bool = True
     intended: bool = False
     audited: tuple[int, ...] | None = None
+    forward_mode: bool = False
+    trust: tuple[Callable, ...] = ()
+    measured: bool = False
 
 
 def is_complex(a: Any) -> bool:
@@ -106,13 +117,10 @@ def cotangent_of(out: Any, u: list[Any]) -> Any:
 @compiled_once(fixed=1)
 def by_hand(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
     """Every cotangent by the rule, and the output as it computes it."""
+    if rule.forward_mode:
+        return {**_tangents(rule, rule.vjp, args), "places": {}}
     out, pull = rule.vjp(*args)
     manual = pull(cotangent_of(out, u))
-    if isinstance(manual, list) and len(manual) == len(args):
-        manual = tuple(manual)
-    if not isinstance(manual, tuple) or len(manual) != len(args):
-        got = f"a tuple of {len(manual)}" if isinstance(manual, tuple) else type(manual).__name__
-        raise ValueError(f"check_vjp: expected a tuple of {len(args)} cotangents from backward, got {got}")
     found = {}
     for path, name in names_of(rule, args):
         zero = jnp.zeros_like(leaf_at(path, args))
@@ -125,25 +133,49 @@ def by_hand(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
 @compiled_once(fixed=1)
 def by_autodiff(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
     """The same of the plain function."""
-    out, pull = jax.vjp(of_reals(rule.plain, args), real_leaves(args))
+    plain = without_rules(rule.plain, rule.trust)
+    if rule.forward_mode:
+        return _tangents(rule, plain, args)
+    out, pull = jax.vjp(of_reals(plain, args), real_leaves(args))
     floats = [path for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)]
     right = dict(zip(floats, pull(u)[0], strict=True))
     return {rule.equation: {name: right[path] for path, name in names_of(rule, args)}, "forward": numbered(out)}
+
+
+@compiled_once(fixed=1)
+def values(rule: Rule, args: tuple) -> list[Any]:
+    """What the plain function gives."""
+    return real_leaves(rule.plain(*args))
+
+
+def _tangents(rule: Rule, f: Callable, args: tuple) -> dict[str, Any]:
+    """The tangents of the output for a random tangent of each argument by itself."""
+    floats, real = real_leaves(args), of_reals(f, args)
+    paths = [path for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)]
+    found, out = {}, []
+    for path, name in names_of(rule, args):
+        only = [n if p == path else jnp.zeros_like(n) for p, n in zip(paths, normals(floats, 1), strict=True)]
+        out, moved = jax.jvp(real, (floats,), (only,))
+        found[name] = moved[0] if len(moved) == 1 else jnp.concatenate([jnp.ravel(leaf) for leaf in moved])
+    return {rule.equation: found, "forward": numbered(out)}
 
 
 def numbered(out: list[Any]) -> dict[str, Any]:
     return {f"out[{i}]" if len(out) > 1 else "out": leaf for i, leaf in enumerate(out)}
 
 
-def both_sides(rule: Rule, reference: Callable, args: tuple, u: list[Any]) -> dict[str, Any]:
-    """What the rule gives beside what it should."""
+def manual_side(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
+    """`by_hand`, compiled where it is JAX."""
     try:
-        manual = by_hand(rule, args, u)
+        return by_hand(rule, args, u)
     except jax.errors.TracerArrayConversionError:  # written in NumPy
-        manual = _as_arrays(inspect.unwrap(by_hand)(rule, *jax.tree.map(np.asarray, (args, u))), u)
-    right = reference(rule, args, u)
-    sides = {name: Two(manual[name], right[name]) for name in (rule.equation, "forward")}
-    return {**right, **sides, "places": manual["places"]}
+        return _as_arrays(inspect.unwrap(by_hand)(rule, *jax.tree.map(np.asarray, (args, u))), u)
+
+
+def both_sides(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
+    """What the rule gives beside what it should."""
+    manual, right = manual_side(rule, args, u), by_autodiff(rule, args, u)
+    return {**{name: Two(manual[name], right[name]) for name in (rule.equation, "forward")}, "places": manual["places"]}
 
 
 def _as_arrays(found: Any, u: list[Any]) -> Any:
@@ -154,74 +186,129 @@ def _as_arrays(found: Any, u: list[Any]) -> Any:
     )
 
 
-def rows_at(rule: Rule, reference: Callable, args: tuple, scale: float = 1.0) -> list[Row] | None:
-    """The rows at a point; None where the function itself is not finite there."""
+def rows_at(rule: Rule, args: tuple, scale: float = 1.0, bound: float = np.inf) -> list[Row] | None:
+    """The rows at a point; None where the function itself is not finite there, or larger than ``bound``."""
     out = jax.eval_shape(of_reals(rule.plain, args), real_leaves(args))
     u = jax.tree.map(lambda n: jnp.asarray(scale, n.dtype) * n, normals(out, 0))
     if rule.equation == "gradient":
         u = [jnp.ones_like(n) for n in u]
-    run = functools.partial(both_sides, rule, reference)
-    subject = Subject(run, [(args, u)], dtype_of(real_leaves(args)), lambda args, *_: rule.value(*args))
-    if not np.isfinite(largest(subject.best(0)["forward"].autodiff)):
-        return None
-    known = {rule.arguments[path[0].idx] + keystr(path[1:]) for path, _ in tree_leaves_with_path(args)}
-    hint = "there is no such leaf to differentiate"
-    rows = [
-        Row(rule.name, rule.equation, name, "fail", float("inf"), hint=hint)
-        for name in sorted(subject.values[0]["places"].keys() - known)
-    ]
-    about = functools.partial(of_function, subject, _batch(rule, args, out))
-    if rule.has_forward and not rule.intended:
-        rows += function_rows(rule.name, "forward", subject, about)
-    rows += function_rows(rule.name, rule.equation, subject, about)
-    if rule.intended:
+    rows = (_measured_rows if rule.measured else _judged_rows)(rule, args, u, bound)
+    if rows is not None and rule.intended:
         rows = [dataclasses.replace(row, verdict="intended") if row.verdict == "pass" else row for row in rows]
     return rows
 
 
-def _batch(rule: Rule, args: tuple, out: list[Any]) -> int:
+def _judged_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[Row] | None:
+    """By autodiff of the plain function."""
+    dtype, wide = dtype_of(real_leaves(args)), (jax.tree.map(widened, args), in_float64(u))
+    run = functools.partial(both_sides, rule)
+    subject = Subject(run, [(args, u)], dtype, lambda args, *_: rule.value(*args), widened=[wide])
+    if not largest(subject.best(0)["forward"].autodiff) < bound:
+        return None
+    about = functools.partial(of_function, subject, _batch(rule, args, u))
+    rows = _extra_rows(rule, args, subject.values[0]["places"])
+    if rule.has_forward and not rule.intended:
+        rows += function_rows(rule.name, "forward", subject, about)
+    return rows + function_rows(rule.name, rule.equation, subject, about)
+
+
+def _measured_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[Row] | None:
+    """By differences of the function itself."""
+    names = [name for _, name in names_of(rule, args)]
+    audited = tuple(a if rule.audited is None or i in rule.audited else None for i, a in enumerate(args))
+
+    def whole(floats: tuple) -> tuple:
+        """The arguments, with these real arrays in place of those audited."""
+        given = iter(floats)
+        leaves, treedef = jax.tree.flatten(audited)
+        new = treedef.unflatten(from_real(next(given), leaf) if is_inexact(leaf) else leaf for leaf in leaves)
+        return tuple(a if b is None else b for a, b in zip(args, new, strict=True))
+
+    def manual(floats: tuple, u: list[Any]) -> dict[str, Any]:
+        found = manual_side(rule, whole(floats), u)[rule.equation]
+        return {f"args[{i}]": found[name] for i, name in enumerate(names)}
+
+    def plain(*floats: Any) -> list[Any]:
+        return real_leaves(rule.plain(*whole(floats)))
+
+    dtype, floats = dtype_of(real_leaves(args)), tuple(real_leaves(audited))
+    value = values(rule, args)
+    if not largest(value) < bound:
+        return None
+    subject = measured_vjp(plain, floats, u, manual, dtype)
+    found = manual_side(rule, args, u)
+    about = functools.partial(of_function, subject, _batch(rule, args, u))
+    rows = _extra_rows(rule, args, found["places"])
+    if rule.has_forward and not rule.intended:
+        sides = {"forward": Two(found["forward"], numbered(value))}
+        rows += function_rows(rule.name, "forward", Subject(lambda *_: sides, [((), ())], dtype, lambda *_: ()), about)
+    for row in measured_rows(rule.name, subject, about):
+        place, _, rest = row.leaf.removeprefix("args[").partition("]")
+        rows.append(dataclasses.replace(row, equation=rule.equation, leaf=names[int(place)] + rest))
+    return rows
+
+
+def _extra_rows(rule: Rule, args: tuple, places: dict[str, Any]) -> list[Row]:
+    """Cotangents of what is no argument."""
+    known = {rule.arguments[path[0].idx] + keystr(path[1:]) for path, _ in tree_leaves_with_path(args)}
+    hint = "there is no such leaf to differentiate"
+    return [
+        Row(rule.name, rule.equation, name, "fail", float("inf"), hint=hint) for name in sorted(places.keys() - known)
+    ]
+
+
+def _batch(rule: Rule, args: tuple, u: list[Any]) -> int:
     """How many examples there seem to be."""
     if rule.equation != "gradient":
-        return next((leaf.shape[0] for leaf in out if leaf.ndim), 1)
+        return next((leaf.shape[0] for leaf in u if leaf.ndim), 1)
     shared = {leaf.shape[0] for leaf in real_leaves(args[1:]) if leaf.ndim}
     return max(1, *shared) if len(shared) == 1 else 1
 
 
-def audit_rule(rule: Rule, reference: Callable, args: tuple, points: Iterable[Point]) -> Report:
+def audit_rule(rule: Rule, args: tuple, points: Iterable[Point]) -> Report:
     """The rule at the given point and at others."""
-    rows = rows_at(rule, reference, args)
+    rows = rows_at(rule, args)
     if rows is None:
         raise ValueError(
             f"{rule.name}: expected a finite output at the given point, got NaN or infinity; audit it elsewhere"
         )
-    rows = settled(rows, args, lambda moved: rows_at(rule, reference, moved) or [])
+    rows = settled(rows, args, lambda moved: rows_at(rule, moved) or [])
+    points, bound = list(points), OUTSIDE * max(largest(values(rule, args)), 1.0)
     for point in () if any(map(failed, rows)) else points:
-        there = _in_float64(rows_at, rule, reference, point)
-        wrong = [row for row in there or () if failed(row)]
+        wrong = [row for row in _elsewhere(rule, point, bound) or () if failed(row)]
         if wrong:
-            rows = [_there(row, wrong, rule, reference, args, point) for row in rows]
+            rows = [_there(row, wrong, rule, args, point) for row in rows]
             break
-    if all(row.size == 0 for row in rows if row.equation == rule.equation) and any(map(failed, rows)):
-        rows = [_flat(row) if row.size == 0 and failed(row) else row for row in rows]
+    flat = any(map(failed, rows)) and _is_flat(rule, rows)
+    if flat and all(_is_flat(rule, _elsewhere(rule, point, bound) or []) for point in points):
+        rows = [of_flat(row) if row.size == 0 and failed(row) else row for row in rows]
     return reported(rows, dtype_of(real_leaves(args)), rule.about)
 
 
-def _in_float64(rows_at: Callable, rule: Rule, reference: Callable, point: Point) -> list[Row] | None:
-    found = exactly(lambda args: (rows_at(rule, reference, args, point.scale),), point.args)
-    return rows_at(rule, reference, point.args, point.scale) if found is None else found[0]
+def _elsewhere(rule: Rule, point: Point, bound: float = np.inf) -> list[Row] | None:
+    """The rows at a point, in float64 where that can be had; None where the function is out of its domain."""
+    try:
+        found = exactly(lambda args: (rows_at(rule, args, point.scale, bound),), jax.tree.map(widened, point.args))
+        return rows_at(rule, point.args, point.scale, bound) if found is None else found[0]
+    except NoJudge:
+        return None
 
 
-def _there(row: Row, wrong: list[Row], rule: Rule, reference: Callable, args: tuple, point: Point) -> Row:
+def _is_flat(rule: Rule, rows: list[Row]) -> bool:
+    return all(row.size == 0 for row in rows if row.equation == rule.equation)
+
+
+def _there(row: Row, wrong: list[Row], rule: Rule, args: tuple, point: Point) -> Row:
     """A row with what was found at another point, and where alone the rule holds."""
     for other in wrong:
         if (other.equation, other.leaf) == (row.equation, row.leaf):
-            why = _right_only_where(other, rule, reference, args, point)
+            why = _right_only_where(other, rule, args, point)
             place = f"right at the given point, wrong at {point.name}"
             return dataclasses.replace(other, hint="; ".join(part for part in (why or place, other.hint) if part))
     return row
 
 
-def _right_only_where(row: Row, rule: Rule, reference: Callable, args: tuple, point: Point) -> str:
+def _right_only_where(row: Row, rule: Rule, args: tuple, point: Point) -> str:
     """The structure of the given point that the rule rests on; "" where none is found."""
     if point.scale != 1:
         return f"not linear in the cotangent: right for a usual one, wrong for one {point.scale:.0f} times as large"
@@ -232,7 +319,7 @@ def _right_only_where(row: Row, rule: Rule, reference: Callable, args: tuple, po
         for words, made in structures(leaf, there[i][1]):
             leaves = [made if i == j else other for j, (_, other) in enumerate(there)]
             restored = jax.tree.unflatten(jax.tree.structure(args), leaves)
-            rows = _in_float64(rows_at, rule, reference, point._replace(args=restored))
+            rows = _elsewhere(rule, point._replace(args=restored))
             if rows is not None and not any(
                 failed(r) and (r.equation, r.leaf) == (row.equation, row.leaf) for r in rows
             ):
@@ -240,7 +327,7 @@ def _right_only_where(row: Row, rule: Rule, reference: Callable, args: tuple, po
     return ""
 
 
-def _flat(row: Row) -> Row:
+def of_flat(row: Row) -> Row:
     """A function that is flat everywhere has a derivative that nothing can be compared with."""
     hint = "surrogate of a flat function: its own derivative is 0 everywhere; say what the rule is meant to be, intended=..."
     nan = float("nan")

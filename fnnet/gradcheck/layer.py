@@ -79,7 +79,9 @@ def layer_rows(
     def audited(probe: Any) -> Subject:
         cases = [(params, a_in, key, mask, da, probe) for da in das]
         pairing = functools.partial(_pairing, plain_layer)
-        return Subject(functools.partial(isolated, layer, plain), cases, terms.dtype, forward, (5, 1, 0), pairing)
+        return Subject(
+            functools.partial(isolated, layer, plain), cases, terms.dtype, forward, (5, 1, 0), pairing=pairing
+        )
 
     subject = audited(probe_for(layer, params, a_in, key, mask, das[0]))
     unused = "error" in subject and largest(subject.values[0]["error"].autodiff) == 0

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+NEAR = "a point near by"
+
 
 class Point(NamedTuple):
     """Arguments, and by how much the cotangent is enlarged there."""
@@ -23,7 +25,7 @@ def drawn(args: tuple) -> Iterator[Point]:
     masks and one-hot rows, integers. A symmetric matrix does not stay symmetric, and zeros and ones do not stay such.
     """
     yield Point("the given point, with a larger cotangent", args, 100.0)
-    for seed, (name, step) in enumerate({"a point near by": 0.1, "a point far away": None}.items()):
+    for seed, (name, step) in enumerate({NEAR: 0.1, "a point far away": None}.items()):
         draw = np.random.default_rng(seed)
         yield Point(name, jax.tree.map(lambda a, draw=draw, step=step: moved(a, draw, step), args))
 
@@ -58,6 +60,19 @@ def _moved(a: np.ndarray, draw: np.random.Generator, step: float | None) -> np.n
         new = np.abs(new) if (a >= 0).all() and not zeros.all() else new
     rises = a.ndim > 0 and a.shape[-1] > 2 and (np.diff(a) > 0).all()
     return np.sort(new, axis=-1) if rises else new
+
+
+def widened(a: Any) -> Any:
+    """An array of floats in float64, where rows that add up to 1, or have norm 1, to rounding do so to that of float64."""
+    if not jnp.issubdtype(jnp.result_type(a), jnp.floating) or not np.size(a):
+        return a
+    new, rounding = np.asarray(a).astype(np.float64), 8 * float(jnp.finfo(jnp.result_type(a)).eps)
+    if new.ndim == 0 or new.shape[-1] < 2:
+        return new
+    for size in (new.sum(-1, keepdims=True), np.linalg.norm(new, axis=-1, keepdims=True)):
+        if np.all(np.abs(size - 1) < rounding):
+            return new / size
+    return new
 
 
 def _orthogonal(a: np.ndarray) -> np.ndarray:

@@ -144,7 +144,7 @@ def function_rows(name: str, equation: str, subject: Subject, about: Callable[..
     """A row for each leaf of a single equation."""
     rows = []
     for path, right in tree_leaves_with_path(subject.values[0][equation].autodiff):
-        leaf = getattr(path[0], "key", "") or keystr(path)
+        leaf = getattr(path[0], "key", keystr(path))
         row = judged(name, subject, equation, leaf, path=path, about=about)
         ours = leaf_at(path, subject.values[0][equation].manual)
         if ours is not None and jnp.result_type(ours) != right.dtype:

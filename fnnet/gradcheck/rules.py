@@ -5,6 +5,7 @@ With each replaced by its body, also inside loops, branches, ``jit`` and ``check
 it is then a judge of them.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,11 +13,16 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
+from .. import activations
 from ..layers import _layer
 
 RULES = ("custom_jvp_call", "custom_vjp_call")
 CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "eval_jaxpr")
-OURS = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in (jax.__file__, _layer.__file__ + "/.."))
+OURS = (
+    os.path.dirname(jax.__file__) + os.sep,
+    os.path.dirname(_layer.__file__) + os.sep,
+    activations.__file__,
+)
 OF_USERS = ("custom_derivatives.py", "solves.py")  # where JAX wraps functions of custom_gradient and custom_root
 
 
@@ -61,9 +67,8 @@ def sources(functions: tuple[Callable | str, ...]) -> frozenset[str]:
     """Where functions are written, as JAX says it: "name at file:line"; such texts as they are."""
     found = {f for f in functions if isinstance(f, str)}
     for f in functions:
-        f: Any = getattr(f, "fun", f)
-        code = getattr(f, "__code__", None)
-        if code is not None:
+        f: Any = inspect.unwrap(f) if callable(f) else None
+        if (code := getattr(f, "__code__", None)) is not None:
             found.add(f"{f.__name__} at {code.co_filename}:{code.co_firstlineno}")
     return frozenset(found)
 
@@ -147,7 +152,7 @@ def _rules(jaxpr: Any, trusted: frozenset[str]) -> Iterator[str]:
         if equation.primitive.name in RULES:
             if _is_trusted(equation, trusted):
                 continue
-            yield _source(equation)
+            yield _source(equation.params["call_jaxpr"])
         for sub in _parts(equation):
             yield from _rules(sub, trusted)
 
@@ -161,13 +166,18 @@ def _parts(equation: Any) -> Iterator[Any]:
                 yield inner
 
 
-def _source(equation: Any) -> str:
-    body = equation.params["call_jaxpr"]
-    about = getattr(getattr(body, "jaxpr", body), "debug_info", None)
-    return getattr(about, "func_src_info", "") or ""
+def _source(part: Any) -> str:
+    return getattr(getattr(getattr(part, "jaxpr", part), "debug_info", None), "func_src_info", "") or ""
 
 
 def _is_trusted(equation: Any, trusted: frozenset[str]) -> bool:
-    source = _source(equation)
+    """Where the function and its rule both are JAX's or this library's."""
+    params = equation.params
+    rule = next((params[name] for name in ("bwd", "jvp_jaxpr_fun") if name in params), None)
+    function, rule = _source(params["call_jaxpr"]), _source(rule)
+    return function in trusted or (_is_ours(function, but=OF_USERS) and _is_ours(rule))
+
+
+def _is_ours(source: str, but: tuple[str, ...] = ()) -> bool:
     path = source.partition(" at ")[2].rpartition(":")[0]
-    return source in trusted or (path.startswith(OURS) and os.path.basename(path) not in OF_USERS)
+    return path.startswith(OURS) and os.path.basename(path) not in but

@@ -53,6 +53,7 @@ class Subject:
         dtype: the audit's.
         forward: (*args) -> what is differentiated, the plain program.
         nudged: which of the arguments are perturbed in the search for kinks and ties.
+        widened: the cases in float64, where that is more than a cast.
         pairing: (equation, *args) -> (f, tree): the scalar function whose gradient at the tree the equation's reference is,
             for central differences.
     """
@@ -64,12 +65,14 @@ class Subject:
         dtype: str,
         forward: Callable,
         nudged: Sequence[int] = (0,),
+        widened: Sequence[tuple] | None = None,
         pairing: Callable[..., tuple[Callable, Any]] | None = None,
     ) -> None:
+        self.widened = [in_float64(args) for args in cases] if widened is None else widened
         self.run, self.cases, self.dtype, self.forward, self.nudged = run, cases, dtype, forward, nudged
         self.pairing = pairing
         self.values = [run(*args) for args in cases]
-        self.exact = [None if dtype == "float64" else exactly(run, *args) for args in cases]
+        self.exact = [None if dtype == "float64" else exactly(run, *args) for args in self.widened]
 
     def __contains__(self, equation: str) -> bool:
         return equation in self.values[0]
@@ -81,7 +84,7 @@ class Subject:
     def args(self, case: int) -> tuple:
         """The arguments in the precision of `best`."""
         as_they_are = self.exact[case] is None and self.dtype != "float64"
-        return self.cases[case] if as_they_are else in_float64(self.cases[case])
+        return self.cases[case] if as_they_are else self.widened[case]
 
     def compared(self, equation: str, path: Any = None) -> list[Compared]:
         """The sides of an equation, for each case; of the leaf at a path."""
@@ -120,9 +123,7 @@ class Subject:
             together = alone >= len(self.nudged)  # first one argument at a time, up and down, then all at random
             nudge = functools.partial(_nudged, draw if together else (1, -1)[way])
             moved = self.nudged if together else self.nudged[alone : alone + 1]
-            args = [
-                jax.tree.map(nudge, arg) if i in moved else arg for i, arg in enumerate(in_float64(self.cases[case]))
-            ]
+            args = [jax.tree.map(nudge, arg) if i in moved else arg for i, arg in enumerate(self.widened[case])]
             sides = exactly(self.run, *args)
             if sides is None:
                 return

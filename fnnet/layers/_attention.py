@@ -5,7 +5,6 @@ query's step and s a key's; z scores and p probabilities (m, h, T, T), o output 
 the cost. Scores, softmax and sums are taken in at least float32.
 
 Two forms: plain, which keeps p, and in blocks, which keeps one number for each query and computes p again on the way back.
-The barriers keep the compiler from computing a block's p anew for each product with it.
 
 Source: docs/attention.md; Vaswani et al. (2017), Su et al. (2021), Dao et al. (2022).
 """
@@ -19,8 +18,20 @@ import numpy as np
 from jax import Array
 
 from ..activations import at_least_float32, wide_dtype
+from ..forms import stored
 from ..initializers import Initializer, normal
-from ._layer import Layer, LayerError, as_floats, check_leaf, check_mask, drawing_key, layer, real_number, whole_number
+from ._layer import (
+    Layer,
+    LayerError,
+    as_floats,
+    at_valid_steps,
+    check_leaf,
+    check_mask,
+    drawing_key,
+    layer,
+    real_number,
+    whole_number,
+)
 
 __all__ = [
     "Attention",
@@ -204,13 +215,13 @@ def attend_in_blocks(
     """
     steps, block = q.shape[1], min(block, q.shape[1])
     valid = valid_blocks(valid, steps, block)
-    q, k, v = jax.lax.optimization_barrier(tuple(in_blocks(x, block) for x in (scaled(q), k, v)))
+    q, k, v = stored(tuple(in_blocks(x, block) for x in (scaled(q), k, v)))
 
     def step(so_far, pair):
         (i, j), (o, top, total) = pair, so_far
         scores = block_scores(q, k, valid, causal, i, j)
         new = jnp.maximum(top[i], jax.lax.stop_gradient(jnp.max(scores, axis=-1)))
-        e, shrink = jax.lax.optimization_barrier((jnp.exp(scores - new[..., None]), jnp.exp(top[i] - new)))
+        e, shrink = stored((jnp.exp(scores - new[..., None]), jnp.exp(top[i] - new)))
         o = o.at[i].set(shrink[..., None] * o[i] + dot("mhts,mhsd->mhtd", e, v[j]))
         return (o, top.at[i].set(new), total.at[i].set(shrink * total[i] + jnp.sum(e, axis=-1))), None
 
@@ -248,13 +259,13 @@ def attend_in_blocks_error(
         *(in_blocks(x, block) for x in (scaled(q), k, v, do)),
         *(in_blocks(x[..., None], block) for x in (total, correction)),
     )
-    q, k, v, do, total, correction = jax.lax.optimization_barrier(parts)
+    q, k, v, do, total, correction = stored(parts)
 
     def step(so_far, pair):
         (i, j), (dq, dk, dv) = pair, so_far
         p = jnp.exp(block_scores(q, k, valid, causal, i, j) - total[i])
         dz = score_error(p, dot("mhtd,mhsd->mhts", do[i], v[j]), correction[i][..., 0])
-        p, dz = jax.lax.optimization_barrier((p, dz))
+        p, dz = stored((p, dz))
         dq = dq.at[i].add(dot("mhts,mhsd->mhtd", dz, k[j]))
         dk = dk.at[j].add(dot("mhts,mhtd->mhsd", dz, q[i]))
         return (dq, dk, dv.at[j].add(dot("mhts,mhtd->mhsd", p, do[i]))), None
@@ -390,11 +401,6 @@ class Attention(Layer):
             cos, sin = rotations(q.shape[1], q.shape[-1], self.rotary)
             dq, dk = rotated(dq, cos, -sin), rotated(dk, cos, -sin)
         return join_heads(dq, dk, dv).astype(delta.dtype)
-
-
-def at_valid_steps(x: Array, mask: Array | None) -> Array:
-    """x (m, T, n), 0 at the other steps."""
-    return x if mask is None else jnp.where(mask[..., None], x, 0)
 
 
 @functools.partial(jax.jit, static_argnames="steps")

@@ -11,7 +11,6 @@ Source: the notes, section 3.
 import copy
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, overload
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..forms import below_all_kept
 from ._layer import (
     Cache,
     Delta,
@@ -39,7 +39,7 @@ from ._layer import (
 
 __all__ = ["Composite", "Identity", "Join", "Network", "Parallel", "Residual", "add", "concatenate"]
 
-Run = Callable[[int, Array], Array]
+RunPart = Callable[[int, Array], Array]
 Back = Callable[[int, Any], Any]
 
 
@@ -58,7 +58,7 @@ class Composite(Layer):
 
     Parameters, errors, states and probes are tuples with an entry for each part, and so are caches, with ``extra`` at the end
     where there is one. Each part gets a key of its own. A subclass with parameters of another structure also writes `parts`
-    and `joined`.
+    and `joined`; one whose parts share arrays, of which `joined` adds up the gradients, `init` and `moving` as well.
     """
 
     layers: tuple[Layer, ...]
@@ -67,7 +67,7 @@ class Composite(Layer):
     def __post_init__(self) -> None:
         _check_layers(self.layers)
 
-    def wire(self, run: Run, a_in: Array) -> tuple[Array, Any]:
+    def wire(self, run: RunPart, a_in: Array) -> tuple[Array, Any]:
         """(a_out, extra) by ``run(i, a)``."""
         raise NotImplementedError(f"{type(self).__name__} defines no wire(run, a_in) -> (a_out, extra)")
 
@@ -79,9 +79,9 @@ class Composite(Layer):
         """The parts, each with its parameters."""
         return tuple(zip(self.layers, self._entries("parameters", params, "init"), strict=True))
 
-    def joined(self, gradients: tuple[Params, ...]) -> Params:
-        """The parts' gradients in the structure of the parameters: the transpose of `parts`."""
-        return gradients
+    def joined(self, of_parts: tuple[Params, ...]) -> Params:
+        """The parts' gradients or parameters in the structure of the composite's: the transpose of `parts`."""
+        return of_parts
 
     def _entries(self, what: str, tree: Any, source: str) -> tuple[Any, ...]:
         n = len(self.layers)
@@ -126,7 +126,7 @@ class Composite(Layer):
         for i, (part, k) in enumerate(zip(self.layers, split_key(key, len(shapes)), strict=True)):
             with located(i):
                 params.append(part.init(k, shapes[i]))
-        return tuple(params)
+        return self.joined(tuple(params))
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if not is_walked(self):
@@ -183,9 +183,9 @@ class Composite(Layer):
 
     def _check_wiring(self, outputs: list[Any], a_out: Array) -> None:
         self._check_run(outputs)
-        last = self.last
+        last, own = self.last, self.output_part
         found = next((i for i in reversed(range(len(outputs))) if outputs[i] is a_out), None)
-        if (last is None) != (found is None) or (last is not None and outputs[last] is not a_out):
+        if (own is None) != (found is None) or (own is not None and outputs[own] is not a_out):
             expected = f"last = {found}, since wire returns what part {found} gives"
             if found is None:
                 expected = "last = None, since wire returns what no part gives"
@@ -194,7 +194,9 @@ class Composite(Layer):
             )
 
     def moving(self, params: Params, cache: Cache) -> Params:
-        return tuple(part.moving(p, cache[i]) for i, (part, p) in enumerate(self.parts(params)))
+        if not has_moving(self):
+            return params
+        return self.joined(tuple(part.moving(p, cache[i]) for i, (part, p) in enumerate(self.parts(params))))
 
     def final_state(self, cache: Cache) -> Any:
         states = []
@@ -203,11 +205,16 @@ class Composite(Layer):
                 states.append(part.final_state(cache[i]))
         return tuple(states)
 
+    @property
+    def output_part(self) -> int | None:
+        """``last`` counted from the front."""
+        return None if self.last is None else self.last % len(self.layers)
+
     def output(self, params, cache):
-        if self.last is None:
+        if (i := self.output_part) is None:
             return None
-        part, p = self.parts(params)[self.last]
-        return part.output(p, cache[self.last % len(self.layers)])
+        part, p = self.parts(params)[i]
+        return part.output(p, cache[i])
 
     def error(self, params, cache, da_out):
         """Every part's δ, each after those that it feeds."""
@@ -235,7 +242,7 @@ class Composite(Layer):
         deltas: list[Any] = [None] * len(self.layers)
 
         def through(i: int, part: Layer, p: Params, da: Any) -> Any:
-            equation = part.output_error if at_output and self._is_last(i) else part.error
+            equation = part.output_error if at_output and i == self.output_part else part.error
             deltas[i] = equation(p, cache[i], da)
             return part._propagated(p, cache[i], deltas[i])
 
@@ -246,15 +253,12 @@ class Composite(Layer):
         gradients: list[Any] = [None] * len(self.layers)
 
         def through(i: int, part: Layer, p: Params, da: Any) -> Any:
-            equation = part.output_backward if at_output and self._is_last(i) else part.backward
+            equation = part.output_backward if at_output and i == self.output_part else part.backward
             da, gradients[i] = equation(p, cache[i], da)
             return da
 
         da_in = self._backwards(params, cache, da, through)
         return da_in, self.joined(tuple(gradients))
-
-    def _is_last(self, i: int) -> bool:
-        return self.last is not None and i == self.last % len(self.layers)
 
     def _backwards(self, params: Params, cache: Cache, da_out: Any, through: Callable[..., Any]) -> Any:
         """`unwire` with the equations of ``through``, which must reach each part once."""
@@ -315,18 +319,27 @@ def walk(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = (
         yield from walk(part, p, k, (*place, i))
 
 
-def run_parts(net: Layer, params: Params, a_in: Array, **given: Any) -> list[tuple[Layer, Params, Array, Cache]]:
-    """Of each part of a composite, after a forward pass: the layer, its parameters, its output and its cache; a cache of a
-    composite is as good as none."""
+class Run(NamedTuple):
+    """A part of a composite after a forward pass."""
+
+    layer: Layer
+    params: Params
+    a_in: Array
+    a_out: Array
+    cache: Cache
+
+
+def run_parts(net: Layer, params: Params, a_in: Array, **given: Any) -> dict[int, Run]:
+    """The parts of a composite in the order in which a forward pass runs them, by index."""
     seen = {}
 
-    def visit(place: tuple[int, ...], part: Layer, p: Params, a: Array, **about: Any) -> tuple[Array, Cache]:
+    def run(i: int, part: Layer, p: Params, a: Array, **about: Any) -> tuple[Array, Cache]:
         a_out, cache = run_forward(part, p, a, **about)
-        seen[place] = part, p, a_out, cache
+        seen[i] = Run(part, p, a, a_out, cache)
         return a_out, cache
 
-    visited(net, params, a_in, visit, **given)
-    return [seen[(i,)] for i in range(len(net.layers))]  # pyright: ignore[reportAttributeAccessIssue]
+    run_forward(net, params, a_in, run=run, **given)
+    return seen
 
 
 def composites(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = ()) -> Iterator[Placed]:
@@ -370,11 +383,10 @@ def output_place(net: Layer) -> tuple[int, ...] | None:
     """The place of the layer whose output is the net's, through which a matched cost enters."""
     place: tuple[int, ...] = ()
     while is_walked(net):
-        last = net.last  # pyright: ignore[reportAttributeAccessIssue]
-        if last is None:
+        i = net.output_part  # pyright: ignore[reportAttributeAccessIssue]
+        if i is None:
             return None
-        layers = net.layers  # pyright: ignore[reportAttributeAccessIssue]
-        place, net = (*place, last % len(layers)), layers[last]
+        place, net = (*place, i), net.layers[i]  # pyright: ignore[reportAttributeAccessIssue]
     return place
 
 
@@ -409,8 +421,7 @@ class Network(Composite):
         return functools.reduce(lambda da, i: back(i, da), reversed(range(len(self.layers))), da_out)
 
     def in_loop(self):
-        below_all_kept = itertools.accumulate(self.layers, lambda kept, part: kept and part.kept, initial=True)
-        kept = iter(below_all_kept)
+        kept = below_all_kept(self.layers)
         return self.mapped(lambda part: part.in_loop() if next(kept) else part)
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ Legend: m examples (axis 0), c channels (the last axis), spatial sizes n; a acti
 cross-correlation of mathematics, as in every framework. Stride s, padding p, dilation d and groups are static.
 
 Each equation has two forms, named by ``algorithm``: "library" (XLA's convolution) and "gemm" (one matrix product over the
-windows' entries side by side). "auto" takes what was measured to be faster: the rules stand beside the equations.
+windows' entries side by side). "auto" takes what was measured to be faster: the rules are in `fnnet.forms`.
 
 Source: the notes, sections 7.1 and 7.2.
 """
@@ -20,11 +20,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..activations import Activation, at_least_float32, wide_dtype
+from ..forms import (
+    UNROLLED_PLACES,
+    input_error_by_product,
+    stored,
+    weight_gradient_by_product,
+    weighted_input_by_product,
+)
 from ..initializers import Initializer, scaled_normal, zeros
 from ._dense import biased, check_bias, weight_and_bias
 from ._layer import Layer, LayerError, Shape, as_floats, check_activation, check_leaf, check_real, drawing_key, layer
 from ._window import (
-    MANY,
     Padding,
     Sizes,
     Window,
@@ -40,7 +46,6 @@ from ._window import (
 __all__ = ["Conv", "ConvTranspose", "convolve", "cross_correlate", "pad_full", "rot180"]
 
 Algorithm = Literal["auto", "gemm", "library"]
-CACHE_BYTES, SHARES_BYTES = 3 * 2**19, 8 * 2**20
 static = functools.partial(jax.jit, static_argnames=("win", "groups", "algorithm"))
 
 
@@ -75,16 +80,14 @@ def weighted_input(w: Array, a_in: Array, win: Window, groups: int = 1, algorith
 
     def gemm(w: Array, a_in: Array) -> Array:
         rows = Window(win.n_in, (1, *win.size[1:]), (1, *win.stride[1:]), win.padding, (1, *win.dilation[1:]))
-        entries = jax.lax.optimization_barrier(jnp.stack(taps(a_in, rows), axis=-2))
+        entries = stored(jnp.stack(taps(a_in, rows), axis=-2))
         kernels = jnp.moveaxis(w, 0, -2).reshape(math.prod(win.size[1:]), w.shape[-2], win.size[0], w.shape[-1])
         shares = jnp.tensordot(entries, kernels, axes=2, preferred_element_type=wide_dtype(w.dtype))
         k, s, d, n = win.size[0], win.stride[0], win.dilation[0], win.n_out[0]
         parts = (shares[:, d * l : d * l + s * (n - 1) + 1 : s, ..., l, :] for l in range(k))
         return functools.reduce(jnp.add, parts).astype(w.dtype)
 
-    places = a_in.shape[0] * win.n_padded[0] * math.prod(win.n_out[1:])
-    shares = places * win.size[0] * w.shape[-1] * w.dtype.itemsize
-    on_cpu = 4 <= w.shape[-2] <= 32 and win.n_padded[0] <= 2 * win.n_out[0] and shares <= SHARES_BYTES
+    on_cpu = weighted_input_by_product(w, a_in, win)
     return run(algorithm, library, gemm, on_cpu, win, groups, w, a_in).astype(w.dtype)
 
 
@@ -125,11 +128,10 @@ def input_error(w: Array, delta: Array, win: Window, groups: int = 1, algorithm:
         for axis, k in enumerate(win.size):
             parts = e.reshape(*e.shape[:at], k, e.shape[at] // k)
             e = overlap_add([jax.lax.index_in_dim(parts, l, at, keepdims=False) for l in range(k)], axis, win)
-            e = jax.lax.optimization_barrier(e)
+            e = stored(e)
         return e.astype(delta.dtype)
 
-    waste = math.prod(win.n_in) / math.prod(win.n_out)
-    on_cpu = (w.shape[-2] <= 32 and waste >= 1.5) or (w.dtype == jnp.float64 and waste > 1)
+    on_cpu = input_error_by_product(w, win)
     return run(algorithm, library, gemm, on_cpu, win, groups, w, delta).astype(delta.dtype)
 
 
@@ -168,8 +170,7 @@ def weight_gradient(delta: Array, a_in: Array, win: Window, groups: int = 1, alg
         g = jnp.tensordot(entries, delta, axes=delta.ndim - 1, preferred_element_type=wide)
         return g.reshape(*win.size, *g.shape[1:])
 
-    entries = math.prod(delta.shape[:-1]) * math.prod(win.size) * a_in.shape[-1]
-    on_cpu = entries * a_in.dtype.itemsize <= CACHE_BYTES
+    on_cpu = weight_gradient_by_product(delta, a_in, win)
     total = run(algorithm, library, gemm, on_cpu, win, groups, delta, a_in)
     return (total / delta.shape[0]).astype(delta.dtype)
 
@@ -185,7 +186,7 @@ def run(
         parts = zip(*(jnp.split(at_least_float32(a), groups, axis=-1) for a in args), strict=True)
         return jnp.concatenate([gemm(*part) for part in parts], axis=-1)
 
-    if algorithm == "auto" and on_cpu and groups == 1 and math.prod(win.size) <= MANY:
+    if algorithm == "auto" and on_cpu and groups == 1 and math.prod(win.size) <= UNROLLED_PLACES:
         return jax.lax.platform_dependent(*args, cpu=gemm, default=library)
     return each_group(*args) if algorithm == "gemm" else library(*args)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..activations import Activation, at_least_float32, on_last_axis
+from ..forms import mean_of_products, mean_of_products_in_loop
 from ..initializers import Initializer, scaled_normal, zeros
 from ._layer import (
     Layer,
@@ -81,11 +82,7 @@ def bias_gradient(delta: Array) -> Array:
 
 @jax.jit
 def weight_gradient(delta: Array, a_in: Array) -> Array:
-    """BP4: ∂C/∂w_jk = (1/m) Σ_x δ_j a_k.
-
-    One product, the 1/m applied to its smaller factor; for a small batch of rows and a small w the sum over examples is
-    written out, which needs no copy of δ. Of sequences and images XLA turns the first factor round and computes δ anew for
-    it, so the narrower one comes first. Half precision is summed in float32.
+    """BP4: ∂C/∂w_jk = (1/m) Σ_x δ_j a_k. Half precision is summed in float32.
 
     Args:
         delta: (m, ..., n_out).
@@ -94,43 +91,14 @@ def weight_gradient(delta: Array, a_in: Array) -> Array:
     Returns:
         (n_out, n_in). Source: the notes, section 3, equation 4.
     """
-    m, delta_wide, a = delta.shape[0], at_least_float32(delta), at_least_float32(a_in)
-    batch = tuple(range(delta.ndim - 1))
-    if delta.ndim > 2 and delta.shape[-1] > a.shape[-1]:
-        return jax.lax.dot_general(a / m, delta_wide, ((batch, batch), ((), ()))).T.astype(delta.dtype)
-    terms = delta_wide / m
-    if is_small_batch_of_rows(delta) and delta.shape[1] * a.shape[1] <= SMALL_WEIGHTS:
-        return sum_of_outer_products(terms, a).astype(delta.dtype)
-    return jax.lax.dot_general(terms, a, ((batch, batch), ((), ()))).astype(delta.dtype)
+    return mean_of_products(at_least_float32(delta), at_least_float32(a_in)).astype(delta.dtype)
 
 
 @jax.jit
 def weight_gradient_in_loop(delta: Array, a_in: Array) -> Array:
-    """BP4 inside a compiled loop of updates: for a small batch of rows the sum over examples is written out.
-
-    XLA fuses it with the update of w into one pass over w, in place, where a product would be stored and read again. The
-    barrier keeps it from computing δ and a_in anew for every entry of w. Arguments and result as `weight_gradient`.
-    """
-    if not is_small_batch_of_rows(delta):
-        return weight_gradient(delta, a_in)
-    terms = at_least_float32(delta) / delta.shape[0]
-    return sum_of_outer_products(*jax.lax.optimization_barrier((terms, at_least_float32(a_in)))).astype(delta.dtype)
-
-
-SMALL_BATCH, SMALL_WEIGHTS = 16, 4096
-
-
-def is_small_batch_of_rows(delta: Array) -> bool:
-    """Whether δ is (m, n) with a small m."""
-    return delta.ndim == 2 and len(delta) <= SMALL_BATCH
-
-
-def sum_of_outer_products(delta: Array, a_in: Array) -> Array:
-    """Σ_x δ_x a_xᵀ written out and added by halves: shorter chains of additions, so faster and more exact."""
-    half = len(delta) // 2
-    if half == 0:
-        return delta[0][:, None] * a_in[0][None, :]
-    return sum_of_outer_products(delta[:half], a_in[:half]) + sum_of_outer_products(delta[half:], a_in[half:])
+    """BP4 inside a compiled loop of updates: of a small batch of rows the sum over examples is written out, so that it and
+    the update are one pass over w, in place. Arguments and result as `weight_gradient`."""
+    return mean_of_products_in_loop(at_least_float32(delta), at_least_float32(a_in)).astype(delta.dtype)
 
 
 def check_bias(layer: Any) -> None:

@@ -451,6 +451,11 @@ def check_mask(layer: Layer, mask: Any, shape: Shape) -> None:
     check_real(layer, "masks", jnp.asarray(mask))
 
 
+def at_valid_steps(x: Array, mask: Array | None) -> Array:
+    """x (m, T, ...), 0 at the steps where the mask (m, T) is False."""
+    return x if mask is None else jnp.where(jnp.expand_dims(mask, tuple(range(2, x.ndim))), x, 0)
+
+
 def check_activation(layer: Layer, activation: Any) -> None:
     """Raise a LayerError unless it is an Activation."""
     if not isinstance(activation, Activation):

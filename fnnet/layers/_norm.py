@@ -4,8 +4,6 @@ Legend: m examples (axis 0), *n positions, c channels (the last axis); a activat
 is normalised together, r = 1/√(σ² + ε), x̂ = (a − μ) r; g gain (c,), b bias (c,), δ = ∂C/∂a_out the error, u = g δ.
 Statistics and sums are taken in at least float32.
 
-The barriers keep the compiler from computing what is kept anew for each use of it.
-
 Source: docs/normalisation.md; Ioffe and Szegedy (2015), Ba et al. (2016), Wu and He (2018), Zhang and Sennrich (2019).
 """
 
@@ -18,8 +16,21 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..activations import at_least_float32, on_last_axis
+from ..forms import stored
 from ._dense import bias_gradient
-from ._layer import Layer, LayerError, Shape, as_floats, check_input, check_leaf, layer, real_number, whole_number
+from ._layer import (
+    Layer,
+    LayerError,
+    Shape,
+    as_floats,
+    at_valid_steps,
+    check_input,
+    check_leaf,
+    check_mask,
+    layer,
+    real_number,
+    whole_number,
+)
 
 __all__ = [
     "BatchNorm",
@@ -56,7 +67,7 @@ def mean_over_channels(t: Array, g: Array | None = None) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="groups")
-def mean_over_groups(t: Array, groups: int, g: Array | None = None) -> Array:
+def mean_over_groups(t: Array, groups: int, g: Array | None = None, mask: Array | None = None) -> Array:
     """mean(g t) over all positions and the channels of each group: of group normalisation. g is the same at all positions,
     so it multiplies their mean.
 
@@ -64,33 +75,44 @@ def mean_over_groups(t: Array, groups: int, g: Array | None = None) -> Array:
         t: (m, ..., c).
         groups: they divide c.
         g: (c,), or None for 1.
+        mask: (m, T), the steps that count; None for all.
 
     Returns:
         (m, 1, ..., 1, c), the channels of a group alike.
     """
-    mean = mean_over_positions(t, tuple(range(1, t.ndim - 1)), g)
+    mean = mean_over_positions(t, tuple(range(1, t.ndim - 1)), g, mask)
     parts = mean.reshape(*mean.shape[:-1], groups, t.shape[-1] // groups)
     return jnp.broadcast_to(jnp.mean(parts, -1, keepdims=True), parts.shape).reshape(mean.shape)
 
 
 @jax.jit
-def mean_over_batch(t: Array, g: Array | None = None) -> Array:
+def mean_over_batch(t: Array, g: Array | None = None, mask: Array | None = None) -> Array:
     """mean(g t) over examples and positions: of batch normalisation.
 
     Args:
         t: (m, ..., c).
         g: (c,), or None for 1.
+        mask: (m, T), the steps that count; None for all.
 
     Returns:
         (1, ..., 1, c).
     """
-    return mean_over_positions(t, tuple(range(t.ndim - 1)), g)
+    return mean_over_positions(t, tuple(range(t.ndim - 1)), g, mask)
 
 
-def mean_over_positions(t: Array, axes: tuple[int, ...], g: Array | None) -> Array:
-    """g mean(t) over axes without the last."""
-    mean = jnp.mean(t, axes, keepdims=True)
+def mean_over_positions(t: Array, axes: tuple[int, ...], g: Array | None, mask: Array | None) -> Array:
+    """g mean(t) over axes without the last; 0 where no step counts."""
+    if mask is None:
+        mean = jnp.mean(t, axes, keepdims=True)
+    else:
+        count = jnp.maximum(number_of_positions(t, axes, mask), 1).astype(t.dtype)
+        mean = jnp.sum(at_valid_steps(t, mask), axes, keepdims=True) / count
     return mean if g is None else scaled(g, mean)
+
+
+def number_of_positions(t: Array, axes: tuple[int, ...], mask: Array | None) -> Array:
+    """How many of the positions over axes without the last count."""
+    return jnp.sum(at_valid_steps(jnp.ones_like(t[..., :1], int), mask), axes, keepdims=True)
 
 
 @jax.jit
@@ -104,7 +126,7 @@ def inverse_root(square: Array, eps: float) -> Array:
     Returns:
         Shaped like σ².
     """
-    return jax.lax.optimization_barrier(jax.lax.rsqrt(square + eps))
+    return stored(jax.lax.rsqrt(square + eps))
 
 
 @jax.jit
@@ -148,7 +170,7 @@ def product(delta: Array, x_hat: Array) -> Array:
     Returns:
         (m, ..., c), in at least float32.
     """
-    return jax.lax.optimization_barrier(at_least_float32(delta) * x_hat)
+    return stored(at_least_float32(delta) * x_hat)
 
 
 @jax.jit
@@ -167,14 +189,14 @@ def input_error(u: Array, x_hat: Array, r: Array, mean_u: Array, mean_ux: Array)
     Returns:
         (m, ..., c). Source: docs/normalisation.md.
     """
-    mean_u, mean_ux = jax.lax.optimization_barrier((mean_u, mean_ux))
+    mean_u, mean_ux = stored((mean_u, mean_ux))
     return r * (u - mean_u - x_hat * mean_ux)
 
 
 @jax.jit
 def rms_input_error(u: Array, x_hat: Array, r: Array, mean_ux: Array) -> Array:
     """BP2 of RMS normalisation, without a mean: ∂C/∂a = r (u − x̂ mean(u x̂)). Arguments and result as `input_error`."""
-    return r * (u - x_hat * jax.lax.optimization_barrier(mean_ux))
+    return r * (u - x_hat * stored(mean_ux))
 
 
 @jax.jit
@@ -210,9 +232,13 @@ class Normalisation(Layer):
             raise LayerError(self, "an input shape (..., c) with c ≥ 1", str(input_shape), remedy)
         return input_shape[-1]
 
-    def mean(self, t: Array, g: Array | None = None) -> Array:
+    def mean(self, t: Array, g: Array | None = None, mask: Array | None = None) -> Array:
         """mean(g t) over what is normalised together."""
         return mean_over_channels(t, g)
+
+    def mask_of(self, cache: Any) -> Array | None:
+        """The steps that count in the means; None for all, or for means that are not over steps."""
+        return None
 
     def checked(self, params: Any, a_in: Array) -> Array:
         """The inputs as floats, or a LayerError where they do not fit the parameters."""
@@ -220,18 +246,18 @@ class Normalisation(Layer):
         check_input(self, a_in, g.shape[0])
         return as_floats(self, a_in, g.dtype)
 
-    def statistics(self, a_in: Array) -> tuple[Array, Array]:
+    def statistics(self, a_in: Array, mask: Array | None = None) -> tuple[Array, Array]:
         """μ = mean(a), σ² = mean((a − μ)²)."""
         a = at_least_float32(a_in)
-        mu = jax.lax.optimization_barrier(self.mean(a))
-        return mu, self.mean(jnp.square(a - mu))
+        mu = stored(self.mean(a, None, mask))
+        return mu, self.mean(jnp.square(a - mu), None, mask)
 
     def result(self, params: Any, cache: Any, probe: Array | None) -> tuple[Array, Any]:
         """(a_out, cache) from the cache."""
         (a_in, *_), x_hat, g = cache, self.x_hat(cache), params["g"]
         b = check_leaf(self, params, "b", g.shape)
         a = scaled(g, x_hat) + on_last_axis(b.astype(x_hat.dtype), x_hat.ndim)
-        a = a.astype(jnp.result_type(a_in, g, b))
+        a = at_valid_steps(a.astype(jnp.result_type(a_in, g, b)), self.mask_of(cache))
         return a if probe is None else a + probe, cache
 
     def x_hat(self, cache: Any) -> Array:
@@ -244,13 +270,15 @@ class Normalisation(Layer):
         return self.result(params, (a_in, mu, inverse_root(var, self.eps)), probe)
 
     def propagate(self, params, cache, delta):
-        _, _, r, *_ = cache
-        x_hat, wide = self.x_hat(cache), at_least_float32(delta)
+        (_, _, r, *_), mask = cache, self.mask_of(cache)
+        x_hat, wide = self.x_hat(cache), at_valid_steps(at_least_float32(delta), mask)
         g = params["g"].astype(wide.dtype)
-        mean_u, mean_ux = self.mean(wide, g), self.mean(product(wide, x_hat), g)
-        return input_error(scaled(g, wide), x_hat, r, mean_u, mean_ux).astype(delta.dtype)
+        mean_u, mean_ux = self.mean(wide, g, mask), self.mean(product(wide, x_hat), g, mask)
+        da = input_error(scaled(g, wide), x_hat, r, mean_u, mean_ux)
+        return at_valid_steps(da, mask).astype(delta.dtype)
 
     def gradients(self, params, cache, delta):
+        delta = at_valid_steps(delta, self.mask_of(cache))
         grads = {"g": gain_gradient(product(delta, self.x_hat(cache))), "b": bias_gradient(delta)}
         return {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
 
@@ -276,12 +304,27 @@ class LayerNorm(Normalisation):
     _example = "fn.LayerNorm()"
 
 
+class OverSteps(Normalisation):
+    """What group and batch normalisation share: means over the steps of sequences too, where a mask says which count. Cache
+    (a_in, μ, r, ..., mask)."""
+
+    def mask_of(self, cache):
+        return cache[-1]
+
+    def valid(self, a_in: Array, mask: Any) -> Array | None:
+        """The mask, or a LayerError where it does not fit; None for inputs without steps, such as those after `LastStep`."""
+        if mask is None or a_in.ndim < 3:
+            return None
+        check_mask(self, mask, a_in.shape[:2])
+        return jnp.asarray(mask).astype(bool)
+
+
 @layer
-class GroupNorm(Normalisation):
+class GroupNorm(OverSteps):
     """Group normalisation: each example's channels in groups, each to mean 0 and variance 1 over all positions.
 
     Parameters {g (c,), b (c,)}. Inputs and outputs (m, ..., c), channels last; the groups are runs of c / groups channels.
-    Every position counts: padded steps of sequences, which a mask takes out of other layers, do too.
+    With a ``mask`` (m, T) the statistics are those of the valid steps, and another step's output is 0.
 
     Args:
         groups: how many; one normalises each example as a whole, c of them each channel by itself (instance normalisation).
@@ -289,7 +332,7 @@ class GroupNorm(Normalisation):
 
     Raises:
         LayerError: for groups that do not divide c, an ε that is no positive number, or inputs or parameters of another
-            shape.
+            shape, or such a mask.
 
     Source: Wu and He (2018); docs/normalisation.md.
     """
@@ -319,27 +362,34 @@ class GroupNorm(Normalisation):
         self.divided(a_in.shape[-1])
         return a_in
 
-    def mean(self, t, g=None):
-        return mean_over_groups(t, self.groups, g)
+    def mean(self, t, g=None, mask=None):
+        return mean_over_groups(t, self.groups, g, mask)
+
+    def forward(self, params, a_in, *, mask=None, probe=None):
+        a_in = self.checked(params, a_in)
+        mask = self.valid(a_in, mask)
+        a_in = at_valid_steps(a_in, mask)
+        mu, var = self.statistics(a_in, mask)
+        return self.result(params, (a_in, mu, inverse_root(var, self.eps), mask), probe)
 
 
 @layer
-class BatchNorm(Normalisation):
+class BatchNorm(OverSteps):
     """Batch normalisation: each channel to mean 0 and variance 1 over the batch and all positions.
 
     Parameters {g, b, mean, var}, each (c,). Inputs and outputs (m, ..., c). While training the statistics are the batch's, so
     examples depend on each other: row x of δ is the derivative of the whole batch's Σ_x C_x, and a batch is never run in
     chunks. At inference they are ``mean`` and ``var``, which no gradient trains (theirs is 0): `moving` does.
-    Every position counts: padded steps of sequences, which a mask takes out of other layers, do too.
-    The cache is (a_in, μ, r, statistics), all but a_in of shape (1, ..., 1, c), without examples.
+    With a ``mask`` (m, T) the statistics are those of the valid steps, and another step's output is 0.
+    The cache is (a_in, μ, r, statistics, mask); μ, r and the statistics are of shape (1, ..., 1, c), without examples.
 
     Args:
         momentum: how far `moving` goes towards the statistics of a batch.
         eps: ε, added to the variance.
 
     Raises:
-        LayerError: for a momentum outside [0, 1], an ε that is no positive number, inputs or parameters of another shape, or
-            a training batch with a single number for each channel, whose variance is 0.
+        LayerError: for a momentum outside [0, 1], an ε that is no positive number, inputs, parameters or a mask of another
+            shape, or a training batch with a single number for each channel, whose variance is 0.
 
     Source: Ioffe and Szegedy (2015); docs/normalisation.md.
     """
@@ -358,11 +408,13 @@ class BatchNorm(Normalisation):
         params = super().init(key, input_shape)
         return {**params, "mean": jnp.zeros_like(params["b"]), "var": jnp.ones_like(params["g"])}
 
-    def mean(self, t, g=None):
-        return mean_over_batch(t, g)
+    def mean(self, t, g=None, mask=None):
+        return mean_over_batch(t, g, mask)
 
-    def forward(self, params, a_in, *, train=False, probe=None):
+    def forward(self, params, a_in, *, train=False, mask=None, probe=None):
         a_in = self.checked(params, a_in)
+        mask = self.valid(a_in, mask)
+        a_in = at_valid_steps(a_in, mask)
         mean, var = (check_leaf(self, params, name, a_in.shape[-1:]) for name in ("mean", "var"))
         if train:
             if a_in.size // a_in.shape[-1] < 2:
@@ -370,16 +422,16 @@ class BatchNorm(Normalisation):
                     "a single number has no variance: train with larger batches, or use fn.GroupNorm or fn.LayerNorm"
                 )
                 raise LayerError(self, "at least 2 numbers of each channel while training", str(a_in.shape), remedy)
-            mu, var = batch = self.statistics(a_in)
+            mu, var = batch = self.statistics(a_in, mask)
         else:
             mu, var = (on_last_axis(jax.lax.stop_gradient(at_least_float32(s)), a_in.ndim) for s in (mean, var))
             batch = None
-        return self.result(params, (a_in, mu, inverse_root(var, self.eps), batch), probe)
+        return self.result(params, (a_in, mu, inverse_root(var, self.eps), batch, mask), probe)
 
     def propagate(self, params, cache, delta):
-        _, _, r, batch = cache
+        _, _, r, batch, mask = cache
         if batch is None:
-            return (r * scaled(params["g"], delta)).astype(delta.dtype)
+            return at_valid_steps((r * scaled(params["g"], delta)).astype(delta.dtype), mask)
         return super().propagate(params, cache, delta)
 
     def gradients(self, params, cache, delta):
@@ -392,12 +444,14 @@ class BatchNorm(Normalisation):
         The variance is the unbiased one, σ² N / (N − 1) for N numbers of each channel, as in PyTorch, while the batch itself
         is normalised with σ². To be called outside of the gradient.
         """
-        a_in, _, _, batch = cache
+        a_in, _, _, batch, mask = cache
         if batch is None:
             return params
         mu, var = (s.reshape(-1) for s in batch)
-        count = a_in.size // a_in.shape[-1]
-        newest = {"mean": mu, "var": var * (count / (count - 1))}
+        count = a_in.size / a_in.shape[-1]
+        if mask is not None:
+            count = number_of_positions(a_in, tuple(range(a_in.ndim)), mask).reshape(()).astype(var.dtype)
+        newest = {"mean": mu, "var": var * (count / jnp.maximum(count - 1, 1.0))}
         moved = {
             n: (1 - self.momentum) * params[n] + self.momentum * s.astype(params[n].dtype) for n, s in newest.items()
         }

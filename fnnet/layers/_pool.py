@@ -18,8 +18,9 @@ import numpy as np
 from jax import Array
 
 from ..activations import wide_dtype
+from ..forms import UNROLLED_PLACES, stored
 from ._layer import Layer, LayerError, as_floats, check_real, layer
-from ._window import MANY, Padding, Sizes, Window, check_images, check_padding, check_sizes, overlap_add, taps, window
+from ._window import Padding, Sizes, Window, check_images, check_padding, check_sizes, overlap_add, taps, window
 
 __all__ = ["GlobalMeanPool", "MaxPool", "MeanPool", "Upsample", "unsample_max", "unsample_mean"]
 
@@ -40,12 +41,12 @@ def max_pool(a_in: Array, size: Sizes, stride: Sizes | None = None, padding: Pad
         (m, *n_out, c). Source: the notes, section 7.1.
     """
     win = pool_window("max_pool", check_real("max_pool", "inputs", a_in), size, stride, padding)
-    if math.prod(win.size) > MANY:
+    if math.prod(win.size) > UNROLLED_PLACES:
         return reduced(a_in, lowest(a_in), jax.lax.max, win)
     largest, *others = taps(a_in, win, lowest(a_in))
     for tap in others:
         largest = jnp.where((tap > largest) | ((tap != tap) & (largest == largest)), tap, largest)
-    return jax.lax.optimization_barrier(largest)  # so that no later fusion computes it again
+    return stored(largest)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "stride", "padding", "algorithm"))
@@ -75,7 +76,7 @@ def unsample_max(
     win = pool_window("unsample_max", a_in, size, stride, padding)
     check_error("unsample_max", delta, win)
     check_algorithm("unsample_max", algorithm)
-    if algorithm == "scatter" or (algorithm == "auto" and math.prod(win.size) > MANY):
+    if algorithm == "scatter" or (algorithm == "auto" and math.prod(win.size) > UNROLLED_PLACES):
         return scattered(delta, first_maximum(a_in, win), win)
     found, parts, inside = jnp.zeros(delta.shape, bool), [], jnp.ones((1, *win.n_in, 1), bool)
     for tap, is_inside in zip(taps(a_in, win, lowest(a_in)), taps(inside, win, False), strict=True):

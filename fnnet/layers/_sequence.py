@@ -8,12 +8,13 @@ Source: Schuster and Paliwal (1997).
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ._composite import Composite
 from ._layer import Layer, LayerError, drawing_key, layer
 from ._recurrent import Recurrent
+from ._shared import Fixed
 
 __all__ = ["Bidirectional", "LastStep", "length_mask"]
 
@@ -37,16 +38,49 @@ class LastStep(Layer):
         return a if probe is None else a + probe, a_in
 
     def propagate(self, params, cache, delta):
-        return _at_last_step(delta, cache.shape[1])
+        return _at_step(-1, delta, cache.shape[1])
 
 
-def _at_last_step(d: Array, steps: int) -> Array:
-    """An error of the last step (m, ...) among zeros for the others (m, T, ...)."""
-    return jnp.zeros((d.shape[0], steps, *d.shape[1:]), d.dtype).at[:, -1].set(d)
+def _at_step(t: int, d: Array, steps: int) -> Array:
+    """An error of step t (m, ...) among zeros for the others (m, T, ...)."""
+    return jnp.zeros((d.shape[0], steps, *d.shape[1:]), d.dtype).at[:, t].set(d)
 
 
 @layer
-class Bidirectional(Layer):
+class Reversed(Layer):
+    """A cell over the reversed sequence. All that goes in and comes out is in the order of the sequence, its error too."""
+
+    cell: Recurrent
+
+    independent = True
+
+    def init(self, key, input_shape):
+        return self.cell.init(key, input_shape)
+
+    def forward(self, params, a_in, *, mask=None, probe=None):
+        h, cache = self.cell.forward(params, _reversed(a_in), mask=_reversed(mask), probe=_reversed(probe))
+        return _reversed(h), cache
+
+    def error(self, params, cache, da_out):
+        return _reversed(self.cell.error(params, cache, _reversed(da_out)))
+
+    def propagate(self, params, cache, delta):
+        return self.cell.propagate(params, cache, delta)  # each step by itself
+
+    def gradients(self, params, cache, delta):
+        return self.cell.gradients(params, cache, _reversed(delta))
+
+    def backward(self, params, cache, da_out):
+        da_in, gradients = self.cell.backward(params, cache, _reversed(da_out))
+        return _reversed(da_in), gradients
+
+
+def _reversed(a: Any) -> Any:
+    return None if a is None else jnp.flip(a, axis=1)
+
+
+@layer
+class Bidirectional(Composite):
     """A cell over the sequence and another of the same kind over the reversed sequence, their outputs side by side.
 
     Parameters {ahead, back}, each the cell's. Inputs (m, T, n_in), outputs (m, T, 2n): at step t the state after x_1 … x_t
@@ -64,9 +98,9 @@ class Bidirectional(Layer):
     """
 
     cell: Recurrent
-    last: bool = False
+    last: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    independent = True
+    output_part = None  # pyright: ignore
     _example = "fn.Bidirectional(fn.LSTM(64))"
 
     def __post_init__(self) -> None:
@@ -74,58 +108,43 @@ class Bidirectional(Layer):
             remedy = "give an fn.RNN, fn.LSTM or fn.GRU, as in fn.Bidirectional(fn.LSTM(64))"
             raise LayerError(self, "a recurrent cell", repr(self.cell), remedy)
 
-    def init(self, key, input_shape):
-        ahead, back = jax.random.split(drawing_key(self, key))
-        return {"ahead": self.cell.init(ahead, input_shape), "back": self.cell.init(back, input_shape)}
+    @property
+    def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.cell, Reversed(self.cell)
 
-    def forward(self, params, a_in, *, mask=None, probe=None):
+    def init(self, key, input_shape):
+        return super().init(drawing_key(self, key), input_shape)
+
+    def parts(self, params):
         if not isinstance(params, dict) or params.keys() != {"ahead", "back"}:
             got = f"the keys {sorted(params)}" if isinstance(params, dict) else type(params).__name__
             remedy = "use the parameters that init of an equal layer returned"
             raise LayerError(self, "parameters with the keys ahead and back", got, remedy)
-        probe_ahead, probe_back = (None, None) if probe is None else probe
-        ahead, kept_ahead = self.cell.forward(params["ahead"], a_in, mask=mask, probe=probe_ahead)
-        turned = {"mask": _reversed(mask), "probe": _reversed(probe_back)}
-        back, kept_back = self.cell.forward(params["back"], _reversed(a_in), **turned)
-        h = [ahead[:, -1], back[:, -1]] if self.last else [ahead, _reversed(back)]
-        return jnp.concatenate(h, axis=-1), (kept_ahead, kept_back)
+        return tuple(zip(self.layers, (params["ahead"], params["back"]), strict=True))
+
+    def joined(self, of_parts):
+        return dict(zip(("ahead", "back"), of_parts, strict=True))
+
+    def wire(self, run, a_in):
+        ahead, back = run(0, a_in), run(1, a_in)
+        h = [ahead[:, -1], back[:, 0]] if self.last else [ahead, back]
+        return jnp.concatenate(h, axis=-1), Fixed(a_in.shape[1])
+
+    def unwire(self, back, da_out, extra):
+        if da_out is None:
+            return back(0, None) + back(1, None)
+        ahead, behind = jnp.split(da_out, 2, axis=-1)
+        if self.last:
+            ahead, behind = _at_step(-1, ahead, extra.value), _at_step(0, behind, extra.value)
+        return back(0, ahead) + back(1, behind)
+
+    def forward(self, params, a_in, *, mask=None, probe=None, run=None):  # pyright: ignore
+        """As a composite's, but it takes no state."""
+        return super().forward(params, a_in, mask=mask, probe=probe, run=run)
 
     def final_state(self, cache):
         remedy = "carry states through RNN, LSTM and GRU only: the way back starts at the end of the whole sequence"
         raise LayerError(self, "a layer whose state can be carried on", "one that runs both ways", remedy)
-
-    def _da(self, cache: tuple, da_out: Array) -> tuple[Array, Array]:
-        """∂C/∂h of both cells, each in the order of its run."""
-        ahead, back = jnp.split(da_out, 2, axis=-1)
-        if not self.last:
-            return ahead, _reversed(back)
-        steps = cache[0].x.shape[1]
-        return _at_last_step(ahead, steps), _at_last_step(back, steps)
-
-    def error(self, params, cache, da_out):
-        ahead, back = self._da(cache, da_out)
-        delta = self.cell.error(params["ahead"], cache[0], ahead)
-        return delta, _reversed(self.cell.error(params["back"], cache[1], back))
-
-    def propagate(self, params, cache, delta):
-        ahead = self.cell.propagate(params["ahead"], cache[0], delta[0])
-        return ahead + self.cell.propagate(params["back"], cache[1], delta[1])
-
-    def gradients(self, params, cache, delta):
-        return {
-            "ahead": self.cell.gradients(params["ahead"], cache[0], delta[0]),
-            "back": self.cell.gradients(params["back"], cache[1], _reversed(delta[1])),
-        }
-
-    def backward(self, params, cache, da_out):
-        ahead, back = self._da(cache, da_out)
-        d_ahead, grads_ahead = self.cell.backward(params["ahead"], cache[0], ahead)
-        d_back, grads_back = self.cell.backward(params["back"], cache[1], back)
-        return d_ahead + _reversed(d_back), {"ahead": grads_ahead, "back": grads_back}
-
-
-def _reversed(a: Any) -> Any:
-    return None if a is None else jnp.flip(a, axis=1)
 
 
 def length_mask(lengths: Any, steps: int) -> Array:

@@ -8,14 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..forms import after
 from ._composite import Composite, Network, is_walked
 from ._layer import Cache, ExampleKeys, Layer, LayerError, Params, layer, located, run_forward, whole_number
 
 __all__ = ["Recompute", "Repeat", "Tied"]
 
 
+@layer
 class Around(Composite):
-    """A composite around another, whose parts are that one's."""
+    """A composite around another, whose parts and wiring are that one's; by itself, the ordinary passes over them, with a
+    cache for each, whatever the other one does."""
 
     net: Composite
 
@@ -27,8 +30,17 @@ class Around(Composite):
     def last(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.net.last
 
-    def joined(self, gradients):
-        return self.net.joined(gradients)
+    def parts(self, params):
+        return self.net.parts(params)
+
+    def joined(self, of_parts):
+        return self.net.joined(of_parts)
+
+    def wire(self, run, a_in):
+        return self.net.wire(run, a_in)
+
+    def unwire(self, back, da_out, extra):
+        return self.net.unwire(back, da_out, extra)
 
     def _shapes(self, input_shape):
         return self.net._shapes(input_shape)
@@ -136,8 +148,8 @@ class Tied(Around):
     def parts(self, params):
         return self.net.parts(self.expanded(params))
 
-    def joined(self, gradients):
-        return self.collapsed(self.net.joined(gradients))
+    def joined(self, of_parts):
+        return self.collapsed(self.net.joined(of_parts))
 
     def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
         given = {"key": key, "train": train, "mask": mask, "probe": probe, "state": state, "run": run}
@@ -216,9 +228,6 @@ class Repeat(Composite):
     def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return (self.layer,) * self.n
 
-    def init(self, key, input_shape):
-        return self.joined(super().init(key, input_shape))
-
     def _shapes(self, input_shape):
         with located(0):
             out = self.layer.output_shape(input_shape)
@@ -231,10 +240,10 @@ class Repeat(Composite):
         self._check(params)
         return tuple((self.layer, _sliced(params, i)) for i in range(self.n))
 
-    def joined(self, gradients):
-        return _stacked(gradients)
+    def joined(self, of_parts):
+        return _stacked(of_parts)
 
-    wire = Network.wire  # for what looks inside
+    wire, unwire = Network.wire, Network.unwire  # for what looks inside
 
     def _check(self, params: Params) -> None:
         for leaf in jax.tree.leaves(params):
@@ -360,9 +369,6 @@ class Recompute(Around):
             raise LayerError(layer, "a layer to recompute", type(layer).__name__, f"as in {self._example}")
         object.__setattr__(self, "net", layer if is_walked(layer) else Network(layer))
 
-    def parts(self, params):
-        return self.net.parts(params)
-
     def init(self, key, input_shape):
         return self.net.init(key, input_shape)
 
@@ -386,7 +392,7 @@ class Recompute(Around):
 
     def _after(self, params: Params, cache: Cache, d: Any) -> tuple[Cache, Any]:
         """The layer's cache, computed once an error is there."""
-        a_in, d = jax.lax.optimization_barrier((cache[1], d))
+        d, a_in = after(d, cache[1])
         return self._again(params, (params, a_in, *cache[2:])), d
 
     def error(self, params, cache, da_out):

@@ -21,18 +21,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..forms import ROWS, stored
 from ._dense import input_error
 from ._layer import Layer, Params
 
 __all__ = ["forward_in_time", "state_errors", "through_time"]
 
-barrier = jax.lax.optimization_barrier
-
 
 @jax.jit
 def weighted_inputs(w_x: Array, x: Array) -> Array:
     """The input's part of z for all steps, time first: Σ_k w_jk x_k. Shapes (g·n, n_in), (m, T, n_in) -> (T, m, g·n)."""
-    return jnp.einsum("tmk,jk->tmj", barrier(jnp.swapaxes(x, 0, 1)), w_x)
+    return jnp.einsum("tmk,jk->tmj", stored(jnp.swapaxes(x, 0, 1)), w_x)
 
 
 @jax.jit
@@ -41,9 +40,9 @@ def weight_gradient(delta: Array, a: Array) -> Array:
 
     One product, in the orientation that needs no copy of δ.
     """
-    columns = barrier(jnp.transpose(a, (2, 0, 1)))
+    columns = stored(jnp.transpose(a, (2, 0, 1)))
     product = jax.lax.dot_general(columns, delta, (((1, 2), (0, 1)), ((), ())))
-    return barrier(product).T / delta.shape[1]
+    return stored(product).T / delta.shape[1]
 
 
 @jax.jit
@@ -150,7 +149,7 @@ def _forward(
         cut = (number % cell.truncate == 0) & (number > 0)
     z = weighted_inputs(params["w_x"], x)
     z = z if probe is None else z + jnp.swapaxes(probe, 0, 1)
-    w = barrier(params["w_h"].T)
+    w = stored(params["w_h"].T)
 
     def advance(z: Array, states: tuple, valid: Any, cut: Any) -> tuple[Array, tuple, tuple]:
         if cut is not None:
@@ -158,11 +157,11 @@ def _forward(
         gates, extra, new = cell.step(params, z, states[0] @ w, states)
         if valid is not None:
             new = tuple(jnp.where(valid, ours, held) for ours, held in zip(new, states, strict=True))
-        return barrier((gates, extra, new))
+        return stored((gates, extra, new))
 
     def in_turn(states: tuple, now: tuple) -> tuple[tuple, tuple]:
         z, valid, cut = now
-        gates, extra, new = advance(barrier(z), states, valid, cut)
+        gates, extra, new = advance(stored(z), states, valid, cut)
         return new, (gates, extra, states)
 
     def in_buffer(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
@@ -226,14 +225,14 @@ def _through_time(cell: Cell, params: Params, kept: Kept, da: Array, d_last: Any
         buffers, (gates, extra), after, d_states = carry
         before = _at(kept.before, t)
         da_t = jax.lax.dynamic_index_in_dim(da, t, 1, keepdims=False)
-        before, da_t = barrier((before, da_t))
+        before, da_t = stored((before, da_t))
         d_states = (d_states[0] + da_t, *d_states[1:])
         delta, extra, back = cell.step_error(gates, extra, before, after, d_states)
         if kept.valid is not None:
             valid = _at(kept.valid, t)
             delta, extra = jax.tree.map(lambda d: jnp.where(valid, d, 0), (delta, extra))
             back = tuple(jnp.where(valid, ours, held) for ours, held in zip(back, d_states, strict=True))
-        delta, extra, back = barrier((delta, extra, back))
+        delta, extra, back = stored((delta, extra, back))
         back = (back[0] + cell.of_states(delta, extra) @ params["w_h"], *back[1:])
         if kept.cut is not None:
             back = tuple(jnp.where(_at(kept.cut, t), 0, d) for d in back)
@@ -246,11 +245,6 @@ def _through_time(cell: Cell, params: Params, kept: Kept, da: Array, d_last: Any
     carry = buffers, _at(buffers, steps[-1]), kept.last, d_last
     carry, dh = jax.lax.scan(step, carry, steps, reverse=True)
     return carry[0], dh, carry[3]
-
-
-ROWS = 1024
-"""How many rows (steps times examples) the products of the backward pass take at a time: enough for their speed, few enough
-for the cache."""
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -277,7 +271,7 @@ def backward_products(
         part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), (kept.before[0], delta, extra))
         x = jax.lax.dynamic_slice_in_dim(kept.x, first, size, 1)
         h, delta_part, extra_part = part
-        own = jnp.swapaxes(barrier(input_error(params["w_x"], delta_part)), 0, 1)
+        own = jnp.swapaxes(stored(input_error(params["w_x"], delta_part)), 0, 1)
         da_in = jax.lax.dynamic_update_slice_in_dim(da_in, own, first, 1)
         if steps % size:
             new = (first + jnp.arange(size) >= i * size)[:, None, None]

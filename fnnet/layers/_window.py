@@ -16,11 +16,9 @@ from jax import Array
 
 from ._layer import LayerError, Shape
 
-__all__ = ["MANY", "Padding", "Sizes", "Window", "check_images", "check_sizes", "overlap_add", "taps", "window"]
+__all__ = ["Padding", "Sizes", "Window", "check_images", "check_sizes", "overlap_add", "taps", "window"]
 
 Sizes = int | tuple[int, ...]
-MANY = 64
-"""Windows with more places than this are not unrolled: compile time grows with the number of slices."""
 Padding = int | str | tuple[int, ...] | tuple[tuple[int, int], ...]
 
 

@@ -16,6 +16,7 @@ from jax import Array
 from jax.core import Tracer
 
 from ..activations import at_least_float32, on_last_axis, sigmoid_function, wide_dtype
+from ..forms import STATES
 from ..given import whole
 from ..layers._layer import as_array
 from .contrast import like, statistics
@@ -45,7 +46,6 @@ __all__ = [
 ]
 
 ENUMERABLE = 20
-BLOCK = 2**12
 
 
 @jit
@@ -123,13 +123,13 @@ def _enumerable(params: Params, visible: Visible) -> tuple[Params, bool]:
 
 
 def _blocks(machine: Params) -> Array:
-    return jnp.arange(max(1, 2 ** machine["c"].shape[0] // BLOCK))
+    return jnp.arange(max(1, 2 ** machine["c"].shape[0] // STATES))
 
 
 def _states(machine: Params, block: Array) -> Array:
-    """The states of the hidden units whose numbers, read in binary, are block·BLOCK and those that follow."""
+    """The states of the hidden units whose numbers, read in binary, are block·`STATES` and those that follow."""
     n = machine["c"].shape[0]
-    number = block * BLOCK + jnp.arange(min(BLOCK, 2**n))
+    number = block * STATES + jnp.arange(min(STATES, 2**n))
     return ((number[:, None] >> jnp.arange(n)[None, :]) & 1).astype(wide_dtype(machine["w"].dtype))
 
 

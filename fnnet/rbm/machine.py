@@ -12,6 +12,7 @@ from jax import Array
 from jax.core import Tracer
 
 from ..activations import at_least_float32, on_last_axis, sigmoid_function, wide_dtype
+from ..forms import stored
 from ..given import whole
 from ..layers._layer import as_array, check_key
 
@@ -176,8 +177,8 @@ def gibbs_steps(params: Params, key: Array, h: Array, k: Any, *, visible: Visibl
 
     def step(h: Array, i: Any) -> Step:
         visible_key, hidden_key = jax.random.split(jax.random.fold_in(key, i))
-        v = jax.lax.optimization_barrier(sample_visible(params, visible_key, h, visible=visible))
-        p = jax.lax.optimization_barrier(hidden_probabilities(params, v))
+        v = stored(sample_visible(params, visible_key, h, visible=visible))
+        p = stored(hidden_probabilities(params, v))
         return Step(v, p, draw(hidden_key, p))
 
     h, k = h.astype(wide_dtype(params["w"].dtype)), jnp.asarray(k).astype(jnp.int32)

@@ -1,0 +1,10 @@
+"""``python -m fnnet.audit``, which `fnnet.gradcheck.command` is. As an attribute, ``fnnet.audit`` is the function."""
+
+import sys
+
+from .gradcheck import audit
+from .gradcheck.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())
+sys.modules[__name__] = audit  # pyright: ignore[reportArgumentType]
