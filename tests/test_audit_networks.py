@@ -407,6 +407,26 @@ class TestAnotherBatch:
         assert failures(report) == [("0 Even", "propagate")]
         assert not fn.check_layer(net, net.init(KEY, (5,)), normal((7, 5))).ok
 
+    @pytest.mark.parametrize("wrong", [False, True])
+    def test_a_layer_of_one_size_of_batch(self, wrong):
+        @fn.layer
+        class Offsets:
+            """A parameter for each of six examples."""
+
+            def init(self, key, input_shape):
+                return {"b": jnp.linspace(-1, 1, 6)[:, None] * jnp.ones(input_shape)}
+
+            def forward(self, params, a_in):
+                return a_in + (params["b"] if len(a_in) > 1 else 0 * params["b"][:1]), len(a_in)
+
+            def propagate(self, params, cache, delta):
+                return delta
+
+            def gradients(self, params, cache, delta):
+                return {"b": delta if wrong else delta / cache}
+
+        assert audited(Offsets()).ok == (not wrong)
+
     def test_masks_and_weights_are_cut_too(self):
         net = fn.Network(fn.LSTM(4), fn.LastStep(), fn.Dense(3, fn.softmax))
         mask = jnp.arange(5) < jnp.array([5, 3, 2, 4, 1, 5])[:, None]

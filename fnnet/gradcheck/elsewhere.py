@@ -159,6 +159,19 @@ def resized(given: Given) -> Given:
     return more._replace(x=jnp.concatenate([given.x, new]))
 
 
+def _runnable(net: Layer, given: Given) -> Given:
+    """`resized`, or as it is for a network of one size of batch."""
+    try:
+        other = resized(given)
+        jax.eval_shape(
+            lambda g: run_forward(net, g.params, g.x, key=g.key, train=True, mask=g.mask)[0],
+            other,
+        )
+    except Exception:  # whatever its layers raise for another size
+        return given
+    return other
+
+
 BATCHED = ("x", "y", "mask", "weights")
 
 
@@ -169,7 +182,7 @@ def _each(tree: Any, f: Callable) -> Any:
 def composed_rows(audited: Audited, given: Given, u: Array, tolerance: float) -> list[Row]:
     """What is wrong in the composed gradients with another number of examples, and whose fault it is."""
     net, cost, _ = audited
-    other, twin = resized(given), net.in_loop()
+    other, twin = _runnable(net, given), net.in_loop()
     m, n = given.x.shape[0], other.x.shape[0]
     u = normals(jax.ShapeDtypeStruct((n, *u.shape[1:]), u.dtype), 0)
 
@@ -190,7 +203,10 @@ def composed_rows(audited: Audited, given: Given, u: Array, tolerance: float) ->
         except MISFITS:
             wrong = list(WAYS)
     if {"in two passes", "in one pass"} & set(wrong):
-        rows = _wrong(audited.at(other, u).rows) or [Row("network", "backward", "", "fail", float("inf"))]
+        try:
+            rows = _wrong(audited.at(other, u).rows) or [Row("network", "backward", "", "fail", float("inf"))]
+        except MISFITS as error:
+            rows = [Row("network", "backward", "", "fail", float("inf"), hint=f"{error}")]
         rows = [_explained(row, f"wrong at m = {n}, right at m = {m}") for row in rows]
         return rows
     if wrong or not net.independent:
