@@ -37,6 +37,7 @@ from .verdicts import (
 SUBGRADIENTS, BETTER, APPROXIMATE = "both valid subgradients", "better than autodiff", "approximate"
 NEARLY, ROUGHLY = 1e-8, 1e-7
 """How far off in float64 is approximate, and how far off is what follows from it."""
+MODERATE = 0.01, 0.5
 FAINT = "off by less than 1e-7 of the largest entry"
 NOT_EVEN_AUTODIFF = (
     "autodiff itself differs from finite differences: a stop_gradient, or a hand-written rule inside forward"
@@ -101,18 +102,19 @@ def settled(rows: list[Row], given: Any, audited: Callable[[Any], list[Row]]) ->
 def faint(found: Differences, dtype: str) -> str:
     """`FAINT` for a difference that an approximate equation may have made."""
     apart = found.difference if np.isnan(found.in_float64) else found.in_float64
-    return FAINT if apart <= ROUGHLY and found.difference <= bound_of(dtype) * 4 else ""
+    return FAINT if apart <= ROUGHLY and found.difference <= 4 * max(ROUGHLY, bound_of(dtype)) else ""
 
 
 def easy(tree: Any) -> Any:
-    """In float64, the floats drawn anew, none much larger than 1: nothing saturates there."""
+    """In float64, the floats drawn anew in moderate sizes: nothing saturates there, and nothing is too small to matter."""
     draw = np.random.default_rng(0)
 
     def leaf(a: Any) -> Any:
         if not is_float(a) or not np.size(a):
             return a
         new = wide(moved(a, draw, None))
-        return new * min(1.0, 0.5 / (float(np.mean(np.abs(new))) or 1.0))
+        size = float(np.mean(np.abs(new))) or 1.0
+        return new * (min(max(size, MODERATE[0]), MODERATE[1]) / size)
 
     return jax.tree.map(leaf, tree)
 

@@ -157,6 +157,8 @@ def _terms_row(net: Layer, cost: Cost, given: Given, z: Any, terms: Terms) -> Ro
         found, dtype = run(*jax.tree.map(lambda a: a.astype(terms.dtype) if is_float(a) else a, case)), terms.dtype
     compared = Compared(*found["terms"])
     apart = differences(compared)
+    if dtype != terms.dtype:
+        apart = apart._replace(in_float64=apart.difference)
     if apart.difference <= TOLERANCE[dtype]:
         return Row(f"cost {cost}", "terms", "", "pass", *fields(apart))
     manual, reference = (float(side[0]) for side in compared[:2])
