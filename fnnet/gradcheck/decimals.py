@@ -321,6 +321,7 @@ ELEMENTWISE: dict[str, Callable] = {
     "abs": abs,
     "sign": lambda a: a if a.is_nan() or a == 0 else Decimal(1).copy_sign(a),
     "square": lambda a: a * a,
+    "one_minus_square": lambda a: 1 - a * a,
     "sqrt": lambda a: a.sqrt(),
     "rsqrt": lambda a: 1 / a.sqrt(),
     "exp": _one(lambda a: a.exp()),

@@ -158,7 +158,7 @@ def _terms_row(net: Layer, cost: Cost, given: Given, z: Any, terms: Terms) -> Ro
     compared = Compared(*found["terms"])
     apart = differences(compared)
     if dtype != terms.dtype:
-        apart = apart._replace(in_float64=apart.difference)
+        apart = apart._replace(in_float64=apart.difference, manual_error=apart.difference, autodiff_error=0.0)
     if apart.difference <= TOLERANCE[dtype]:
         return Row(f"cost {cost}", "terms", "", "pass", *fields(apart))
     manual, reference = (float(side[0]) for side in compared[:2])
