@@ -526,6 +526,31 @@ def test_a_gradient_that_holds_only_at_the_given_point():
     assert not audit(rule, symmetric, draw(3), points=[(square, draw(3))]).ok
 
 
+@pytest.mark.parametrize(
+    ("rule", "x", "hint"),
+    [
+        ((lambda w: 0.5 * w @ w + np.sum(np.sin(w)), lambda w: np.cos(w)), np.zeros(4), "at a point near by"),
+        ((lambda w: np.sum((w - 1) ** 4), lambda w: (w - 1) ** 3), np.ones(4), "at a point near by"),
+        (((lambda x: (x * x, x)), (lambda x, g: 2 * x * np.clip(g, -5, 5))), draw(3, 4), "not linear in the cotangent"),
+    ],
+    ids=["a penalty at 0", "at a minimum", "a clipped cotangent"],
+)
+def test_what_the_given_point_hides_of_the_first_argument(rule, x, hint):
+    report = audit(rule, x)
+    assert not report.ok, report
+    assert hint in report.rows[0].hint
+
+
+def test_a_cotangent_is_not_the_input():
+    """Both drawn with the same usual seed would make the two interchangeable."""
+    for seed in range(3):
+        x = np.random.default_rng(seed).standard_normal((4, 3))
+        assert audit((lambda x: (np.maximum(0, x), x), lambda g, x: g * (x > 0)), x).ok
+        report = audit((lambda x: (np.maximum(0, x), x), lambda g, x: g * (g > 0)), x)
+        assert "right at the given point" not in report.rows[0].hint
+        assert not report.ok
+
+
 def test_intended_and_reference():
     straight_through = (lambda x: (np.round(x), None)), (lambda _, g: g)
     report = audit(straight_through, DATA, intended=lambda x: x)
@@ -602,6 +627,169 @@ def test_what_cannot_be_audited_is_said(f, args, message):
         return
     with pytest.raises(ValueError, match=message):
         audit(f, *args)
+
+
+class Keeps(Affine):
+    """What forward keeps, and its derivatives, under names like those of parameters."""
+
+    mean = False
+
+    def forward(self, x):
+        self.x, self.out = x, x @ self.W + self.b
+        return self.out
+
+    def backward(self, dout):
+        self.dout, self.dW, self.db = dout, self.x.T @ dout, dout.mean(0) if self.mean else dout.sum(0)
+        self.dx = dout @ self.W.T
+        return self.dx
+
+
+class KeepsMean(Keeps):
+    mean = True
+
+
+class Stack:
+    """Layers in a list."""
+
+    def __init__(self, *layers):
+        self.layers = list(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dout):
+        for layer in reversed(self.layers):
+            dout = layer.backward(dout)
+        return dout
+
+
+class Tensor:
+    def __init__(self, data):
+        self.data, self.grad = data, np.zeros_like(data)
+
+
+class OfTensors:
+    """Parameters that carry their gradients, held twice."""
+
+    def __init__(self):
+        self.weight, self.bias = Tensor(draw(4, 3)), Tensor(np.zeros(3))
+        self.parameters = [self.weight, self.bias]
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.weight.data + self.bias.data
+
+    def backward(self, dout):
+        self.weight.grad += self.x.T @ dout
+        self.bias.grad += dout.mean(0)
+        return dout @ self.weight.data.T
+
+
+class InDict(Affine):
+    """Gradients in a dict, by the names of the attributes."""
+
+    def backward(self, dout):
+        self.grads = {"x": dout @ self.W.T, "W": self.x.T @ dout, "b": dout.mean(0)}
+        return self.grads["x"]
+
+
+class InLists:
+    def __init__(self):
+        self.params, self.grads = [draw(4, 3), np.zeros(3)], [None, None]
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.params[0] + self.params[1]
+
+    def backward(self, dout):
+        self.grads = [self.x.T @ dout, dout.mean(0)]
+        return dout @ self.params[0].T
+
+
+class Hidden:
+    def __init__(self):
+        self._W = draw(4, 3)
+
+    def forward(self, x):
+        self.x = x
+        return x @ self._W
+
+    def backward(self, dout):
+        self._dW = 2 * self.x.T @ dout
+        return dout @ self._W.T
+
+
+@pytest.mark.parametrize(
+    ("layer", "audited", "wrong"),
+    [
+        (Keeps(), {"args[0]", "W", "b"}, set()),
+        (KeepsMean(), {"args[0]", "W", "b"}, {"b"}),
+        (
+            Stack(Keeps(), KeepsMean()),
+            {"args[0]", *(f"layers.{i}.{name}" for i in range(2) for name in "Wb")},
+            {"layers.1.b"},
+        ),
+        (OfTensors(), {"args[0]", "weight.data", "bias.data"}, {"bias.data"}),
+        (InDict(), {"args[0]", "W", "b"}, {"b"}),
+        (InLists(), {"args[0]", "params.0", "params.1"}, {"params.1"}),
+        (Hidden(), {"args[0]", "_W"}, {"_W"}),
+    ],
+    ids=lambda a: type(a).__name__,
+)
+def test_parameters_are_found_and_what_forward_keeps_is_none(layer, audited, wrong):
+    if isinstance(layer, Stack):
+        layer.layers[1].W, layer.layers[1].b = draw(3, 2), np.zeros(2)
+    for _ in range(2):  # also after it was used
+        report = audit(layer, DATA)
+        assert {row.leaf for row in report.rows} == audited, report
+        assert {row.leaf for row in report.rows if row.verdict == "fail"} == wrong, report
+        layer.backward(np.ones_like(layer.forward(DATA)))
+
+
+class Updates(Affine):
+    def backward(self, dout):
+        da = dout @ self.W.T
+        self.W -= 0.1 * self.x.T @ dout
+        self.b -= 0.1 * dout.sum(0)
+        return da
+
+
+def test_parameters_without_a_gradient_are_no_pass():
+    report = audit(Updates(), DATA)
+    assert {row.leaf for row in report.rows if row.verdict == "vacuous"} == {"W", "b"}
+    with pytest.raises(AssertionError, match=r'no gradient of it was found: say where it is kept, gradients={"W"'):
+        report.raise_if_failed()
+
+
+class Late:
+    """Parameters that are made when the size of the input is known, and inputs that pile up."""
+
+    def __init__(self):
+        self.parameters, self.gradients, self.inputs = {"W": None}, {}, []
+
+    def forward(self, x):
+        if self.parameters["W"] is None:
+            self.parameters, self.gradients = {"W": draw(x.shape[1], 3)}, {"W": np.zeros((x.shape[1], 3))}
+        self.inputs.append(x)
+        return x @ self.parameters["W"]
+
+    def backward(self, dout):
+        for x in self.inputs:
+            self.gradients["W"] += x.T @ dout
+        return dout @ self.parameters["W"].T
+
+
+def test_parameters_that_the_first_call_makes():
+    layer = Late()
+    for f in (layer, (layer.forward, layer.backward)):
+        with pytest.raises(ValueError, match=r"only after the first call of forward; call it once, empty"):
+            audit(f, DATA)
+    assert layer.inputs == []  # looking at it left it as it was
+    layer.forward(DATA)
+    layer.inputs.clear()
+    assert {row.leaf for row in audit(layer, DATA).rows} == {"args[0]", "parameters.W"}
 
 
 def test_parameters_that_are_not_there():

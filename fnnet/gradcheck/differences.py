@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from .points import drawing
 from .verdicts import wide
 
 REMEDY = "give reference=, a plain function that can be differentiated, or audit it at another point"
@@ -158,12 +159,12 @@ def _ways(f: Function, part: slice, count: int) -> np.ndarray:
     """Random directions, each entry in its size."""
     size = np.abs(f.x[part])
     usual = np.median(size[size > 0]) if np.any(size > 0) else 1.0
-    draw = np.random.default_rng(part.start)
+    draw = drawing(part.start)
     return np.maximum(size, usual) * draw.standard_normal((count, part.stop - part.start))
 
 
 def _pieces(f: Function, part: slice, every: int) -> Iterator[Piece]:
-    n, draw = part.stop - part.start, np.random.default_rng(part.start)
+    n, draw = part.stop - part.start, drawing(part.start)
     if n <= every:
         yield Piece("", part, np.arange(n), slopes(f, part, np.arange(n)))
         return

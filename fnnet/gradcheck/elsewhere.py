@@ -21,7 +21,7 @@ from ..layers._composite import Placed, composites, walk
 from ..layers._layer import Layer, run_forward
 from .composed import WAYS, claimed, composed
 from .layer import Terms, layer_rows
-from .points import moved, structures
+from .points import drawing, moved, structures
 from .report import Row
 from .rows import BETTER, easy, failed, fields, settled
 from .sides import Given, Plain, every_input, is_float, normals
@@ -96,7 +96,7 @@ def constant_leaves(net: Layer, given: Given) -> Iterator[str]:
 
 def _moved(given: Given, step: float | None) -> Given:
     """Parameters and inputs drawn anew in their sizes, or moved by a part of them."""
-    draw = np.random.default_rng(0)
+    draw = drawing(0)
     params, x = jax.tree.map(lambda a: moved(a, draw, step), (given.params, given.x))
     return given._replace(params=params, x=x)
 
@@ -155,7 +155,7 @@ def resized(given: Given) -> Given:
     more = given._replace(
         **{name: _each(getattr(given, name), lambda a: jnp.concatenate([a, a[:1]])) for name in BATCHED}
     )
-    new = moved(given.x[:1], np.random.default_rng(1), None)
+    new = moved(given.x[:1], drawing(1), None)
     return more._replace(x=jnp.concatenate([given.x, new]))
 
 

@@ -11,7 +11,7 @@ from .differences import AT_ONCE, JUDGE, Function, NoJudge, Piece, along_directi
 from .function import of_flat
 from .function_mistakes import of_function
 from .measured import Measured, measured_rows
-from .points import moved
+from .points import FAR, LARGER, NEAR, drawing, moved
 from .report import Report, Row
 from .rows import failed, reported
 from .runner import Runner, Way, copies, pulled
@@ -27,11 +27,14 @@ class Problem:
         way: how backward is called.
         values: of all arrays of floats, by name.
         plain: what is measured instead of forward.
+        scale: of the cotangent.
     """
 
-    def __init__(self, runner: Runner, way: Way, values: dict[str, Any], plain: Callable | None) -> None:
+    def __init__(
+        self, runner: Runner, way: Way, values: dict[str, Any], plain: Callable | None, scale: float = 1.0
+    ) -> None:
         self.runner, self.way, self.values, self.plain = runner, way, values, plain
-        self.out, self.u, gradients = pulled(runner, way, values)
+        self.out, self.u, gradients = pulled(runner, way, values, scale)
         self.outputs = floats_of(self.out)
         if way.of_one and sum(a.size for a in self.outputs) != 1:
             raise ValueError(f"audit: {runner.code.name} is no scalar")
@@ -137,6 +140,9 @@ def audited(
         about += f"; called as {problem.way.words}"
     if problem.equation == "backward" and (without := runner.given.keys() - problem.gradients.keys()):
         about += f"; of {', '.join(sorted(without))} no gradient was given"
+    for path in runner.unclaimed:
+        hint = f'forward uses it, and no gradient of it was found: say where it is kept, gradients={{"{path}": "..."}}'
+        rows = [*rows, Row(runner.code.name, problem.equation, path, "vacuous", float("nan"), hint=hint)]
     return reported(rows, "float64", about)
 
 
@@ -189,32 +195,40 @@ def _forward_row(problem: Problem, reference: Callable) -> Row:
 
 def _elsewhere(problem: Problem, rows: list[Row], points: Sequence[tuple] | None) -> list[Row]:
     """The rows, with what is wrong at other points, along random directions there."""
-    for name, values in _points(problem, points):
+    for name, values, scale in _points(problem, points):
         try:
-            there = Problem(problem.runner, problem.way, values, problem.plain)
-            wrong = {row.leaf.partition(" (")[0]: row for row in there.rows(along_directions) if failed(row)}
+            there = Problem(problem.runner, problem.way, values, problem.plain, scale)
+            wrong = {_place(row): row for row in there.rows(along_directions) if failed(row)}
         except Exception:  # outside of the domain, or nothing to judge by
             continue
         if wrong:
-            return [_wrong_there(row, wrong.get(row.leaf.partition(" (")[0]), name) for row in rows]
+            hint = f"right at the given point, wrong at {name}"
+            if scale != 1:
+                hint = f"not linear in the cotangent: right for a usual one, wrong for one {scale:.0f} times as large"
+            leaves = {_place(row): row.leaf for row in rows}
+            told = [dataclasses.replace(row, hint=hint, leaf=leaves.get(at, row.leaf)) for at, row in wrong.items()]
+            return [*told, *(row for row in rows if _place(row) not in wrong)]
     return rows
 
 
-def _wrong_there(row: Row, other: Row | None, place: str) -> Row:
-    hint = f"right at the given point, wrong at {place}"
-    return row if other is None else dataclasses.replace(row, verdict="fail", difference=other.difference, hint=hint)
+def _place(row: Row) -> tuple[str, str]:
+    """The array that a row is about, of which a part may have been measured."""
+    return row.equation, row.leaf.partition("(")[0].strip()
 
 
-def _points(problem: Problem, points: Sequence[tuple] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _points(problem: Problem, points: Sequence[tuple] | None) -> Iterator[tuple[str, dict[str, Any], float]]:
+    """(name, values, by how much the cotangent is enlarged)."""
     runner = problem.runner
     if points is None:
-        for seed, (name, step) in enumerate({"a point near by": 0.1, "a point far away": None}.items()):
-            draw = np.random.default_rng(seed)
-            yield name, {path: wide(moved(a, draw, step))[()] for path, a in runner.values().items()}
+        if not problem.way.of_one:
+            yield LARGER, runner.values(), 100.0
+        for seed, (name, step) in enumerate({NEAR: 0.1, FAR: None}.items()):
+            draw = drawing(seed)
+            yield name, {path: wide(moved(a, draw, step))[()] for path, a in runner.values().items()}, 1.0
         return
     for i, point in enumerate(points):
         args = tuple(map(prepared, point if isinstance(point, tuple | list) else (point,)))
         there = {name: a for j, b in enumerate(args) for name, a in named(b, f"args[{j}]") if is_floats(a)}
         if there.keys() != runner.given.keys():
             raise ValueError(f"audit: expected arguments like the given ones at points[{i}]: {', '.join(runner.given)}")
-        yield f"points[{i}]", runner.values() | there
+        yield f"points[{i}]", runner.values() | there, 1.0

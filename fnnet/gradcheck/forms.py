@@ -13,6 +13,7 @@ from jax.tree_util import keystr
 
 from .function import is_complex
 from .sides import is_float
+from .state import State
 
 NEEDS_VALUES = (
     jax.errors.ConcretizationTypeError,
@@ -112,10 +113,14 @@ def is_numpy(f: Any, args: tuple, keywords: dict[str, Any]) -> bool:
         return True
     if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((args, keywords))):
         return False
+    f = f.first if isinstance(f, Pair) else f
+    state = State(getattr(f, "__self__", None), args)
     try:
-        out = (f.first if isinstance(f, Pair) else f)(*args, **keywords)
+        out = f(*args, **keywords)
     except Exception:  # whatever it raises: it is traced next, which says more
         return False
+    finally:
+        state.restore()
     return not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(out))
 
 

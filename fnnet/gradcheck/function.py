@@ -289,7 +289,8 @@ def audit_rule(rule: Rule, args: tuple, points: Iterable[Point]) -> Report:
     for point in () if any(map(failed, rows)) else points:
         wrong = [row for row in _elsewhere(rule, point, bound) or () if failed(row)]
         if wrong:
-            rows = [_there(row, wrong, rule, args, point) for row in rows]
+            told = {_place(row): _told(row, rule, args, point) for row in wrong}
+            rows = [*told.values(), *(row for row in rows if _place(row) not in told)]
             break
     flat = any(map(failed, rows)) and _is_flat(rule, rows)
     if flat and all(_is_flat(rule, _elsewhere(rule, point, bound) or []) for point in points):
@@ -310,14 +311,10 @@ def _is_flat(rule: Rule, rows: list[Row]) -> bool:
     return all(row.size == 0 for row in rows if row.equation == rule.equation)
 
 
-def _there(row: Row, wrong: list[Row], rule: Rule, args: tuple, point: Point) -> Row:
-    """A row with what was found at another point, and where alone the rule holds."""
-    for other in wrong:
-        if _place(other) == _place(row):
-            why = _right_only_where(other, rule, args, point)
-            place = f"right at the given point, wrong at {point.name}"
-            return dataclasses.replace(other, hint="; ".join(part for part in (why or place, other.hint) if part))
-    return row
+def _told(row: Row, rule: Rule, args: tuple, point: Point) -> Row:
+    """What is wrong at another point, with where alone the rule holds."""
+    why = _right_only_where(row, rule, args, point) or f"right at the given point, wrong at {point.name}"
+    return dataclasses.replace(row, hint="; ".join(part for part in (why, row.hint) if part))
 
 
 def _place(row: Row) -> tuple[str, str]:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NEAR = "a point near by"
+NEAR, FAR = "a point near by", "a point far away"
+LARGER = "the given point, with a larger cotangent"
 
 
 class Point(NamedTuple):
@@ -18,15 +19,20 @@ class Point(NamedTuple):
     scale: float = 1.0
 
 
+def drawing(*seed: int) -> np.random.Generator:
+    """Random numbers that are nobody else's: drawn with a usual seed, a cotangent may be the very input that was given."""
+    return np.random.default_rng((0x9E3779B97F4A7C15, *seed))
+
+
 def drawn(args: tuple) -> Iterator[Point]:
     """The given point with a cotangent a hundred times as large, one near it and one far from it.
 
     What the function may ask of its arguments stays as it is: signs, the interval [0, 1], rows that add up to 1, sorted rows,
     masks and one-hot rows, integers. A symmetric matrix does not stay symmetric, and zeros and ones do not stay such.
     """
-    yield Point("the given point, with a larger cotangent", args, 100.0)
-    for seed, (name, step) in enumerate({NEAR: 0.1, "a point far away": None}.items()):
-        draw = np.random.default_rng(seed)
+    yield Point(LARGER, args, 100.0)
+    for seed, (name, step) in enumerate({NEAR: 0.1, FAR: None}.items()):
+        draw = drawing(seed)
         yield Point(name, jax.tree.map(lambda a, draw=draw, step=step: moved(a, draw, step), args))
 
 

@@ -13,7 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from .central import entries, opinion, supports_manual
 from .mistakes import Failure, explain
-from .points import moved
+from .points import drawing, moved
 from .report import Report, Row
 from .sides import is_float, leaf_at
 from .verdicts import (
@@ -83,7 +83,7 @@ def reported(
 def settled(rows: list[Row], given: Any, audited: Callable[[Any], list[Row]]) -> list[Row]:
     """Consequences of nothing but a choice of subgradients, or of an autodiff that is not exact, are such a choice too, if
     there are none beside the kink, or where numbers are moderate; of an approximate equation, if they are as small."""
-    draw = functools.partial(beside, np.random.default_rng(0))
+    draw = functools.partial(beside, drawing(0))
     for cause, point in ((SUBGRADIENTS, draw), (BETTER, easy)):
         verdicts = {row.verdict for row in rows}
         if not {"consequence", cause} <= verdicts or "fail" in verdicts:
@@ -107,7 +107,7 @@ def faint(found: Differences, dtype: str) -> str:
 
 def easy(tree: Any) -> Any:
     """In float64, the floats drawn anew in moderate sizes: nothing saturates there, and nothing is too small to matter."""
-    draw = np.random.default_rng(0)
+    draw = drawing(0)
 
     def leaf(a: Any) -> Any:
         if not is_float(a) or not np.size(a):

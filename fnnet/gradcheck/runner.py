@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .state import State, found_by_name, read
+from .points import drawing
+from .state import State, found_by_name, held_by, read
 from .trees import cotangents_of, floats_of, is_floats, named, replaced
 from .verdicts import wide
 
@@ -59,6 +60,7 @@ class Runner:
         self.given = {name: leaf for name, leaf in dynamic if is_floats(leaf)}
         self.numbers = {name: np.float64(leaf) for name, leaf in dynamic if isinstance(leaf, float)}
         self.params: dict[str, Any] = {}
+        self.unclaimed: list[str] = []
 
     def find_parameters(self) -> None:
         """The object's parameters, which are set with the arguments.
@@ -69,6 +71,7 @@ class Runner:
         code = self.code
         if code.gradients is None and code.owner is not None:
             self.code = code = code._replace(gradients=self._gradients_by_name() or None)
+            self.unclaimed = self._used(code.gradients or {})
         for path in code.gradients or {}:
             value = read(code.owner, path)
             if not is_floats(value) and not isinstance(value, float):
@@ -85,8 +88,58 @@ class Runner:
             except Exception:  # another way of calling than it is meant
                 continue
             break
-        found = found_by_name(self.code.owner, is_floats)
+        found = self._left_alone(found_by_name(self.code.owner, is_floats))
         self.state.restore()
+        return found
+
+    def _left_alone(self, found: dict[str, str]) -> dict[str, str]:
+        """Those among them that forward does not set itself, as it does what it keeps of its input for the way back.
+
+        Raises:
+            ValueError: for a parameter that the first call of forward creates.
+        """
+        self.state.restore()
+        late = [path for path in found if not is_floats(read(self.code.owner, path))]
+        try:
+            if late:
+                self.called(self.values())
+            marks = {path: self._marked(path) for path in found}
+            self.called(self.values())
+        except Exception:  # outside of its domain
+            return found
+        left = {path: found[path] for path, mark in marks.items() if np.array_equal(read(self.code.owner, path), mark)}
+        if new := [path for path in late if path in left]:
+            raise ValueError(
+                f"audit: {self.code.name} has its parameters ({', '.join(new)}) only after the first call of forward; call "
+                "it once, empty what it keeps for the way back, and audit it then"
+            )
+        return left
+
+    def _marked(self, path: str) -> np.ndarray:
+        """Other values in the place of a parameter."""
+        container, key = _place(self.code.owner, path)
+        old = np.asarray(container[key])
+        container[key] = (old + 1e-3 * (np.abs(old) + 1)).astype(old.dtype)
+        return np.copy(container[key])
+
+    def _used(self, gradients: dict[str, str]) -> list[str]:
+        """Arrays of the object that its output depends on, and of which no gradient was found."""
+        paths = [path + name for path, held in held_by(self.code.owner) for name, a in held.items() if is_floats(a)]
+        known = [np.asarray(read(self.code.owner, path)) for path in (*gradients, *gradients.values())]
+        found = []
+        try:
+            right = floats_of(self.called(self.values()))
+            self.state.restore()
+            for path in paths:
+                own = np.asarray(read(self.code.owner, path))
+                if not own.size or any(np.shares_memory(own, other) for other in known):
+                    continue
+                self._marked(path)
+                if not all(map(np.array_equal, floats_of(self.called(self.values())), right)):
+                    found.append(path)
+                self.state.restore()
+        except Exception:  # outside of its domain
+            self.state.restore()
         return found
 
     def start(self) -> None:
@@ -151,15 +204,15 @@ class Pulled(NamedTuple):
     gradients: dict[str, Any]
 
 
-def pulled(runner: Runner, way: Way, values: dict[str, Any]) -> Pulled:
-    """Forward and backward, from the state in which the object was found."""
+def pulled(runner: Runner, way: Way, values: dict[str, Any], scale: float = 1.0) -> Pulled:
+    """Forward and backward, from the state in which the object was found, of a random cotangent of this size."""
     code = runner.code
     runner.start()
     before = {path: np.copy(read(code.owner, own)) for path, own in (code.gradients or {}).items()}
     r = runner.called(copies(values))
     out = way.outputs(r)
-    draw = np.random.default_rng(0)
-    u = [np.ones(a.shape) if way.of_one else draw.standard_normal(a.shape) for a in floats_of(out)]
+    draw = drawing(0)
+    u = [np.ones(a.shape) if way.of_one else scale * draw.standard_normal(a.shape) for a in floats_of(out)]
 
     def back(r: Any) -> Any:
         args = tuple(replaced(a, f"args[{i}]", copies(values)) for i, a in enumerate(runner.args))

@@ -21,6 +21,7 @@ from ..costs import Cost
 from ..layers._composite import add, bottom, composites, concatenate, is_walked, output_place, visited, walk
 from ..layers._layer import Layer, Params, keywords, run_forward
 from ..programs import program
+from .points import drawing
 from .rules import without_rules
 
 
@@ -106,15 +107,13 @@ def leaf_at(path: Any, tree: Any) -> Any:
 def normals(like: Any, seed: int) -> Any:
     """Standard normal numbers in the shapes and dtypes of floats, zeros for other leaves."""
 
-    def draw(leaf: Any, seed: int) -> Array:
+    def draw(leaf: Any, i: int) -> Array:
         if not is_float(leaf):
             return jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf))
-        return jnp.asarray(
-            np.random.default_rng(seed).standard_normal(jnp.shape(leaf), np.float32), jnp.result_type(leaf)
-        )
+        return jnp.asarray(drawing(seed, i).standard_normal(jnp.shape(leaf), np.float32), jnp.result_type(leaf))
 
     leaves, treedef = jax.tree.flatten(like)
-    return treedef.unflatten(draw(leaf, seed + i) for i, leaf in enumerate(leaves))
+    return treedef.unflatten(draw(leaf, i) for i, leaf in enumerate(leaves))
 
 
 def traced(net: Layer, cost: Cost | None, given: Given) -> tuple[Any, Any]:

@@ -84,28 +84,56 @@ def read(obj: Any, path: str) -> Any:
     return obj
 
 
+def held_by(owner: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(its dotted path and a dot, what it holds by name) of an object and of every object, dict and list inside it, once."""
+    seen, waiting = set(), [("", owner)]
+    while waiting:
+        path, a = waiting.pop(0)
+        held = dict(enumerate(a)) if isinstance(a, list | tuple) else a if isinstance(a, dict) else _attributes(a)
+        if isinstance(a, ATOMS) or id(a) in seen or not held:
+            continue
+        seen.add(id(a))
+        held = {str(key): b for key, b in held.items() if isinstance(key, str | int) and "." not in str(key)}
+        yield path, held
+        waiting += [(f"{path}{key}.", b) for key, b in held.items()]
+
+
+def _attributes(a: Any) -> dict[str, Any]:
+    found = getattr(a, "__dict__", {})
+    return found if isinstance(found, dict) and not isinstance(a, np.ndarray) and not _is_module(a) else {}
+
+
 def found_by_name(owner: Any, is_floats: Callable[[Any], bool]) -> dict[str, str]:
-    """{path of a parameter: path of its gradient}, by their names: W and dW, w and grad_w, params["w"] and grads["w"]."""
-    held = getattr(owner, "__dict__", {})
-    pairs = {
-        name: other
-        for name, a in held.items()
-        for other in names_of_gradient(name)
-        if is_floats(a) and is_floats(b := held.get(other)) and np.shape(b) == np.shape(a)  # pyright: ignore
-    }
-    dicts = {name: a for name, a in held.items() if isinstance(a, dict) and a}
-    for name, a in dicts.items():
-        for other, b in dicts.items():
-            if "grad" in other.lower() and "grad" not in name.lower():
-                pairs |= {f"{name}.{k}": f"{other}.{k}" for k in a if k in b and is_floats(a[k]) and is_floats(b[k])}
-                pairs |= {
-                    f"{name}.{k}": f"{other}.{d}"
-                    for k in a
-                    for d in names_of_gradient(k)
-                    if d in b and is_floats(a[k]) and np.shape(b[d]) == np.shape(a[k])
-                }
+    """{path of a parameter: path of its gradient}, by their names: W and dW, w and grad_w, params["w"] and grads["w"], w.data
+    and w.grad, also in objects inside the object."""
+    pairs: dict[str, str] = {}
+    for path, held in held_by(owner):
+        groups = {name: _by_key(a) for name, a in held.items() if isinstance(a, dict | list) and a}
+        beside = {"": held, **{f"{name}.": b for name, b in groups.items() if "grad" in name.lower()}}
+        for name, a in held.items():
+            for place, b in beside.items():
+                for other in (*names_of_gradient(name), *([name] if place else [])):
+                    if is_floats(a) and is_floats(b.get(other)) and np.shape(b[other]) == np.shape(a):
+                        pairs[f"{path}{name}"] = f"{path}{place}{other}"
+        for name, a in groups.items():
+            for other, b in groups.items():
+                if "grad" not in other.lower() or "grad" in name.lower():
+                    continue
+                for k in a:
+                    for d in (k, *names_of_gradient(k)):
+                        fits = d == k or np.shape(b.get(d)) == np.shape(a[k])
+                        if fits and is_floats(a[k]) and is_floats(b.get(d)):
+                            pairs[f"{path}{name}.{k}"] = f"{path}{other}.{d}"
     return pairs
 
 
+def _by_key(group: Any) -> dict[Any, Any]:
+    return group if isinstance(group, dict) else dict(enumerate(group))
+
+
 def names_of_gradient(key: Any) -> tuple[str, ...]:
-    return (f"d{key}", f"d_{key}", f"grad_{key}", f"{key}_grad", f"grad{key}", f"g_{key}", f"g{key}")
+    start, end = ("d", "d_", "grad_", "grad", "g_", "g", "delta_", "nabla_"), ("_grad", "_gradient")
+    bare = str(key).lstrip("_")
+    named = [*(before + bare for before in start), *(bare + after for after in end)]
+    hidden = ["_" + name for name in named] if bare != str(key) else []
+    return (*named, *hidden, *(("grad", "gradient") if bare in ("data", "value") else ()))
