@@ -363,6 +363,151 @@ def test_options_are_checked():
         fn.audit(*RIGHT["custom_vjp"], points=[X])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reference": True}, r"expected reference= to be a function, \(\*args\) -> out, got bool"),
+        ({"intended": X}, "expected intended= to be a function"),
+        ({"reference": lambda x: x}, "reference= cannot be called with the arguments of product: .* 1 positional"),
+        ({"reference": lambda x, y: (x, y)}, r"to give what product gives, shape \(4, 4\), got \(4, 3\), \(3, 4\)"),
+        (
+            {"intended": lambda x, y: x[:2]},
+            r"expected intended= to give what product gives, shape \(4, 4\), got \(2, 3\)",
+        ),
+        ({"reference": lambda x, y: np.sin(x) * y}, "reference= is written in NumPy, and product in JAX"),
+        ({"points": 3}, "expected points= to be a list of tuples of arguments, got int"),
+        ({"points": X}, "expected points= to be a list of tuples of arguments"),
+        ({"points": [(X, {"y": Y})]}, r"expected args\[1\] at points\[0\] to be like the given one"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        fn.audit(*RIGHT["custom_vjp"], **options)
+
+
+def test_calls_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"a call with 3 arguments does not fit product\(x, w\): too many"):
+        fn.audit(*RIGHT["custom_vjp"], X)
+    with pytest.raises(ValueError, match=r"backward\(residuals, cotangent\) does not fit <lambda>\(g\)"):
+        fn.audit((lambda x: (x, None), lambda g: (g,)), X)
+    with pytest.raises(
+        ValueError, match=r"the arguments of a layer do not fit check_layer.*: missing a required argument"
+    ):
+        fn.audit(fn.Dense(2, fn.tanh), X)
+    with pytest.raises(ValueError, match=r"expected check_vjp\(forward, backward, \*args\), got nothing where"):
+        fn.check_vjp(lambda x: (x, None))
+
+
+def test_one_trusted_function_by_itself():
+    def outer(x):
+        return 2 * wrong(x)
+
+    wrong = by_vjp(jnp.tanh, lambda args, g: (g,))
+    rule = by_vjp(outer, lambda args, g: (2 * g,))
+    assert fn.audit(rule, X, trust=wrong).ok
+    assert not fn.audit(rule, X).ok
+
+
+@pytest.mark.parametrize(
+    ("gradient", "ok"), [(lambda x, y: (y * y, 2 * x * y), True), (lambda x, y: (y * y, x * y), False)]
+)
+def test_a_gradient_that_comes_with_its_value(gradient, ok):
+    value = lambda x, y: jnp.sum(x * y * y)  # noqa: E731
+    for second in (lambda x, y: (value(x, y), gradient(x, y)), gradient):
+        assert fn.audit((value, second), X, Y).ok == ok
+    assert fn.audit((value, lambda x, y: (value(x, y), y * y)), X, Y).ok
+
+
+class TestSymbolicZeros:
+    """A rule that is told which arguments are differentiated is audited for each alone."""
+
+    @staticmethod
+    def vjp(share):
+        def backward(residuals, g):
+            x, y, x_too = residuals
+            return g * y, g * x if x_too else share * g * x
+
+        decorated = jax.custom_vjp(lambda x, y: x * y)
+        decorated.defvjp(
+            lambda x, y: (x.value * y.value, (x.value, y.value, x.perturbed)), backward, symbolic_zeros=True
+        )
+        return decorated
+
+    @staticmethod
+    def jvp(share):
+        def rule(primals, tangents):
+            (x, y), (dx, dy) = primals, tangents
+            zero = jax.custom_derivatives.SymbolicZero
+            along_x = 0 if isinstance(dx, zero) else dx * y
+            along_y = 0 if isinstance(dy, zero) else x * dy * (share if isinstance(dx, zero) else 1)
+            return x * y, along_x + along_y
+
+        decorated = jax.custom_jvp(lambda x, y: x * y)
+        decorated.defjvp(rule, symbolic_zeros=True)
+        return decorated
+
+    @pytest.mark.parametrize("of", ["vjp", "jvp"])
+    def test_both(self, of):
+        rule = getattr(self, of)
+        assert fn.audit(rule(1.0), X, Y).ok
+        report = fn.audit(rule(0.5), X, Y)
+        assert [row.leaf for row in report.rows if row.verdict == "fail"] == ["args[1]"], str(report)
+        assert "wrong with this one alone; a constant factor 0.5" in report.rows[0].hint
+
+
+def test_a_rule_for_forward_mode_that_is_not_linear():
+    decorated = jax.custom_jvp(lambda x: x * x)
+    decorated.defjvp(lambda primals, tangents: (primals[0] ** 2, 2 * primals[0] * jnp.clip(tangents[0], -9, 9)))
+    report = fn.audit(decorated, X)
+    assert "not linear in the tangent: right for a usual one" in report.rows[0].hint
+
+
+def safe_norm(factor=1.0, at_zero=0.0):
+    def backward(residuals, g):
+        x, n = residuals
+        some = n[:, None] > 0
+        return (jnp.where(some, factor * g[:, None] * x / jnp.where(some, n[:, None], 1), at_zero),)
+
+    norm = jax.custom_vjp(lambda x: jnp.sqrt(jnp.sum(x * x, -1)))
+    norm.defvjp(lambda x: (norm(x), (x, norm(x))), backward)
+    return norm
+
+
+class TestWhereAutodiffIsNotFinite:
+    """The function's own differences decide."""
+
+    @pytest.mark.parametrize("dtype", ["float32", *thorough("float64")])
+    @pytest.mark.parametrize(
+        ("rule", "verdict"),
+        [
+            (safe_norm(), "both valid subgradients"),
+            (safe_norm(at_zero=7.0), "fail"),
+            (safe_norm(factor=1.01), "fail"),
+            (safe_norm(at_zero=jnp.nan), "fail"),
+        ],
+        ids=["right", "wrong at 0", "wrong elsewhere", "NaN too"],
+    )
+    def test_a_norm_at_zero(self, rule, verdict, dtype):
+        row = fn.audit(rule, normal((4, 3), dtype).at[1].set(0)).rows[0 if verdict == "fail" else 1]
+        assert (row.equation, row.verdict) == ("backward", verdict), row
+
+    @pytest.mark.parametrize(("at_zero", "verdict"), [(0.0, "better than autodiff"), (1.0, "fail")])
+    def test_a_smooth_function(self, at_zero, verdict):
+        def sinc(x):
+            return jnp.where(x == 0, 1.0, jnp.sin(x) / x)
+
+        def backward(args, g):
+            x = jnp.where(args[0] == 0, 1.0, args[0])
+            return (g * jnp.where(args[0] == 0, at_zero, jnp.cos(x) / x - jnp.sin(x) / x**2),)
+
+        report = fn.audit(by_vjp(sinc, backward), jnp.array([0.0, 1.0, -2.0]))
+        row = next(row for row in report.rows if row.equation == "backward")
+        assert row.verdict == verdict, str(report)
+        if verdict == "fail":
+            assert "autodiff is not finite in 1 of 3 entries" in row.hint
+            assert row.hint.endswith("the others agree")
+
+
 def test_a_layer_is_audited_as_one():
     layer = fn.Dense(2, fn.tanh)
     assert {row.layer for row in fn.audit(layer, layer.init(KEY, (3,)), X).rows} == {"0 Dense", "network"}

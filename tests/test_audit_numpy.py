@@ -565,6 +565,17 @@ def test_intended_and_reference():
     assert {row.equation for row in report.rows if row.verdict == "fail"} == {"forward", "backward"}
 
 
+def test_a_reference_of_another_shape():
+    for option in ("reference", "intended"):
+        with pytest.raises(ValueError, match=r"to give what <lambda> gives, shapes \[\(6, 4\)\], got \[\(2, 4\)\]"):
+            audit((lambda x: (np.tanh(x), x), lambda x, g: g), DATA, **{option: lambda x: x[:2]})
+
+
+def test_lists_of_numbers():
+    assert audit((lambda x: x[0] * x[1], lambda x: [x[1], x[0]]), [2.0, 3.0]).ok
+    assert not audit((lambda x: x[0] * x[1], lambda x: [x[0], x[1]]), [2.0, 3.0]).ok
+
+
 def test_none_counts_as_zero():
     report = audit((lambda x, mask: (x * mask, (x, mask)), lambda cache, g: (g * cache[1], None)), DATA, draw(6, 4))
     assert [row.leaf for row in report.rows if row.verdict == "fail"] == ["args[1]"]

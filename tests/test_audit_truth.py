@@ -227,7 +227,7 @@ class TestApproximate:
                 return a_in + jnp.sin(params["g"] * a_in), a_in
 
             def propagate(self, params, cache, delta):
-                return delta
+                return delta * (1 + params["g"] * jnp.sin(7 * cache))
 
             def gradients(self, params, cache, delta):
                 return {"g": jnp.mean(delta * cache * jnp.cos(params["g"] * cache), 0)}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..layers._layer import Layer
 from .differences import JUDGE
-from .forms import PAIR, Arguments, Form, Pair, arrays, bound, form_of, is_numpy, name_of
+from .forms import PAIR, Arguments, Form, Pair, arrays, bound, fits, form_of, is_numpy, name_of
 from .function import Rule, audit_rule, by_autodiff, cotangent_of, is_inexact, of_reals, real_leaves
 from .network import check_layer
 from .numpy_rules import audit_numpy
@@ -28,7 +28,7 @@ def audit(
     intended: Callable | None = None,
     points: Sequence[Any] | None = None,
     static_argnums: int | Sequence[int] = (),
-    trust: Sequence[Callable] = (),
+    trust: Callable | Sequence[Callable] = (),
     gradients: dict[str, str] | None = None,
     **keywords: Any,
 ) -> Report:
@@ -48,7 +48,7 @@ def audit(
             and symmetry does not.
         static_argnums: places of arguments that are no arrays; ``backward`` takes them first. Those of a decorated function
             are known.
-        trust: functions whose rules are taken as they are where they occur inside.
+        trust: the function or functions whose rules are taken as they are where they occur inside.
         gradients: of an object: {"W": "dW"}, where it keeps each parameter and where its gradient; found by their names
             otherwise.
         keywords: further arguments of f.
@@ -56,12 +56,13 @@ def audit(
     Raises:
         ValueError: for what cannot be audited, with what to write instead.
     """
+    trusted = (trust,) if callable(trust) else tuple(trust)
     if isinstance(f, Layer):
-        return check_layer(f, *args, trust=trust, **keywords)
+        fits("audit: the arguments of a layer do not fit", check_layer, (f, *args), keywords)
+        return check_layer(f, *args, trust=trusted, **keywords)
     if reference is not None and intended is not None:
         raise ValueError("audit: expected reference= or intended=, got both; a reference computes what f computes")
-    held = Held(reference, intended, points, tuple(trust), gradients)
-    return _audited("audit", f, args, keywords, static_argnums, held)
+    return _audited("audit", f, args, keywords, static_argnums, Held(reference, intended, points, trusted, gradients))
 
 
 def check_vjp(
@@ -88,6 +89,11 @@ def check_vjp(
     """
     held = Held(reference, intended, points)
     if not isinstance(forward, jax.custom_vjp | jax.custom_jvp):
+        if not args or not callable(args[0]):
+            got = type(args[0]).__name__ if args else "nothing"
+            raise ValueError(
+                f"check_vjp: expected check_vjp(forward, backward, *args), got {got} where backward belongs"
+            )
         forward, args = Pair(forward, args[0], "backward"), args[1:]
     return _audited("check_vjp", forward, args, {}, nondiff_argnums, held)
 
@@ -134,6 +140,12 @@ class Held(NamedTuple):
 
 
 def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argnums: Any, held: Held) -> Report:
+    for name, other in (("reference", held.reference), ("intended", held.intended)):
+        if other is not None and not callable(other):
+            raise ValueError(f"{by}: expected {name}= to be a function, (*args) -> out, got {type(other).__name__}")
+    if held.points is not None and not isinstance(held.points, tuple | list):
+        got = type(held.points).__name__
+        raise ValueError(f"{by}: expected points= to be a list of tuples of arguments, got {got}")
     static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     if isinstance(f, tuple | list) and len(f) == 2 and all(map(callable, f)):
         f = Pair(*f)
@@ -163,11 +175,25 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
     except jax.errors.TracerArrayConversionError:
         return _audited_in_numpy(given_f, given_args, keywords, static, held)
     rule = _judged_by(_rule(by, form, arguments, held), given)
+    alone = []
+    for only in _each_alone(arguments) if getattr(f, "symbolic_zeros", False) else ():
+        of_one = _judged_by(_rule(by, form_of(by, f, only), only, held), only.dynamic)
+        alone.append((of_one, only.dynamic))
     if held.points is None:
         points = [point for point in drawn(given) if point.name == NEAR or not rule.measured]
     else:
         points = [Point(f"points[{i}]", arguments.like(by, p, i)) for i, p in enumerate(held.points)]
-    return audit_rule(rule, given, points)
+    return audit_rule(rule, given, points, alone)
+
+
+def _each_alone(arguments: Arguments) -> list[Arguments]:
+    """With one argument to differentiate: a rule with ``symbolic_zeros`` is told which ones are."""
+    args, dynamic, _ = arguments
+    places = [i for i, a in enumerate(dynamic) if any(map(is_inexact, jax.tree.leaves(a)))]
+    return [
+        Arguments(args, tuple(a if i == j else None for j, a in enumerate(dynamic)), tuple(set(range(len(args))) - {i}))
+        for i in (places if len(places) > 1 else ())
+    ]
 
 
 def _audited_in_numpy(f: Any, args: tuple, keywords: dict[str, Any], static: tuple[int, ...], held: Held) -> Report:
@@ -182,6 +208,7 @@ def _rule(by: str, form: Form, arguments: Arguments, held: Held) -> Rule:
     plain, what = form.value, form.name
     if (other := held.intended or held.reference) is not None:
         plain, what = arguments.of(other), "what is intended" if held.intended else "the reference"
+        _check_output(by, "intended" if held.intended else "reference", plain, form, arguments)
     elif form.must_have_rules and not rules_in(form.value, *arguments.dynamic, trust=held.trust):
         raise ValueError(
             f"{by}: {form.name} has no hand-written derivative inside but JAX's own, so that there is nothing to audit; give "
@@ -203,6 +230,23 @@ def _rule(by: str, form: Form, arguments: Arguments, held: Held) -> Rule:
         forward_mode=forward_mode,
         trust=held.trust,
     )
+
+
+def _check_output(by: str, option: str, plain: Callable, form: Form, arguments: Arguments) -> None:
+    """Raise a ValueError for a reference, or what is intended, that cannot be run on the arguments or gives other shapes."""
+    try:
+        other = jax.eval_shape(plain, *arguments.dynamic)
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError(
+            f"{by}: {option}= is written in NumPy, and {form.name} in JAX; write it with jax.numpy"
+        ) from error
+    except TypeError as error:
+        raise ValueError(f"{by}: {option}= cannot be called with the arguments of {form.name}: {error}") from error
+    own = jax.eval_shape(form.value, *arguments.dynamic)
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(out) if is_inexact(leaf)] for out in (own, other)]
+    if shapes[0] != shapes[1]:
+        texts = [", ".join(map(str, of)) or "no floats" for of in shapes]
+        raise ValueError(f"{by}: expected {option}= to give what {form.name} gives, shape {texts[0]}, got {texts[1]}")
 
 
 def _is_transposable(vjp: Callable, given: tuple) -> bool:

@@ -36,6 +36,11 @@ class Problem:
         self.runner, self.way, self.values, self.plain = runner, way, values, plain
         self.out, self.u, gradients = pulled(runner, way, values, scale)
         self.outputs = floats_of(self.out)
+        shapes = [a.shape for a in self.outputs]
+        if plain is not None and (other := self._shapes_of(plain)) != shapes:
+            raise ValueError(
+                f"audit: expected reference= or intended= to give what {runner.code.name} gives, shapes {shapes}, got {other}"
+            )
         if way.of_one and sum(a.size for a in self.outputs) != 1:
             raise ValueError(f"audit: {runner.code.name} is no scalar")
         known = {name for i, a in enumerate(runner.args) for name, _ in named(a, f"args[{i}]")} | values.keys()
@@ -50,6 +55,10 @@ class Problem:
                 f"audit: expected an argument or a parameter of {runner.code.name} with an array of floats, got none"
             )
         self.equation = "gradient" if way.words.startswith("gradient") else "backward"
+
+    def _shapes_of(self, plain: Callable) -> list[tuple[int, ...]]:
+        self.runner.start()
+        return [a.shape for a in floats_of(self.runner.called(copies(self.values), plain))]
 
     @functools.cached_property
     def shapes_agree(self) -> bool:

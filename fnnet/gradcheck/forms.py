@@ -60,7 +60,13 @@ class Arguments(NamedTuple):
         """(residuals, cotangent) -> a cotangent for each argument, None in the places of those that are static."""
 
         def called(residuals: Any, cotangent: Any) -> tuple:
-            found = backward(*(self.args[i] for i in self.static), residuals, cotangent)
+            given = (*(self.args[i] for i in self.static), residuals, cotangent)
+            fits(
+                f"{by}: backward(" + "static, " * bool(self.static) + "residuals, cotangent) does not fit",
+                backward,
+                given,
+            )
+            found = backward(*given)
             n = len(self.args) - len(self.static)
             if not isinstance(found, tuple | list) or len(found) != n:
                 got = f"a tuple of {len(found)}" if isinstance(found, tuple | list) else type(found).__name__
@@ -76,6 +82,13 @@ class Arguments(NamedTuple):
         n = len(self.args) - len(self.static)
         if len(args) not in (len(self.args), n):
             raise ValueError(f"{by}: expected a tuple of {n} arguments at points[{i}], got {len(args)}")
+        moved = [j for j in range(len(self.args)) if j not in self.static]
+        for j, a in zip(moved, args if len(args) == n else [args[j] for j in moved], strict=True):
+            own, other = jax.tree.structure(self.args[j]), jax.tree.structure(a)
+            if own != other:
+                raise ValueError(
+                    f"{by}: expected args[{j}] at points[{i}] to be like the given one, {own}, got {other}"
+                )
         rest = iter(args)
         every = [None if j in self.static and len(args) == n else next(rest) for j in range(len(self.args))]
         return tuple(None if j in self.static else arrays(by, a, f"points[{i}][{j}]", j) for j, a in enumerate(every))
@@ -163,6 +176,8 @@ def _of_gradient(by: str, f: Pair, arguments: Arguments, shape: Any) -> Form:
         both = "" if f.kind else f", or {name_of(f)}(*args) to return (out, residuals)"
         raise ValueError(f"{by}: expected value(params, *args) to be a scalar{both}, got {shape}")
     value, gradient, n = arguments.of(f.first), arguments.of(f.second), len(arguments.args)
+    if _is_of_both(gradient, arguments):  # value_and_grad
+        gradient = arguments.of(lambda *args: f.second(*args)[1])
     every = not f.kind and _is_for_every_argument(gradient, arguments)
 
     def vjp(*dynamic: Any) -> tuple[Any, Callable]:
@@ -170,6 +185,18 @@ def _of_gradient(by: str, f: Pair, arguments: Arguments, shape: Any) -> Form:
         return value(*dynamic), lambda _: tuple(found) if every else (found, *(None for _ in range(n - 1)))
 
     return Form(name_of(f.second), "gradient", value, vjp, has_forward=False, is_gradient=not every)
+
+
+def _is_of_both(gradient: Callable, arguments: Arguments) -> bool:
+    """Whether a gradient comes with the value once more."""
+    first = arguments.args[0]
+    if isinstance(first, tuple | list) or getattr(first, "shape", None) == ():
+        return False
+    try:
+        shape = jax.eval_shape(gradient, *arguments.dynamic)
+    except jax.errors.TracerArrayConversionError:
+        return False
+    return isinstance(shape, tuple) and len(shape) == 2 and getattr(shape[0], "shape", None) == ()
 
 
 def _is_for_every_argument(gradient: Callable, arguments: Arguments) -> bool:
@@ -188,8 +215,21 @@ def _any_complex(arguments: Arguments) -> bool:
     return any(map(is_complex, jax.tree.leaves(arguments.dynamic)))
 
 
+def fits(what: str, f: Callable, args: tuple, keywords: dict[str, Any] | None = None) -> None:
+    """Raise a ValueError for a function that does not take these arguments."""
+    try:
+        signature = inspect.signature(f)
+    except (TypeError, ValueError):  # of a builtin
+        return
+    try:
+        signature.bind(*args, **(keywords or {}))
+    except TypeError as error:
+        raise ValueError(f"{what} {name_of(f)}{signature}: {error}") from error
+
+
 def shape_of(by: str, f: Callable, arguments: Arguments) -> Any:
     """What f returns, in shapes."""
+    fits(f"{by}: a call with {len(arguments.args)} arguments does not fit", getattr(f, "fun", f), arguments.args)
     try:
         return jax.eval_shape(arguments.of(f), *arguments.dynamic)
     except (TypeError, ValueError) as error:

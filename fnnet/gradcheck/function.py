@@ -43,6 +43,7 @@ class Rule:
         forward_mode: whether ``vjp`` is the function with its rule for `jax.jvp`, which cannot be transposed.
         trust: functions whose rules stay in ``plain``.
         measured: whether ``plain`` is held to differences, as JAX cannot differentiate it.
+        size: of the tangents that a rule for forward mode is given.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Rule:
     forward_mode: bool = False
     trust: tuple[Callable, ...] = ()
     measured: bool = False
+    size: float = 1.0
 
 
 def is_complex(a: Any) -> bool:
@@ -154,7 +156,8 @@ def _tangents(rule: Rule, f: Callable, args: tuple) -> dict[str, Any]:
     paths = [path for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)]
     found, out = {}, []
     for path, name in names_of(rule, args):
-        only = [n if p == path else jnp.zeros_like(n) for p, n in zip(paths, normals(floats, 1), strict=True)]
+        tangents = zip(paths, normals(floats, 1), strict=True)
+        only = [jnp.asarray(rule.size, n.dtype) * n if p == path else jnp.zeros_like(n) for p, n in tangents]
         out, moved = jax.jvp(real, (floats,), (only,))
         found[name] = moved[0] if len(moved) == 1 else jnp.concatenate([jnp.ravel(leaf) for leaf in moved])
     return {rule.equation: found, "forward": numbered(out)}
@@ -192,6 +195,7 @@ def rows_at(rule: Rule, args: tuple, scale: float = 1.0, bound: float = np.inf) 
     u = jax.tree.map(lambda n: jnp.asarray(scale, n.dtype) * n, normals(out, 0))
     if rule.equation == "gradient":
         u = [jnp.ones_like(n) for n in u]
+    rule = dataclasses.replace(rule, size=scale) if rule.forward_mode else rule
     rows = (_measured_rows if rule.measured else _judged_rows)(rule, args, u, bound)
     if rows is not None and rule.intended:
         rows = [dataclasses.replace(row, verdict="intended") if row.verdict == "pass" else row for row in rows]
@@ -202,7 +206,8 @@ def _judged_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[Ro
     """By autodiff of the plain function."""
     dtype, wide = dtype_of(real_leaves(args)), (jax.tree.map(widened, args), in_float64(u))
     run = functools.partial(both_sides, rule)
-    subject = Subject(run, [(args, u)], dtype, lambda args, *_: rule.value(*args), widened=[wide])
+    pairing = None if rule.forward_mode else functools.partial(_scalar, rule)
+    subject = Subject(run, [(args, u)], dtype, lambda args, *_: rule.value(*args), widened=[wide], pairing=pairing)
     if not largest(subject.best(0)["forward"].autodiff) < bound:
         return None
     m = _batch(rule, args, u)
@@ -211,6 +216,18 @@ def _judged_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[Ro
     if rule.has_forward and not rule.intended:
         rows += function_rows(rule.name, "forward", subject, functools.partial(of_function, subject, m))
     return rows + function_rows(rule.name, rule.equation, subject, about)
+
+
+def _scalar(rule: Rule, equation: str, args: tuple, u: list[Any]) -> tuple[Callable, dict[str, Any]]:
+    """⟨u, plain⟩ as a function of the arrays that the rule has a derivative for, by name, and these."""
+    names = dict(names_of(rule, args))
+    floats = [(path, to_real(leaf)) for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)]
+
+    def f(moved: dict[str, Any]) -> Any:
+        given = [moved[names[path]] if path in names else leaf for path, leaf in floats]
+        return sum(jnp.sum(a * b) for a, b in zip(u, of_reals(rule.plain, args)(given), strict=True))
+
+    return jax.jit(f), {names[path]: leaf for path, leaf in floats if path in names}
 
 
 def _measured_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[Row] | None:
@@ -277,8 +294,8 @@ def _batch(rule: Rule, args: tuple, u: list[Any]) -> int:
     return max(1, *shared) if len(shared) == 1 else 1
 
 
-def audit_rule(rule: Rule, args: tuple, points: Iterable[Point]) -> Report:
-    """The rule at the given point and at others."""
+def audit_rule(rule: Rule, args: tuple, points: Iterable[Point], alone: Iterable[tuple[Rule, tuple]] = ()) -> Report:
+    """The rule at the given point and at others; ``alone``: what it is for one argument only, where that may differ."""
     rows = rows_at(rule, args)
     if rows is None:
         raise ValueError(
@@ -292,6 +309,11 @@ def audit_rule(rule: Rule, args: tuple, points: Iterable[Point]) -> Report:
             told = {_place(row): _told(row, rule, args, point) for row in wrong}
             rows = [*told.values(), *(row for row in rows if _place(row) not in told)]
             break
+    for of_one, given in () if any(map(failed, rows)) else alone:
+        wrong = [row for row in rows_at(of_one, given) or () if failed(row)]
+        hint = "right with every argument differentiated, wrong with this one alone"
+        told = [dataclasses.replace(row, hint="; ".join(filter(None, (hint, row.hint)))) for row in wrong]
+        rows = [*told, *(row for row in rows if _place(row) not in map(_place, wrong))]
     flat = any(map(failed, rows)) and _is_flat(rule, rows)
     if flat and all(_is_flat(rule, _elsewhere(rule, point, bound) or []) for point in points):
         rows = [of_flat(row) if row.size == 0 and failed(row) else row for row in rows]
@@ -325,7 +347,8 @@ def _place(row: Row) -> tuple[str, str]:
 def _right_only_where(row: Row, rule: Rule, args: tuple, point: Point) -> str:
     """The structure of the given point that the rule rests on; "" where none is found."""
     if point.scale != 1:
-        return f"not linear in the cotangent: right for a usual one, wrong for one {point.scale:.0f} times as large"
+        what = "tangent" if rule.forward_mode else "cotangent"
+        return f"not linear in the {what}: right for a usual one, wrong for one {point.scale:.0f} times as large"
     given, there = (tree_leaves_with_path(tree) for tree in (args, point.args))
     if [np.shape(leaf) for _, leaf in given] != [np.shape(leaf) for _, leaf in there]:
         return ""

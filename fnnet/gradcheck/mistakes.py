@@ -113,8 +113,15 @@ def wrong_shape(f: Failure) -> Explanation | None:
 
 
 def not_finite(f: Failure) -> Explanation | None:
-    if not np.isfinite(f.reference).all():
-        return Explanation("the reference itself is not finite: the forward pass or its inputs are NaN or infinite")
+    known = np.isfinite(f.reference)
+    if not known.all():
+        where = f"in {known.size - known.sum()} of {known.size} entries" if known.any() else "anywhere"
+        apart = np.abs(f.manual - f.reference)[known]
+        agree = np.max(apart, initial=0) <= f.tolerance * np.max(np.abs(f.reference[known]), initial=0)
+        rest = f"; the others {'agree' if agree else 'differ'}" if known.any() else ""
+        return Explanation(
+            f"autodiff is not finite {where}: the forward pass is NaN or infinite, or has no derivative there{rest}"
+        )
     if not np.isfinite(f.manual).all():
         return Explanation("NaN or infinite where autodiff is finite")
     return None

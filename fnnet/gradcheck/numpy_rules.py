@@ -218,6 +218,8 @@ def claims(code: Code, args: tuple, static: set[int], result: Any, like_first: b
     def of(pairs: Iterable[tuple[int, Any]]) -> dict[str, Any]:
         return dict(pair for i, g in pairs for pair in _matched(args[i], g, f"args[{i}]"))
 
+    if like_first and isinstance(result, list) and is_floats(args[0]) and args[0].shape == _shape(result):
+        result = np.array(result, np.float64)  # a list of numbers, as the argument is one
     if like_first and _fits(args[0], result):
         return of([(0, result)])
     if isinstance(result, dict):
@@ -240,6 +242,13 @@ def claims(code: Code, args: tuple, static: set[int], result: Any, like_first: b
         f"({of_arrays}); "
         "return a tuple with one for each, None for zero, and name in static_argnums= those that are not differentiated"
     )
+
+
+def _shape(numbers: list) -> tuple[int, ...]:
+    try:
+        return np.array(numbers, np.float64).shape
+    except (TypeError, ValueError):
+        return ()
 
 
 def _fits(target: Any, gradient: Any) -> bool:

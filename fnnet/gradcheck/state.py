@@ -121,7 +121,7 @@ def found_by_name(owner: Any, is_floats: Callable[[Any], bool]) -> dict[str, str
                     continue
                 for k in a:
                     for d in (k, *names_of_gradient(k)):
-                        fits = d == k or np.shape(b.get(d)) == np.shape(a[k])
+                        fits = d == k or getattr(b.get(d), "shape", None) == np.shape(a[k])
                         if fits and is_floats(a[k]) and is_floats(b.get(d)):
                             pairs[f"{path}{name}.{k}"] = f"{path}{other}.{d}"
     return pairs

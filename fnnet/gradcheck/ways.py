@@ -141,7 +141,7 @@ def _of_numbers(what: str) -> Iterator[Way]:
 
 def _of_products(what: str, names: list[str], xs: list[Any], out_shape: tuple, instead: list[Any]) -> Iterator[Way]:
     for k, (i, name, _) in enumerate(instead):
-        words = f"{name} stands where {names[i]} belongs in {what}"
+        words = f"{name} stands where {names[i] or 'the other factor'} belongs in {what}"
         yield Way(Case(words), lambda at, k=k, i=i: at.with_other(i, at.instead[k]))
     if any(map(jnp.iscomplexobj, xs)):
         for i, own in enumerate(names):
