@@ -346,6 +346,7 @@ class TestWhereAutodiffCannotJudge:
             ((lambda x: (x if x.sum() > 0 else 2 * x, 0), lambda r, g: (g,)), X),
             "uses the value of an argument in Python",
         ),
+        (((lambda x: (x, "a"), lambda r, g: (g,)), X), "to return arrays, residuals too"),
         (((lambda x: x, lambda x: x), X), r"to be a scalar, or <lambda>\(\*args\) to return \(out, residuals\)"),
         ((jax.custom_vjp(jnp.tanh), X), "is a custom_vjp without a rule; give it one with defvjp"),
         ((RIGHT["custom_vjp"][0], jnp.arange(3), jnp.arange(3)), "product with an array of floats, got none"),
@@ -453,6 +454,17 @@ class TestSymbolicZeros:
         report = fn.audit(rule(0.5), X, Y)
         assert [row.leaf for row in report.rows if row.verdict == "fail"] == ["args[1]"], str(report)
         assert "wrong with this one alone; a constant factor 0.5" in report.rows[0].hint
+
+
+def test_a_conjugate_is_named():
+    rule = by_vjp(lambda z: jnp.real(z * jnp.conj(z)), lambda args, g: (2 * g.astype(args[0].dtype) * args[0],))
+    assert fn.audit(rule, Z).rows[0].hint.startswith("the complex conjugate of it")
+
+
+def test_an_approximation_is_not_called_right():
+    rule = by_vjp(jnp.square, lambda args, g: (2 * g * args[0] * (1 + 2e-9 * args[0]),))
+    hint = fn.audit(rule, X, points=[(10 * X,)]).rows[0].hint
+    assert hint.startswith("approximate at the given point, too far off at points[0]")
 
 
 def test_a_rule_for_forward_mode_that_is_not_linear():

@@ -32,6 +32,9 @@ LARGER = 100.0
 """By how much the random cotangents are enlarged beside the given point: an error that is clipped is no longer linear."""
 
 
+NEARLY = "nearly right only at the given point"
+
+
 class Audited(NamedTuple):
     """A network, its cost and what its audit is held to."""
 
@@ -70,10 +73,10 @@ def elsewhere_rows(audited: Audited, given: Given, u: Array, tolerance: float) -
     else:
         return [], [*notes, "beside the given point the forward pass is not finite: audited at the given point only"]
     if wrong := _wrong(found.rows):
-        why = _only_here(audited, given, there, u, wrong[0])
+        why = NEARLY if tolerance > TOLERANCE["float64"] else _only_here(audited, given, there, u, wrong[0])
         return [_explained(row, why) for row in wrong], notes
     if tolerance > TOLERANCE["float64"] and (wrong := _wrong(audited.at(_easy(given), u).rows)):
-        return [_explained(row, "nearly right only at the given point") for row in wrong], notes
+        return [_explained(row, NEARLY) for row in wrong], notes
     if any(row.verdict == BETTER for row in found.rows):
         if audited.terms.finite:
             return [], [*notes, "Autodiff is no judge of the composed gradients: they are not audited with another m."]

@@ -13,7 +13,7 @@ from .function_mistakes import of_function
 from .measured import Measured, measured_rows
 from .points import FAR, LARGER, NEAR, drawing, moved
 from .report import Report, Row
-from .rows import failed, reported
+from .rows import APPROXIMATE, failed, reported
 from .runner import Runner, Way, copies, pulled
 from .trees import floats_of, is_floats, named, prepared
 from .verdicts import TOLERANCE, distance, wide
@@ -212,7 +212,9 @@ def _elsewhere(problem: Problem, rows: list[Row], points: Sequence[tuple] | None
             continue
         if wrong:
             hint = f"right at the given point, wrong at {name}"
-            if scale != 1:
+            if any(row.verdict == APPROXIMATE for row in rows):
+                hint = f"approximate at the given point, too far off at {name}"
+            elif scale != 1:
                 hint = f"not linear in the cotangent: right for a usual one, wrong for one {scale:.0f} times as large"
             leaves = {_place(row): row.leaf for row in rows}
             told = [dataclasses.replace(row, hint=hint, leaf=leaves.get(at, row.leaf)) for at, row in wrong.items()]

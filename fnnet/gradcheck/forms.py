@@ -234,6 +234,8 @@ def shape_of(by: str, f: Callable, arguments: Arguments) -> Any:
         return jax.eval_shape(arguments.of(f), *arguments.dynamic)
     except (TypeError, ValueError) as error:
         numbers = [i for i, a in enumerate(arguments.args) if isinstance(a, int) and i not in arguments.static]
+        if "not a valid JAX type" in str(error):
+            raise ValueError(f"{by}: expected {name_of(f)} to return arrays, residuals too: {error}") from error
         if not isinstance(error, NEEDS_VALUES) and not numbers:
             raise
         which = (

@@ -17,7 +17,7 @@ from .function_mistakes import Program, of_function
 from .measured import measured_rows, measured_vjp
 from .points import Point, structures, widened
 from .report import Report, Row
-from .rows import dtype_of, failed, function_rows, reported, settled
+from .rows import APPROXIMATE, dtype_of, failed, function_rows, reported, settled
 from .rules import without_rules
 from .sides import Two, compiled_once, leaf_at, normals
 from .verdicts import Subject, exactly, in_float64, largest
@@ -211,7 +211,9 @@ def _judged_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[Ro
     if not largest(subject.best(0)["forward"].autodiff) < bound:
         return None
     m = _batch(rule, args, u)
-    about = functools.partial(of_function, subject, m, program=functools.partial(program_of, rule))
+    complex_ones = frozenset(name for path, name in names_of(rule, args) if is_complex(leaf_at(path, args)))
+    program = functools.partial(program_of, rule)
+    about = functools.partial(of_function, subject, m, program=program, complex_ones=complex_ones)
     rows = _extra_rows(rule, args, subject.values[0]["places"])
     if rule.has_forward and not rule.intended:
         rows += function_rows(rule.name, "forward", subject, functools.partial(of_function, subject, m))
@@ -306,7 +308,8 @@ def audit_rule(rule: Rule, args: tuple, points: Iterable[Point], alone: Iterable
     for point in () if any(map(failed, rows)) else points:
         wrong = [row for row in _elsewhere(rule, point, bound) or () if failed(row)]
         if wrong:
-            told = {_place(row): _told(row, rule, args, point) for row in wrong}
+            nearly = {_place(row) for row in rows if row.verdict == APPROXIMATE}
+            told = {_place(row): _told(row, rule, args, point, _place(row) in nearly) for row in wrong}
             rows = [*told.values(), *(row for row in rows if _place(row) not in told)]
             break
     for of_one, given in () if any(map(failed, rows)) else alone:
@@ -333,8 +336,11 @@ def _is_flat(rule: Rule, rows: list[Row]) -> bool:
     return all(row.size == 0 for row in rows if row.equation == rule.equation)
 
 
-def _told(row: Row, rule: Rule, args: tuple, point: Point) -> Row:
-    """What is wrong at another point, with where alone the rule holds."""
+def _told(row: Row, rule: Rule, args: tuple, point: Point, nearly: bool) -> Row:
+    """What is wrong at another point, with where alone the rule holds; ``nearly``: whether only to an approximation."""
+    if nearly:
+        why = f"approximate at the given point, too far off at {point.name}"
+        return dataclasses.replace(row, hint="; ".join(part for part in (why, row.hint) if part))
     why = _right_only_where(row, rule, args, point) or f"right at the given point, wrong at {point.name}"
     return dataclasses.replace(row, hint="; ".join(part for part in (why, row.hint) if part))
 

@@ -30,6 +30,9 @@ class Program(NamedTuple):
     outs: list[str]
 
 
+CONJUGATE = "the complex conjugate of it: JAX's cotangent of a + bi holds ∂C/∂a − i ∂C/∂b"
+
+
 class Try(NamedTuple):
     """A gradient with something else put in; ``made`` makes the candidate of it; ``late`` ones are tried last."""
 
@@ -41,9 +44,16 @@ class Try(NamedTuple):
 
 
 def of_function(
-    subject: Subject, m: int, failure: Failure, source: str, path: Any, case: int, program: Callable | None = None
+    subject: Subject,
+    m: int,
+    failure: Failure,
+    source: str,
+    path: Any,
+    case: int,
+    program: Callable | None = None,
+    complex_ones: frozenset[str] = frozenset(),
 ) -> Failure:
-    """What can be tried on a function that nothing is known about but its program."""
+    """What can be tried on a function that nothing is known about but its program, and which arguments are complex."""
     right = subject.best(case)[source].autodiff
     cotangents = jax.tree.leaves(subject.cases[case][1]) if source == "backward" else []
     incoming = wide(cotangents[0]) if len(cotangents) == 1 else None
@@ -52,6 +62,8 @@ def of_function(
     factors |= {f"n (the length of an axis: {n})": float(n) for n in lengths}
 
     def ideas() -> Iterator[tuple[str, Any]]:
+        if path and getattr(path[0], "key", None) in complex_ones:
+            yield CONJUGATE, failure.reference * np.array([1, -1])
         if incoming is not None and incoming.shape == failure.reference.shape:
             yield "the local derivative is missing: this is the cotangent itself", incoming
             yield "the local derivative is applied twice", failure.reference**2 / incoming
