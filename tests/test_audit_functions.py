@@ -456,6 +456,38 @@ class TestSymbolicZeros:
         assert "wrong with this one alone; a constant factor 0.5" in report.rows[0].hint
 
 
+@pytest.mark.parametrize(("factor", "ok"), [(1.0, True), (1.001, False)])
+def test_a_loop_that_stops_at_a_tolerance(factor, ok):
+    """The rule is the derivative of the limit, the function stops before it."""
+
+    def step(a, x):
+        return jnp.tanh(a @ x + 1)
+
+    def start(a):
+        return jnp.zeros(3, a.dtype)
+
+    @jax.custom_vjp
+    def fixed_point(a):
+        def goes_on(xs):
+            return jnp.max(jnp.abs(xs[0] - xs[1])) > 1e-6
+
+        return jax.lax.while_loop(goes_on, lambda xs: (step(a, xs[0]), xs[0]), (step(a, start(a)), start(a)))[0]
+
+    def backward(residuals, g):
+        a, x = residuals
+        slope = jax.jacobian(lambda x: step(a, x))(x)
+        v = jnp.linalg.solve(jnp.eye(3, dtype=a.dtype) - slope.T, g)
+        return (jnp.asarray(factor, a.dtype) * jax.vjp(lambda a: step(a, x), a)[1](v)[0],)
+
+    def limit(a):
+        return jax.lax.scan(lambda x, _: (step(a, x), None), start(a), length=60)[0]
+
+    fixed_point.defvjp(lambda a: (fixed_point(a), (a, limit(a))), backward)
+    a = 0.3 * normal((3, 3))
+    assert ("may come from a while_loop" in fn.audit(fixed_point, a).rows[0].hint) == ok
+    assert fn.audit(fixed_point, a, intended=limit).ok == ok
+
+
 def test_a_conjugate_is_named():
     rule = by_vjp(lambda z: jnp.real(z * jnp.conj(z)), lambda args, g: (2 * g.astype(args[0].dtype) * args[0],))
     assert fn.audit(rule, Z).rows[0].hint.startswith("the complex conjugate of it")

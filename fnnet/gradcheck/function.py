@@ -22,6 +22,11 @@ from .rules import without_rules
 from .sides import Two, compiled_once, leaf_at, normals
 from .verdicts import Subject, exactly, in_float64, largest
 
+FAINT = 1e-4
+OF_LOOP = (
+    "as little may come from a while_loop that stops at a tolerance, before its limit: give the limit, of which the rule is "
+    "the derivative, as intended=, the same function with a fixed number of steps"
+)
 OUTSIDE = 1e4  # how much larger than at the given point an output is where a solver diverges
 
 
@@ -265,7 +270,11 @@ def _measured_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[
         rows += function_rows(rule.name, "forward", Subject(lambda *_: sides, [((), ())], dtype, lambda *_: ()), about)
     for row in measured_rows(rule.name, subject, about):
         place, _, rest = row.leaf.removeprefix("args[").partition("]")
-        rows.append(dataclasses.replace(row, equation=rule.equation, leaf=names[int(place)] + rest))
+        row = dataclasses.replace(row, equation=rule.equation, leaf=names[int(place)] + rest)
+        faint = failed(row) and not row.hint and row.difference < FAINT
+        if faint and "while[" in str(jax.make_jaxpr(lambda *given, rule=rule: rule.plain(*given))(*args)):
+            row = dataclasses.replace(row, hint=OF_LOOP)
+        rows.append(row)
     return rows
 
 
