@@ -328,7 +328,7 @@ class TestCheckVjp:
             (changed(dx=lambda p: p["dx"].at[4].set(0)), "args[1]", "one example is left out"),
             (changed(dx=lambda p: p["g"]), "args[1]", "this is the cotangent itself"),
             (changed(dx=lambda p: jnp.roll(p["dx"], 1, 0)), "args[1]", "the examples are shifted"),
-            (changed(dx=lambda p: p["e"] * p["scale"]), "args[1]", ""),
+            (changed(dx=lambda p: p["e"] * p["scale"]), "args[1]", "left out: the path through"),
             (changed(dw=lambda p: p["dw"] / 9), "args[0]['gain']", "a constant factor 0.1111 = 1/9"),
             (changed(dw=lambda p: p["dw"][::-1]), "args[0]['gain']", "reversed along axis 0"),
             (changed(dw=lambda p: p["g"] * p["y"]), "args[0]['gain']", r"shape (9, 6) instead of (6,)"),
@@ -342,7 +342,6 @@ class TestCheckVjp:
             report
         )
         assert hint in top.hint
-        assert hint or not top.hint
 
     def test_integers_none_and_pytrees(self):
         def forward(table, index, scale):

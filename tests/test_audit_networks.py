@@ -91,6 +91,7 @@ class TestRulesInsideForward:
         layer, equation = failures(report)[0]
         assert layer == "1 Applied"
         assert equation.startswith("rule ")
+        assert "to take the rule as it is: trust=(" in report.rows[0].hint
 
     def test_an_equation_that_follows_a_wrong_rule_fails(self):
         assert failures(audited(Applied(wrong_sin, 2.0))) == [
@@ -128,6 +129,17 @@ class TestRulesInsideForward:
         assert audited(Applied(called), trust=(called,)).ok
         assert audited(Applied(called), finite_differences=True).ok
         assert failures(audited(Applied(called, 2.0), finite_differences=True)) == [("1 Applied", "propagate")]
+
+    def test_where_nothing_can_judge(self):
+        @jax.custom_vjp
+        def rounded(a):
+            return jax.pure_callback(lambda a: np.round(a, 3), jax.ShapeDtypeStruct(a.shape, a.dtype), a)
+
+        rounded.defvjp(lambda a: (rounded(a), a), lambda a, g: (g,))
+        DERIVATIVES[rounded] = jnp.ones_like
+        report = audited(Applied(rounded), finite_differences=True)
+        row = next(row for row in report.rows if (row.layer, row.equation) == ("1 Applied", "propagate"))
+        assert (row.verdict, row.hint) == ("vacuous", "neither autodiff nor central differences can judge it")
 
 
 @fn.layer
@@ -368,10 +380,6 @@ class TestIndependence:
         assert audited(layer, key=KEY).ok
 
 
-def even(m):
-    return m % 2 == 0
-
-
 @fn.layer
 class Even(fn.Dense):
     """Wrong in one equation for even m only."""
@@ -400,6 +408,26 @@ class TestAnotherBatch:
         report = fn.compare_gradients(net, fn.log_likelihood, net.init(KEY, (5,)), normal((7, 5)), jnp.arange(7) % 3)
         assert failures(report) == [("0 Even", "propagate")]
         assert not fn.check_layer(net, net.init(KEY, (5,)), normal((7, 5))).ok
+
+    @pytest.mark.parametrize("wrong", [False, True])
+    def test_a_layer_of_one_size_of_batch(self, wrong):
+        @fn.layer
+        class Offsets:
+            """A parameter for each of six examples."""
+
+            def init(self, key, input_shape):
+                return {"b": jnp.linspace(-1, 1, 6)[:, None] * jnp.ones(input_shape)}
+
+            def forward(self, params, a_in):
+                return a_in + (params["b"] if len(a_in) > 1 else 0 * params["b"][:1]), len(a_in)
+
+            def propagate(self, params, cache, delta):
+                return delta
+
+            def gradients(self, params, cache, delta):
+                return {"b": delta if wrong else delta / cache}
+
+        assert audited(Offsets()).ok == (not wrong)
 
     @pytest.mark.parametrize("weights", [jnp.linspace(0.5, 1.5, 6), *thorough(None)], ids=["weights", "none"])
     def test_masks_and_weights_are_cut_too(self, weights):
@@ -493,10 +521,3 @@ class TestBesideTheGivenPoint:
         report = fn.check_layer(Narrow(), {}, jnp.ones((6, 4)))
         assert report.ok
         assert "beside the given point the forward pass is not finite" in str(report)
-
-    def test_nothing_more_is_compiled_beside_it(self):
-        net = fn.Network(fn.Dense(4, fn.tanh), Scaled())
-        args = net, net.init(KEY, (5,)), normal((6, 5))
-        fn.check_layer(*args)
-        with jax.log_compiles(False):
-            assert fn.check_layer(*args).ok

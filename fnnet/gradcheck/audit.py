@@ -57,7 +57,7 @@ def audit(
         ValueError: for what cannot be audited, with what to write instead.
     """
     if isinstance(f, Layer):
-        return check_layer(f, *args, **keywords)
+        return check_layer(f, *args, trust=trust, **keywords)
     if reference is not None and intended is not None:
         raise ValueError("audit: expected reference= or intended=, got both; a reference computes what f computes")
     held = Held(reference, intended, points, tuple(trust), gradients)

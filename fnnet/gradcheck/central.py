@@ -103,7 +103,8 @@ def entries(
                 moved[place] += h
                 return float(f(treedef.unflatten([*leaves[: at[0]], jnp.asarray(moved), *leaves[at[0] + 1 :]])))
 
-            measured, step = slope(along, max(1.0, abs(leaf[place]))), 1e-6 * max(1.0, abs(leaf[place]))
+            near = max(1.0, abs(float(leaf[place])))
+            measured, step = slope(along, near), 1e-6 * near
             left, right = (sign * (along(sign * step) - along(0.0)) / step for sign in (-1, 1))
             if measured is not None and abs(measured - manual[place]) <= DISAGREE * max(size, abs(measured)):
                 continue

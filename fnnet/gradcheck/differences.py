@@ -7,6 +7,7 @@ there is a kink.
 """
 
 import itertools
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -16,16 +17,17 @@ import numpy as np
 
 from .verdicts import wide
 
+REMEDY = "give reference=, a plain function that can be differentiated, or audit it at another point"
 JUDGE = "central differences of fourth order in float64"
 EVERY, SAMPLE, DIRECTIONS, FEW = 512, 256, 16, 4
-FINE = 26
+SECONDS = 2
+FINE = 26, 36
 ROUNDS = (  # the powers of 1/2 that are tried, until an entry is settled
-    (*range(7, 12), FINE),
+    (*range(7, 12), *FINE),
     tuple(range(12, 25)),
-    tuple(range(7)),
     tuple(range(25, 53)),
+    tuple(range(7)),
 )
-FINER = 6
 SETTLED, JUDGES = 1e-9, 1e-3
 AT_ONCE, BESIDE = 256, 30
 
@@ -61,12 +63,14 @@ class Function(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """Derivatives along directions with their uncertainties, and the slopes of both sides where they differ."""
+    """Derivatives along directions with their uncertainties, the slopes of both sides where they differ, and the usual
+    Σ |u f| around."""
 
     slope: np.ndarray
     uncertainty: np.ndarray
     left: np.ndarray
     right: np.ndarray
+    size: np.ndarray
 
 
 class Piece(NamedTuple):
@@ -77,7 +81,8 @@ class Piece(NamedTuple):
         part: where the array is in `Function.x`.
         directions: the entries, (k,) positions in the array, or dense directions (k, n).
         slopes: along them.
-        zero: below what a derivative is zero to rounding, where the whole array is; else 0.
+        zero: below what a derivative is zero to rounding, where nothing larger was seen in the whole array; else 0.
+        hidden: how large it may be there all the same.
     """
 
     covered: str
@@ -85,6 +90,7 @@ class Piece(NamedTuple):
     directions: np.ndarray
     slopes: Slopes
     zero: float = 0.0
+    hidden: float = 0.0
 
     @property
     def uncertainty(self) -> float:
@@ -102,16 +108,18 @@ class Piece(NamedTuple):
         return bool(np.any(self.slopes.left != self.slopes.right))
 
     def by_hand(self, manual: np.ndarray) -> np.ndarray:
-        """The hand-written side in this form."""
-        return manual if self.directions.ndim == 1 else self.directions @ wide(manual).ravel()
+        """The hand-written side in this form: 0 where nothing was measured."""
+        if self.directions.ndim == 2:
+            return self.directions @ wide(manual).ravel()
+        return self.reference(manual.ravel()[self.directions], manual.shape)
 
-    def reference(self, manual: np.ndarray, slope: np.ndarray) -> np.ndarray:
-        """The slopes in the shape of the hand-written side, whose own entries stand where nothing was measured."""
+    def reference(self, slope: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Slopes in the shape of the array, 0 where nothing was measured; those along directions as they are."""
         if self.directions.ndim == 2:
             return slope
-        found = wide(manual).ravel()
+        found = np.zeros(int(np.prod(shape)), slope.dtype)
         found[self.directions] = slope
-        return found.reshape(manual.shape)
+        return found.reshape(shape)
 
 
 def measured(f: Function, array: int, every: int = EVERY) -> list[Piece]:
@@ -121,18 +129,29 @@ def measured(f: Function, array: int, every: int = EVERY) -> list[Piece]:
     Raises:
         NoJudge: where it cannot be told to a thousandth.
     """
-    (base,), (size,) = f.values(f.x[None])
+    (base,), _ = f.values(f.x[None])
     if not np.isfinite(base):
         raise NoJudge("the function is not finite at this point: there is nothing to differentiate; audit it elsewhere")
-    return [_trusted(f, piece, size) for piece in _pieces(f, f.parts()[array], every)]
+    return [_trusted(f, piece) for piece in _pieces(f, f.parts()[array], min(every, _affordable(f)))]
+
+
+def _affordable(f: Function) -> int:
+    """How many entries can be measured in a few seconds: a power of 2, and some in any case."""
+    points = np.tile(f.x, (f.at_once, 1))
+    took = []
+    for _ in range(2):  # the first compiles
+        start = time.perf_counter()
+        f.values(points)
+        took.append(time.perf_counter() - start)
+    entries = SECONDS * f.at_once / (min(took) * 2 * len(ROUNDS[0]))
+    return int(2 ** np.clip(np.log2(max(entries, 1)) // 1, 6, 20))
 
 
 def along_directions(f: Function, array: int, *_: int) -> list[Piece]:
     """A few directional derivatives only."""
     part = f.parts()[array]
-    (_,), (size,) = f.values(f.x[None])
     ways = _ways(f, part, FEW)
-    return [_trusted(f, Piece(f"{FEW} random directions", part, ways, slopes(f, part, ways)), size)]
+    return [_trusted(f, Piece(f"{FEW} random directions", part, ways, slopes(f, part, ways)))]
 
 
 def _ways(f: Function, part: slice, count: int) -> np.ndarray:
@@ -148,39 +167,47 @@ def _pieces(f: Function, part: slice, every: int) -> Iterator[Piece]:
     if n <= every:
         yield Piece("", part, np.arange(n), slopes(f, part, np.arange(n)))
         return
-    some = np.sort(draw.choice(n, SAMPLE, replace=False))
-    yield Piece(f"{SAMPLE} of {n} entries", part, some, slopes(f, part, some))
+    count = min(SAMPLE, every)
+    some = np.sort(draw.choice(n, count, replace=False))
+    yield Piece(f"{count} of {n} entries", part, some, slopes(f, part, some))
     ways = _ways(f, part, DIRECTIONS)
     yield Piece(f"{DIRECTIONS} random directions", part, ways, slopes(f, part, ways))
 
 
-def _trusted(f: Function, piece: Piece, size: float) -> Piece:
+def _trusted(f: Function, piece: Piece) -> Piece:
     """Without the entries that could not be measured."""
-    slope, uncertainty, *_ = piece.slopes
+    slope, uncertainty, *_, size = piece.slopes
     if not slope.size:
         return piece
-    largest = np.nanmax(np.abs(slope), initial=0)
-    natural = size / _sizes(f, piece.part, piece.directions)
-    worst = np.max(uncertainty)
-    if largest <= 10 * worst and np.all(uncertainty <= 1e-6 * natural):
-        return piece._replace(zero=float(20 * worst))
-    sure = uncertainty <= JUDGES * np.max(np.abs(slope[np.isfinite(uncertainty)]), initial=0)
+    natural, largest = size / _sizes(f, piece.part, piece.directions), _largest(piece.slopes)
+    sure, small = uncertainty <= JUDGES * largest, uncertainty <= 1e-6 * natural
+    worst = float(np.max(uncertainty, where=small, initial=0))
+    if largest <= 10 * worst and np.mean(small) >= 0.5:
+        piece = piece._replace(zero=float(10 * np.finfo(float).eps * np.max(natural)), hidden=20 * worst)
+        sure = small
     if sure.all():
         return piece
     if np.mean(sure) < 0.5:
         name = f.names[f.parts().index(piece.part)]
         raise NoJudge(
             f"no independent judge: the derivative with respect to {name} cannot be measured by differences at this point "
-            "(the function is noisy, coarse, or not differentiable there); give reference=, a plain function that can be "
-            "differentiated, or audit it at another point"
+            f"(the function is noisy, coarse, or not differentiable there); {REMEDY}"
         )
     kept = np.flatnonzero(sure)
-    of = "entries" if piece.directions.ndim == 1 else "random directions"
+    dense = piece.directions.ndim == 2
+    total = len(sure) if dense else piece.part.stop - piece.part.start
     return piece._replace(
-        covered=f"{len(kept)} of {piece.part.stop - piece.part.start} {of}",
+        covered=f"{len(kept)} of {total} {'random directions' if dense else 'entries'}",
         directions=piece.directions[kept],
         slopes=Slopes(*(a[kept] for a in piece.slopes)),
     )
+
+
+def _largest(found: Slopes) -> float:
+    """The largest slope that stands out of its uncertainty."""
+    steepest = np.max(np.abs([found.slope, found.left, found.right]), axis=0)
+    clear = np.isfinite(steepest) & (found.uncertainty <= 0.1 * steepest)
+    return float(np.max(steepest, initial=0, where=clear))
 
 
 def slopes(f: Function, part: slice, directions: np.ndarray) -> Slopes:
@@ -189,7 +216,7 @@ def slopes(f: Function, part: slice, directions: np.ndarray) -> Slopes:
     rise, size, t = (np.full((k, columns, 2), np.nan) for _ in range(3))
     (base,), (base_size,) = f.values(f.x[None])
     stands_still = _stands_still(f, part)
-    found = Slopes(*(np.full(k, np.nan) for _ in range(4)))
+    found = Slopes(*(np.full(k, np.nan) for _ in Slopes._fields))
     left = np.arange(k)  # those that are not settled
     for powers in ROUNDS:
         asked = sizes[left, None] * 0.5 ** np.array(powers)
@@ -199,22 +226,27 @@ def slopes(f: Function, part: slice, directions: np.ndarray) -> Slopes:
         now = _settled(rise[left], np.fmax(size[left], base_size), t[left], stands_still)
         for whole, new in zip(found, now, strict=True):
             whole[left] = new
-        largest = np.nanmax(np.abs(found.slope), initial=0)
+        largest = _largest(found)
         left = np.flatnonzero(~(found.uncertainty <= SETTLED * largest) | (found.left != found.right))
         if not left.size:
             break
     known = found.uncertainty[np.isfinite(found.uncertainty)]
-    usual = np.median(known) if known.size else 0.0
-    return found._replace(uncertainty=np.maximum(found.uncertainty, usual))
+    least = np.full(k, np.median(known) if known.size else 0.0)
+    if directions.ndim == 1:  # what happens at the scale of an entry far below the others' shows to this at best
+        own = np.abs(f.x[part][directions])
+        far_below = (own > 0) & (own < 1e-3 * sizes)
+        least[far_below] = np.fmax(least, np.finfo(float).eps * found.size / np.where(own > 0, own, 1))[far_below]
+    return found._replace(uncertainty=np.maximum(found.uncertainty, least))
 
 
 def _sizes(f: Function, part: slice, directions: np.ndarray) -> np.ndarray:
-    """The step to start from, a power of 2: the entry's size, at least the usual one of its array."""
+    """The step to start from: about the entry's size, at least the usual one of its array. Not a power of 2, at which whole
+    numbers and rounding would look smooth."""
     if directions.ndim == 2:
-        return np.ones(len(directions))
+        return np.full(len(directions), np.pi / 3)
     size = np.abs(f.x[part])
     usual = np.median(size[size > 0]) if np.any(size > 0) else 1.0
-    return 2.0 ** np.round(np.log2(np.maximum(size[directions], usual)))
+    return np.pi / 3 * np.maximum(size[directions], usual)
 
 
 def _stands_still(f: Function, part: slice) -> bool:
@@ -265,15 +297,15 @@ def _settled(rise: np.ndarray, size: np.ndarray, t: np.ndarray, stands_still: bo
             noise = np.nanmin(np.where(rise != 0, np.abs(rise), np.nan), axis=(1, 2))
         noise = np.asarray(noise)[:, None] / np.abs(t[..., 0])
         central = (rise[..., 0] - rise[..., 1]) / (t[..., 0] - t[..., 1])
-        slope, error = _best((4 * _finer(central) - central) / 3, noise)
-        if np.isnan(t[:, FINE - 1, 0]).any():  # after the first round: nothing happens between these steps
-            off = np.abs(slope - central[:, FINE])
-            error = np.where(off > 0.5 * np.abs(slope) + 16 * noise[:, FINE], np.fmax(error, off), error)
+        slope, error = _best((4 * _shifted(central, 1) - central) / 3, noise)
+        for fine in FINE if np.isnan(t[:, FINE[0] - 1, 0]).any() else ():  # the first round: nothing happens in between
+            off = np.abs(slope - central[:, fine])
+            error = np.where(off > 0.4 * np.abs(slope) + 16 * noise[:, fine], np.fmax(error, off), error)
         sides = []
         for side in (1, 0):
             one = rise[..., side] / t[..., side]
-            second = 2 * _finer(one) - one
-            sides.append(_best((4 * _finer(second) - second) / 3, 4 * noise))
+            second = 2 * _shifted(one, 1) - one
+            sides.append(_best((4 * _shifted(second, 1) - second) / 3, 4 * noise))
         (left, left_error), (right, right_error) = sides
         outside: np.ndarray = ~np.any(np.isfinite(rise), axis=1)
         for side, other, other_error in ((0, left, left_error), (1, right, right_error)):
@@ -281,29 +313,50 @@ def _settled(rise: np.ndarray, size: np.ndarray, t: np.ndarray, stands_still: bo
             slope, error = np.where(edge, other, slope), np.where(edge, other_error, error)
         apart = np.abs(left - right)
         kink = (apart > 10 * (left_error + right_error)) & (apart > 1e-6 * np.fmax(np.abs(left), np.abs(right)))
-        return Slopes(slope, error, np.where(kink, left, slope), np.where(kink, right, slope))
+        error = np.where(kink, error, np.fmax(error, _cusp(rise, t, noise)))
+        usual = np.nanmedian(size[:, 7:12], axis=(1, 2))
+        return Slopes(slope, error, np.where(kink, left, slope), np.where(kink, right, slope), usual)
 
 
-def _finer(a: np.ndarray) -> np.ndarray:
-    """The same at half the step."""
-    return np.concatenate([a[:, 1:], np.full_like(a[:, :1], np.nan)], axis=1)
+def _shifted(a: np.ndarray, steps: int) -> np.ndarray:
+    """The same at so many times half the step."""
+    new = np.full_like(a, np.nan)
+    if steps > 0:
+        new[:, :-steps] = a[:, steps:]
+    else:
+        new[:, -steps:] = a[:, :steps]
+    return new
 
 
 def _best(estimates: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The estimate (k, steps) that agrees best with its neighbours, and its uncertainty; infinite where there is none. Finer
-    steps that show another slope add to it, but for their own noise."""
-    finer = [_finer(estimates)]
-    while len(finer) < FINER:
-        finer.append(_finer(finer[-1]))
-    coarser = np.full_like(estimates, np.nan)
-    coarser[:, 1:] = estimates[:, :-1]
-    apart = np.maximum(np.abs(estimates - finer[0]), np.abs(estimates - coarser))
-    others = np.abs(np.stack(finer) - estimates)
-    allowed = 0.5 * np.abs(estimates) + 16 * noise * 2.0 ** np.arange(1, FINER + 1)[:, None, None]
-    error = 4 * apart + noise + np.nanmax(np.where(others > allowed, others, 0), axis=0)
-    error = np.where(np.isfinite(error), error, np.inf)
+    """The estimate (k, steps) that agrees best with its neighbours, and its uncertainty; infinite where there is none.
+
+    The derivative is the limit of small steps: an estimate is as far off as it is from any at finer steps, but for their own
+    noise, which shows in how they scatter.
+    """
+    apart = np.maximum(np.abs(estimates - _shifted(estimates, 1)), np.abs(estimates - _shifted(estimates, -1)))
+    scatter = np.fmax(apart, np.fmax(_shifted(apart, 1), _shifted(apart, -1)))
+    known = np.flatnonzero(np.isfinite(apart).any(axis=0))
+    error = np.full_like(estimates, np.inf)
+    for k in known:
+        finer = known[known > k]
+        off = np.abs(estimates[:, finer] - estimates[:, k, None]) - 4 * scatter[:, finer] - 16 * noise[:, finer]
+        error[:, k] = np.fmax(4 * apart[:, k] + noise[:, k], np.nanmax(off, axis=1, initial=0))
+    error = np.where(np.isfinite(error) & np.isfinite(apart), error, np.inf)
     rows, best = np.arange(len(estimates)), np.argmin(error, axis=1)
     return estimates[rows, best], error[rows, best]
+
+
+def _cusp(rise: np.ndarray, t: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """How much the slopes of both sides differ at the finest steps where that is no noise, if it does not vanish there; else
+    0."""
+    right, left = rise[..., 0] / t[..., 0], rise[..., 1] / t[..., 1]
+    jump, before = np.abs(right - left), np.abs(_shifted(right - left, -3))
+    clear = (jump > 64 * noise) & np.isfinite(before)
+    last = clear.shape[1] - 1 - np.argmax(clear[:, ::-1], axis=1)
+    at = np.arange(len(jump)), last
+    stays = clear[at] & (jump[at] > 0.5 * before[at]) & (jump[at] > 0.05 * (np.abs(right[at]) + np.abs(left[at])))
+    return np.where(stays, jump[at], 0)
 
 
 def derivatives_beside(f: Function, piece: Piece) -> Iterator[np.ndarray]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from .differences import AT_ONCE, JUDGE, Function, NoJudge, Piece, along_directions, measured
 from .function import of_flat
+from .function_mistakes import of_function
 from .measured import Measured, measured_rows
-from .mistakes import of_function
 from .points import moved
 from .report import Report, Row
 from .rows import failed, reported
@@ -87,7 +87,7 @@ class Problem:
         subject = Measured(self.equation, self.function, lambda *_: self.gradients, (leaves, self.u), measure=measure)
         rows = measured_rows(self.runner.code.name, subject, functools.partial(of_function, subject, self.examples))
         if not any(np.any(piece.slopes.slope) for _, piece in subject.pieces.values()):
-            rows = [of_flat(row) if failed(row) else row for row in rows]
+            rows = [of_flat(row) if failed(row) and row.values and np.isfinite(row.values[0]) else row for row in rows]
         return [self._told(row) for row in rows] + [
             Row(
                 self.runner.code.name,

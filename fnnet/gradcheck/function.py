@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from .differences import NoJudge
+from .differences import NoJudge, along_directions, measured
+from .function_mistakes import Program, of_function
 from .measured import measured_rows, measured_vjp
-from .mistakes import of_function
 from .points import Point, structures, widened
 from .report import Report, Row
 from .rows import dtype_of, failed, function_rows, reported, settled
@@ -205,10 +205,11 @@ def _judged_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[Ro
     subject = Subject(run, [(args, u)], dtype, lambda args, *_: rule.value(*args), widened=[wide])
     if not largest(subject.best(0)["forward"].autodiff) < bound:
         return None
-    about = functools.partial(of_function, subject, _batch(rule, args, u))
+    m = _batch(rule, args, u)
+    about = functools.partial(of_function, subject, m, program=functools.partial(program_of, rule))
     rows = _extra_rows(rule, args, subject.values[0]["places"])
     if rule.has_forward and not rule.intended:
-        rows += function_rows(rule.name, "forward", subject, about)
+        rows += function_rows(rule.name, "forward", subject, functools.partial(of_function, subject, m))
     return rows + function_rows(rule.name, rule.equation, subject, about)
 
 
@@ -235,7 +236,8 @@ def _measured_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[
     value = values(rule, args)
     if not largest(value) < bound:
         return None
-    subject = measured_vjp(plain, floats, u, manual, dtype)
+    measure = measured if bound == np.inf else along_directions
+    subject = measured_vjp(plain, floats, u, manual, dtype, measure)
     found = manual_side(rule, args, u)
     about = functools.partial(of_function, subject, _batch(rule, args, u))
     rows = _extra_rows(rule, args, found["places"])
@@ -255,6 +257,16 @@ def _extra_rows(rule: Rule, args: tuple, places: dict[str, Any]) -> list[Row]:
     return [
         Row(rule.name, rule.equation, name, "fail", float("inf"), hint=hint) for name in sorted(places.keys() - known)
     ]
+
+
+def program_of(rule: Rule, args: tuple, u: list[Any]) -> Program:
+    """What the rule is held to, for those who look for a mistake."""
+    names = [
+        rule.arguments[path[0].idx] + keystr(path[1:]) for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)
+    ]
+    shape = jax.eval_shape(rule.plain, *args)
+    outs = [f"out{keystr(path)}" for path, leaf in tree_leaves_with_path(shape) if is_inexact(leaf)]
+    return Program(of_reals(rule.plain, args), real_leaves(args), u, names, outs)
 
 
 def _batch(rule: Rule, args: tuple, u: list[Any]) -> int:
@@ -301,11 +313,16 @@ def _is_flat(rule: Rule, rows: list[Row]) -> bool:
 def _there(row: Row, wrong: list[Row], rule: Rule, args: tuple, point: Point) -> Row:
     """A row with what was found at another point, and where alone the rule holds."""
     for other in wrong:
-        if (other.equation, other.leaf) == (row.equation, row.leaf):
+        if _place(other) == _place(row):
             why = _right_only_where(other, rule, args, point)
             place = f"right at the given point, wrong at {point.name}"
             return dataclasses.replace(other, hint="; ".join(part for part in (why or place, other.hint) if part))
     return row
+
+
+def _place(row: Row) -> tuple[str, str]:
+    """The array that a row is about, of which a part may have been measured."""
+    return row.equation, row.leaf.partition(" (")[0]
 
 
 def _right_only_where(row: Row, rule: Rule, args: tuple, point: Point) -> str:
@@ -320,9 +337,7 @@ def _right_only_where(row: Row, rule: Rule, args: tuple, point: Point) -> str:
             leaves = [made if i == j else other for j, (_, other) in enumerate(there)]
             restored = jax.tree.unflatten(jax.tree.structure(args), leaves)
             rows = _elsewhere(rule, point._replace(args=restored))
-            if rows is not None and not any(
-                failed(r) and (r.equation, r.leaf) == (row.equation, row.leaf) for r in rows
-            ):
+            if rows is not None and not any(failed(r) and _place(r) == _place(row) for r in rows):
                 return f"right only where {rule.arguments[path[0].idx]}{keystr(path[1:])} {words} as at the given point"
     return ""
 

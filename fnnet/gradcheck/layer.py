@@ -13,7 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..layers._composite import Placed
 from ..layers._layer import Layer, Params, run_forward
-from .mistakes import of_layer
+from .network_mistakes import of_layer
 from .report import Row
 from .rows import failed, judged
 from .rules import name_of, rule_sources
@@ -29,12 +29,15 @@ class Terms(NamedTuple):
         finite: whether central differences have a say.
         trusted: where the rules are written that are taken as they are; None where the forward pass holds no others.
         scale: by how much the random cotangents are enlarged.
+        believed: where the rules are written that are taken as they are for want of a function to differentiate: autodiff
+            is no judge of a layer with one, central differences alone are.
     """
 
     dtype: str
     finite: bool = False
     trusted: tuple[str, ...] | None = None
     scale: float = 1.0
+    believed: tuple[str, ...] = ()
 
 
 class Chained(NamedTuple):
@@ -126,8 +129,16 @@ def layer_rows(
         for path in paths:
             rows.append(row(equation, keystr(path), source=f"{equation} gradients", path=path, scales=scales))
     alone = "error" in subject or (type(layer).error is Layer.error and sum(map(was_run, rows)) < 2)
+    if terms.believed and set(rule_sources(forward, params, a_in, key, mask)).intersection(terms.believed):
+        rows = [_by_differences_alone(row) for row in rows]
     rows = rows if alone else judged_jointly(name, rows)
     return rows + [_rule_row(name, subject, source, terms) for source in plain.rules]
+
+
+def _by_differences_alone(row: Row) -> Row:
+    if failed(row) or not np.isnan(row.finite_difference):
+        return row
+    return dataclasses.replace(row, verdict="vacuous", hint="neither autodiff nor central differences can judge it")
 
 
 def _undefined(name: str, equation: str, result: str) -> Row:
@@ -141,8 +152,10 @@ def _rule_row(name: str, subject: Subject, source: str, terms: Terms) -> Row:
     for path, _ in tree_leaves_with_path(subject.values[0][equation].autodiff):
         leaf = {0: "params", 1: "da_in", 2: "probe"}[path[0].idx] + keystr(path[1:])
         rows.append(judged(name, subject, f"rule {name_of(source)}", leaf, source=equation, path=path))
-    wrong = [row for row in rows if failed(row)]
-    return (wrong or [max(rows, key=lambda row: (row.size > 0, row.difference))])[0]
+    if wrong := [row for row in rows if failed(row)]:
+        taken = f"to take the rule as it is: trust=({name_of(source)},)"
+        return dataclasses.replace(wrong[0], hint="; ".join(part for part in (wrong[0].hint, taken) if part))
+    return max(rows, key=lambda row: (row.size > 0, row.difference))
 
 
 def _pairing(

@@ -11,11 +11,21 @@ import numpy as np
 from jax import Array
 from jax.tree_util import DictKey, keystr, tree_leaves_with_path
 
-from .differences import AT_ONCE, JUDGES, Function, Piece, along_directions, derivatives_beside, measured
+from .differences import (
+    AT_ONCE,
+    JUDGES,
+    REMEDY,
+    Function,
+    NoJudge,
+    Piece,
+    along_directions,
+    derivatives_beside,
+    measured,
+)
 from .report import Row
 from .rows import judged
 from .sides import Two, is_float
-from .verdicts import NAN, TOLERANCE, Subject, rounding, wide
+from .verdicts import NAN, TOLERANCE, Subject, largest, rounding, wide
 
 AT_MOST = 16384
 
@@ -74,11 +84,13 @@ class Measured(Subject):
             shape = self.f.shapes[self.f.names.index(array)]
             ours = np.zeros(shape) if by_hand.get(array) is None else np.asarray(by_hand[array])
             if ours.shape != shape:
-                manual[array], reference[array] = ours, piece.reference(np.zeros(shape), piece.slopes.slope)
+                manual[array], reference[array] = ours, piece.reference(piece.slopes.slope, shape)
                 continue
             manual[name] = piece.by_hand(ours)
-            right = piece.reference(ours, piece.slopes.slope)
-            if piece.zero and np.any(ours) and not np.any(right):
+            slope, *_, one_side, _ = piece.slopes
+            slope = np.zeros_like(slope) if piece.zero else slope if np.any(slope) else one_side
+            right = piece.reference(slope, shape)
+            if piece.zero and np.any(ours):
                 right = right + np.finfo(np.float32).tiny
             reference[name] = right.astype(ours.dtype) if is_float(ours) else right
             uncertainty[name] = max(piece.uncertainty, TOLERANCE.get(_precision(ours), 0.0))
@@ -86,12 +98,17 @@ class Measured(Subject):
 
     def nearby(self, case: int, equation: str, path: Any) -> Iterator[np.ndarray]:
         """The slopes of both sides, then the derivatives at points beside; nothing where the sides do not differ."""
-        _, piece = self.pieces.get(path[0].key, ("", None))
+        array, piece = self.pieces.get(path[0].key, ("", None))
         if piece is None or not piece.has_kinks:
             return
-        manual = wide(self.best(case)[equation].manual[path[0].key])
+        shape = self.f.shapes[self.f.names.index(array)]
         for slope in (piece.slopes.left, piece.slopes.right, *derivatives_beside(self.f, piece)):
-            yield piece.reference(manual, slope)
+            yield piece.reference(slope, shape)
+
+
+def _may_hide(piece: Piece, manual: Any) -> bool:
+    """Whether differences would not see a derivative of this size, or the function is 0 all around."""
+    return largest(manual) <= piece.hidden or (np.max(piece.slopes.size) < 1e-12 and not np.any(piece.slopes.slope))
 
 
 def _precision(a: np.ndarray) -> str:
@@ -111,6 +128,8 @@ def measured_rows(name: str, subject: Measured, about: Callable | None = None) -
         _, piece = subject.pieces.get(leaf, ("", None))
         scale = piece.zero / rounding("float64") if piece else 0.0
         row = judged(name, subject, equation, leaf, path=(DictKey(leaf),), scales=(scale, 0.0), about=about)
+        if row.verdict == "fail" and piece and piece.zero and _may_hide(piece, subject.best(0)[equation].manual[leaf]):
+            raise NoJudge(f"no independent judge: a derivative with respect to {leaf} is lost in rounding; {REMEDY}")
         if row.verdict == "vacuous" and np.any(subject.best(0)[equation].manual[leaf]):
             row = dataclasses.replace(row, verdict="zero to rounding")
         if row.verdict == "zero to rounding":
@@ -176,7 +195,14 @@ def _one_by_one(outputs: Callable, count: int, options: Any) -> Callable:
     ]
 
 
-def measured_vjp(plain: Callable, args: tuple, cotangent: Any, manual: Callable, dtype: str) -> Measured:
+def measured_vjp(
+    plain: Callable,
+    args: tuple,
+    cotangent: Any,
+    manual: Callable,
+    dtype: str,
+    measure: Callable[..., list[Piece]] = measured,
+) -> Measured:
     """The subject of an audit of a hand-written rule by differences, for `measured_rows`.
 
     Args:
@@ -185,9 +211,10 @@ def measured_vjp(plain: Callable, args: tuple, cotangent: Any, manual: Callable,
         cotangent: of out.
         manual: (args, cotangent) -> {"args[0]['w']": the rule's cotangent of that leaf}; called in float64 as well.
         dtype: the audit's.
+        measure: as `measured`, or `along_directions`, which is less work.
 
     Raises:
         NoJudge: where the differences are too uncertain.
     """
     f = of_program(plain, args, cotangent)
-    return Measured("backward", f, manual, (args, cotangent), dtype, lambda args, _: plain(*args))
+    return Measured("backward", f, manual, (args, cotangent), dtype, lambda args, _: plain(*args), measure)

@@ -23,7 +23,7 @@ from ..layers._layer import Layer, Params, check_key
 from ..penalties import Penalty, check_penalty
 from .elsewhere import Audited, elsewhere_rows
 from .layer import Terms
-from .mistakes import of_penalty
+from .network_mistakes import of_penalty
 from .report import Report, Row
 from .rows import APPROXIMATE, ROUGHLY, SUBGRADIENTS, check_concrete, dtype_of, fields, judged, reported, settled
 from .rules import name_of, sources, sources_in
@@ -121,8 +121,8 @@ def _audited(
                 raise ValueError(f"layer {placed.name}: expected parameters of floats to audit, got {got}; {remedy}")
     program, a = traced(net, cost, given)
     progress, u = _Progress(), normals(a, 0)
-    trusted, notes = _judged_by(net, cost, given, program, tuple(trust), finite)
-    terms = Terms(dtype_of(given.params, given.x), finite, trusted)
+    trusted, believed, notes = _judged_by(net, cost, given, program, tuple(trust), finite)
+    terms = Terms(dtype_of(given.params, given.x), finite, trusted, believed=believed)
     rows = network_rows(net, cost, given, u, terms, progress.step).rows
     for penalty, n in penalties:
         rows += _penalty_rows(penalty, given.params, n, terms.dtype)
@@ -144,29 +144,28 @@ def _beside(net: Layer, cost: Cost | None, given: Given, u: Any, terms: Terms, m
 
 def _judged_by(
     net: Layer, cost: Cost | None, given: Given, program: Any, trust: tuple[Callable, ...], finite: bool
-) -> tuple[tuple[str, ...] | None, list[str]]:
-    """Where the rules are written that are taken as they are, None where there are no others, and what to say of them."""
+) -> tuple[tuple[str, ...] | None, tuple[str, ...], list[str]]:
+    """Where the rules are written that are trusted, None where there are no others to replace; that are believed, since they
+    cannot be replaced; and what to say of them."""
     trusted = tuple(sources(trust))
     found = sources_in(program, trusted)
     if not found:
-        return None, []
+        return None, (), []
     names = ", ".join(map(name_of, found))
     try:
         jax.eval_shape(functools.partial(gradient_without_rules, net, cost, trusted), given)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         if finite:
-            return None, [
-                f"the rules inside forward ({names}) are taken as they are: {reason}; finite differences judge"
-            ]
+            said = f"hand-written rules inside forward, taken as they are: {names} ({reason}); finite differences judge them"
+            return None, tuple(found), [said]
         raise ValueError(
             f"the hand-written rule of {names} inside a forward pass: expected a function that autodiff can differentiate in "
             f"its place, got one that it cannot ({reason}); take the rule as it is with trust=({name_of(found[0])},), or "
             "let differences judge with finite_differences=True"
         ) from error
-    return trusted, [
-        f"hand-written rules inside forward, audited too: {names}; autodiff differentiates their functions"
-    ]
+    said = f"hand-written rules inside forward, audited too: {names}; autodiff differentiates their functions"
+    return trusted, (), [said]
 
 
 def _penalty_rows(penalty: Penalty, params: Params, n_examples: Any, dtype: str) -> list[Row]:

@@ -14,7 +14,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from .central import entries, opinion, supports_manual
 from .mistakes import Failure, explain
 from .points import moved
-from .report import Report, Row
+from .report import BY_AUTODIFF, Report, Row
 from .sides import is_float, leaf_at
 from .verdicts import (
     NAN,
@@ -37,6 +37,7 @@ from .verdicts import (
 SUBGRADIENTS, BETTER, APPROXIMATE = "both valid subgradients", "better than autodiff", "approximate"
 NEARLY, ROUGHLY = 1e-8, 1e-7
 """How far off in float64 is approximate, and how far off is what follows from it."""
+MODERATE = 0.01, 0.5
 FAINT = "off by less than 1e-7 of the largest entry"
 NOT_EVEN_AUTODIFF = (
     "autodiff itself differs from finite differences: a stop_gradient, or a hand-written rule inside forward"
@@ -67,9 +68,7 @@ def dtype_of(*trees: Any) -> str:
     return str(jnp.result_type(float))
 
 
-def reported(
-    rows: list[Row], dtype: str, judge: str = "autodiff of the forward pass", notes: Sequence[str] = ()
-) -> Report:
+def reported(rows: list[Row], dtype: str, judge: str = BY_AUTODIFF, notes: Sequence[str] = ()) -> Report:
     """The rows in order. Consequences without a cause are those of the composition."""
     order = {"fail": 0, "consequence": 1}
     rows = sorted(rows, key=lambda row: order.get(row.verdict, 2))
@@ -101,18 +100,19 @@ def settled(rows: list[Row], given: Any, audited: Callable[[Any], list[Row]]) ->
 def faint(found: Differences, dtype: str) -> str:
     """`FAINT` for a difference that an approximate equation may have made."""
     apart = found.difference if np.isnan(found.in_float64) else found.in_float64
-    return FAINT if apart <= ROUGHLY and found.difference <= bound_of(dtype) * 4 else ""
+    return FAINT if apart <= ROUGHLY and found.difference <= 4 * max(ROUGHLY, bound_of(dtype)) else ""
 
 
 def easy(tree: Any) -> Any:
-    """In float64, the floats drawn anew, none much larger than 1: nothing saturates there."""
+    """In float64, the floats drawn anew in moderate sizes: nothing saturates there, and nothing is too small to matter."""
     draw = np.random.default_rng(0)
 
     def leaf(a: Any) -> Any:
         if not is_float(a) or not np.size(a):
             return a
         new = wide(moved(a, draw, None))
-        return new * min(1.0, 0.5 / (float(np.mean(np.abs(new))) or 1.0))
+        size = float(np.mean(np.abs(new))) or 1.0
+        return new * (min(max(size, MODERATE[0]), MODERATE[1]) / size)
 
     return jax.tree.map(leaf, tree)
 

@@ -5,6 +5,7 @@ With each replaced by its body, also inside loops, branches, ``jit`` and ``check
 it is then a judge of them.
 """
 
+import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ def without_rules(f: Callable, trust: tuple[Callable | str, ...] = ()) -> Callab
         Unseen: when it is traced, for a rule inside an operation that is no call, loop or branch.
     """
 
+    @functools.wraps(f)
     def plain(*args: Any) -> Any:
         closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
         out = _evaluated(closed.jaxpr, closed.consts, jax.tree.leaves(args), sources(trust))
@@ -99,7 +101,7 @@ def _evaluated(jaxpr: Any, consts: Any, args: Any, trusted: frozenset[str]) -> l
             elif name == "cond":
                 out = jax.lax.switch(given[0], [run(branch) for branch in params["branches"]], *given[1:])
             elif name == "scan":
-                out = _scanned(run(params["jaxpr"]), equation, given)
+                out = scanned(run(params["jaxpr"]), equation, given)
             elif name == "while":
                 out = _looped(run(params["cond_jaxpr"]), run(params["body_jaxpr"]), params, given)
             else:
@@ -118,23 +120,29 @@ def _needed(jaxpr: Any) -> list[Any]:
     return kept[::-1]
 
 
-def _scanned(body: Callable, equation: Any, given: list[Any]) -> list[Any]:
-    """``scan``'s operands are constants, carry and inputs, its results carry and outputs; inputs and outputs have an axis
-    more than in its body."""
-    params = equation.params
-    inside = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+def scan_split(equation: Any) -> tuple[int, int]:
+    """How many constants and how many carries a scan has: its operands are constants, carry and inputs, its results carry and
+    outputs; inputs and outputs have an axis more than in its body."""
+    inside = getattr(equation.params["jaxpr"], "jaxpr", equation.params["jaxpr"])
 
     def of_one_step(outside: Any, inside: Any) -> int:
         return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
-    n_carry, j = of_one_step(equation.outvars, inside.outvars), of_one_step(equation.invars, inside.invars)
-    constants, carry, xs = given[: j - n_carry], given[j - n_carry : j], given[j:]
+    n_carry = of_one_step(equation.outvars, inside.outvars)
+    return of_one_step(equation.invars, inside.invars) - n_carry, n_carry
+
+
+def scanned(body: Callable, equation: Any, given: list[Any]) -> list[Any]:
+    """A scan with another body, a function of constants, carry and inputs."""
+    n, n_carry = scan_split(equation)
+    constants, carry, xs = given[:n], given[n : n + n_carry], given[n + n_carry :]
 
     def step(carry: Any, x: Any) -> tuple[list[Any], list[Any]]:
         out = body(*constants, *carry, *x)
         return out[:n_carry], out[n_carry:]
 
-    carry, ys = jax.lax.scan(step, carry, xs, **{name: params[name] for name in ("length", "reverse", "unroll")})
+    names = ("length", "reverse", "unroll")
+    carry, ys = jax.lax.scan(step, carry, xs, **{name: equation.params[name] for name in names})
     return [*carry, *ys]
 
 

@@ -223,7 +223,8 @@ def bound_of(dtype: str) -> float:
 
 def product_error() -> float:
     """How exact a product of float32 is, by the precision in force on this backend."""
-    return _product_error(jax.default_backend(), str(jax.config.jax_default_matmul_precision))
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    return _product_error(jax.default_backend(), str(precision))
 
 
 @functools.cache
@@ -245,6 +246,8 @@ def between(manual: np.ndarray, reference: np.ndarray, tolerance: float, nearby:
     if manual.shape != reference.shape or not 0 < size < np.inf:
         return False
     differ = np.abs(manual - reference) > tolerance * size
+    if not differ.any():
+        return False
     low = high = reference
     least = most = _sums(reference)
     for i, other in enumerate(nearby, start=1):

@@ -13,8 +13,9 @@ from ..costs import Cost
 from ..layers._composite import composites, walk
 from ..layers._layer import Layer, Params, run_forward
 from .central import opinion, supports_manual
+from .function_mistakes import of_function
 from .layer import Chained, Terms, layer_rows
-from .mistakes import of_cost, of_function
+from .network_mistakes import of_cost
 from .report import Row
 from .rows import (
     BETTER,
@@ -156,6 +157,8 @@ def _terms_row(net: Layer, cost: Cost, given: Given, z: Any, terms: Terms) -> Ro
         found, dtype = run(*jax.tree.map(lambda a: a.astype(terms.dtype) if is_float(a) else a, case)), terms.dtype
     compared = Compared(*found["terms"])
     apart = differences(compared)
+    if dtype != terms.dtype:
+        apart = apart._replace(in_float64=apart.difference, manual_error=apart.difference, autodiff_error=0.0)
     if apart.difference <= TOLERANCE[dtype]:
         return Row(f"cost {cost}", "terms", "", "pass", *fields(apart))
     manual, reference = (float(side[0]) for side in compared[:2])

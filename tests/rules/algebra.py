@@ -43,11 +43,12 @@ def dense_back(r, u):
 
 
 add(dense, dense_back, lambda draw: (draw(5, 4), draw(4, 4), draw(4)), {
-    "w transposed": (on(0, dense_back, lambda g, r, u: u @ r[1].T), "args[0]", "transpose"),
+    "w transposed": (on(0, dense_back, lambda g, r, u: u @ r[1].T), "args[0]", r"transpose|w\.T"),
     "dw transposed": (on(1, dense_back, lambda g, r, u: g.T), "args[1]", "transposed"),
     "the mean": (on(1, dense_back, lambda g, r, u: g / 5), "args[1]", "1/m = 1/5|factor"),
     "b not summed": (on(2, dense_back, lambda g, r, u: u), "args[2]", "not summed over"),
-    "one example": (on(1, dense_back, lambda g, r, u: jnp.outer(u[0], r[0][0])), "args[1]", ""),
+    "one example": (on(1, dense_back, lambda g, r, u: jnp.outer(u[0], r[0][0])),
+        "args[1]", "only the first entry along axis 0"),
     "b is None": (lambda r, u: (*dense_back(r, u)[:2], None), "args[2]", "left out: 0 everywhere"),
     "x and b exchanged": (on(2, dense_back, lambda g, r, u: jnp.sum(r[0], 0)), "args[2]", ""),
 })  # fmt: skip
@@ -104,7 +105,7 @@ def trace(a, b):
 
 
 add(trace, lambda r, u: (u * r[1].T, u * r[0].T), lambda draw: (draw(3, 3), draw(3, 3)), {
-    "not transposed": (lambda r, u: (u * r[1], u * r[0].T), "args[0]", "transposed"),
+    "not transposed": (lambda r, u: (u * r[1], u * r[0].T), "args[0]", "transpose"),
 })  # fmt: skip
 
 
@@ -161,7 +162,7 @@ def log_determinant(a):
 
 
 add(log_determinant, lambda a, u: (u * jnp.linalg.inv(a).T,), lambda draw: (draw.regular(3),), {
-    "not transposed": (lambda a, u: (u * jnp.linalg.inv(a),), "args[0]", "transposed"),
+    "not transposed": (lambda a, u: (u * jnp.linalg.inv(a),), "args[0]", "transpose"),
 }, dtypes=WIDE)  # fmt: skip
 
 
@@ -258,7 +259,7 @@ def least_squares_back(r, u):
 
 add(least_squares, least_squares_back, lambda draw: (draw(5, 3), draw(5)), {
     "the residual left out": (on(0, least_squares_back, lambda g, r, u: -jnp.outer(
-        r[0] @ jnp.linalg.solve(r[0].T @ r[0], u), r[2])), "args[0]", ""),
+        r[0] @ jnp.linalg.solve(r[0].T @ r[0], u), r[2])), "args[0]", "left out.*and the one through"),
 }, dtypes=WIDE)  # fmt: skip
 
 
@@ -314,7 +315,7 @@ def broadcast_back(r, u):
 
 
 add(broadcast, broadcast_back, lambda draw: (draw(4, 1), draw(1, 4), draw()), {
-    "over the wrong axis": (on(0, broadcast_back, lambda g, r, u: jnp.sum(u, 0)[:, None]), "args[0]", "wrong axis"),
+    "over the wrong axis": (on(0, broadcast_back, lambda g, r, u: jnp.sum(u, 0)[:, None]), "args[0]", "wrong axis|transpose"),
     "not summed": (on(0, broadcast_back, lambda g, r, u: u), "args[0]", "not summed over"),
     "the mean": (on(2, broadcast_back, lambda g, r, u: jnp.mean(u * r[1])), "args[2]", "factor"),
 })  # fmt: skip

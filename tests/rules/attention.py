@@ -81,5 +81,5 @@ def rotary_back(r, u, way=1):
 
 
 add(rotary, rotary_back, lambda draw: (draw(3, 4), draw(2)), {
-    "turned once more": (lambda r, u: rotary_back(r, u, -1), "args[0]", "sin"),
+    "turned once more": (lambda r, u: rotary_back(r, u, -1), "args[0]", r"args\[1\] comes in with the wrong sign|sin"),
 })  # fmt: skip

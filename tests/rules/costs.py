@@ -134,7 +134,8 @@ def kl_back(r, u):
 add(kl, kl_back, lambda draw: (draw(4, 5), draw(4, 5)), {
     "swapped": (lambda r, u: kl_back(r, u)[::-1], "args[0]", r"swapped.*args\[1\]"),
     "a and b exchanged": (on(1, kl_back, lambda g, r, u: -g), "args[1]", "wrong sign"),
-    "d left out": (on(0, kl_back, lambda g, r, u: u[:, None] * jnp.exp(r[0]) * (r[0] - r[1])), "args[0]", ""),
+    "d left out": (on(0, kl_back, lambda g, r, u: u[:, None] * jnp.exp(r[0]) * (r[0] - r[1])),
+        "args[0]", "left out.*log_softmax"),
 })  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def squared_error_back(r, u):
 add(squared_error, squared_error_back, lambda draw: (draw(3, 5), draw(3, 5)), {
     "no 2": (on(0, squared_error_back, lambda g, r, u: g / 2), "args[0]", "factor 0.5"),
     "no 1/n": (on(0, squared_error_back, lambda g, r, u: 5 * g), "args[0]", "factor.*5"),
-    "no y": (on(0, squared_error_back, lambda g, r, u: 2 * u / 5 * r[0]), "args[0]", "left out|0 stands where"),
+    "no y": (on(0, squared_error_back, lambda g, r, u: 2 * u / 5 * r[0]), "args[0]", "left out, or taken for 0"),
 })  # fmt: skip
 
 

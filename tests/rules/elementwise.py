@@ -21,7 +21,7 @@ add(sigmoid, sigmoid_back, x_of(3, 4), {
     "no derivative": (lambda s, u: (u,), "args[0]", "local derivative is missing"),
     "derivative twice": (lambda s, u: (u * (s * (1 - s)) ** 2,), "args[0]", "local derivative is applied twice"),
     "at the output": (lambda s, u: (u * jax.nn.sigmoid(s) * (1 - jax.nn.sigmoid(s)),), "args[0]", "at the output"),
-    "one entry clipped": (lambda s, u: ((u * s * (1 - s)).at[1, 2].set(0),), "args[0]", "^$"),
+    "one entry clipped": (lambda s, u: ((u * s * (1 - s)).at[1, 2].set(0),), "args[0]", "^only this example is wrong$"),
     "a factor near 1": (lambda s, u: (1.0001 * u * s * (1 - s),), "args[0]", r"factor 1\.0001"),
 })  # fmt: skip
 
@@ -190,7 +190,7 @@ def clip(x):
 
 add(clip, lambda inside, u: (u * inside.astype(u.dtype),), lambda draw: (draw.apart(3, 4),), {
     "straight through": (lambda inside, u: (u,), "args[0]", "local derivative is missing"),
-    "the other side": (lambda inside, u: (u * (~inside).astype(u.dtype),), "args[0]", ""),
+    "the other side": (lambda inside, u: (u * (~inside).astype(u.dtype),), "args[0]", "another mask"),
 })  # fmt: skip
 
 

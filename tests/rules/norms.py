@@ -32,9 +32,9 @@ add(layer_norm, layer_norm_back, normed, {
         r"left out.*(x - mu\) \*\* 2|rsqrt|jnp.mean)"),
     "neither": (lambda r, u: layer_norm_back(r, u, mean_u=0.0, mean_ux=0.0), "args[0]", "left out"),
     "mean(u) added": (lambda r, u: layer_norm_back(r, u, mean_u=-1.0), "args[0]", r"sign.*jnp.mean\(x, -1"),
-    "no 1/σ": (lambda r, u: layer_norm_back(r, u, power=0), "args[0]", "factor.*residuals"),
-    "1/σ²": (lambda r, u: layer_norm_back(r, u, power=2), "args[0]", "factor.*residuals"),
-    "over the examples": (lambda r, u: layer_norm_back(r, u, axis=0), "args[0]", "wrong axis"),
+    "no 1/σ": (lambda r, u: layer_norm_back(r, u, power=0), "args[0]", "factor .*rsqrt.* is missing"),
+    "1/σ²": (lambda r, u: layer_norm_back(r, u, power=2), "args[0]", "factor .*rsqrt.* too much"),
+    "over the examples": (lambda r, u: layer_norm_back(r, u, axis=0), "args[0]", ""),
     "a sum for the mean": (lambda r, u: layer_norm_back(r, u, mean_u=5.0), "args[0]", r"factor 5.*jnp.mean\(x, -1"),
     "x̂ left out of g's": (on(1, layer_norm_back, lambda g, r, u: jnp.sum(u, 0)), "args[1]",
         r"swapped: this is the gradient of args\[2\]"),
@@ -134,7 +134,7 @@ def one_empty(draw):
 
 
 add(safe_norm, safe_norm_back, one_empty, {
-    "x/‖x‖²": (lambda r, u: (safe_norm_back((r[0], r[1] ** 2), u)[0],), "args[0]", ""),
+    "x/‖x‖²": (lambda r, u: (safe_norm_back((r[0], r[1] ** 2), u)[0],), "args[0]", "factor .*sqrt.* is missing"),
 })  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def deviation(x):
 
 add(deviation, lambda r, u: ((u / r[1])[:, None] * (r[0] - jnp.mean(r[0], -1, keepdims=True)) / 4,), x_of(3, 4), {
     "no 1/σ": (lambda r, u: (u[:, None] * (r[0] - jnp.mean(r[0], -1, keepdims=True)) / 4,), "args[0]",
-        "factor out|local derivative of .*sqrt"),
+        "factor .*std.* too much|local derivative of .*sqrt"),
 })  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def maximum_back(r, u):
 
 add(maximum, maximum_back, lambda draw: (draw.apart(3, 4),), {
     "to all": (lambda r, u: (jnp.broadcast_to(u[:, None], r[1]),), "args[0]", ""),
-    "the first place": (lambda r, u: (jnp.zeros(r[1], u.dtype).at[:, 0].set(u),), "args[0]", ""),
+    "the first place": (lambda r, u: (jnp.zeros(r[1], u.dtype).at[:, 0].set(u),), "args[0]", "taken for 0"),
 })  # fmt: skip
 
 
@@ -69,8 +69,8 @@ def running_sum(x):
 
 
 add(running_sum, lambda _, u: (jnp.sum(u, -1, keepdims=True) - jnp.cumsum(u, -1) + u,), x_of(3, 4), {
-    "forwards": (lambda _, u: (jnp.cumsum(u, -1),), "args[0]", "cumsum.*(direction|backwards|transpose)"),
-    "itself left out": (lambda _, u: (jnp.cumsum(u[..., ::-1], -1)[..., ::-1] - u,), "args[0]", ""),
+    "forwards": (lambda _, u: (jnp.cumsum(u, -1),), "args[0]", "direction|transpose"),
+    "itself left out": (lambda _, u: (jnp.cumsum(u[..., ::-1], -1)[..., ::-1] - u,), "args[0]", "off by one"),
 })  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def sort(x):
 
 add(sort, lambda i, u: (jnp.take_along_axis(u, jnp.argsort(i, -1), -1),), lambda draw: (draw.apart(3, 5),), {
     "not put back": (lambda i, u: (u,), "args[0]", "local derivative is missing"),
-    "permuted once more": (lambda i, u: (jnp.take_along_axis(u, i, -1),), "args[0]", "permut"),
+    "permuted once more": (lambda i, u: (jnp.take_along_axis(u, i, -1),), "args[0]", "transpose"),
 })  # fmt: skip
 
 
@@ -112,7 +112,8 @@ def top_two_back(r, u):
 
 
 add(top_two, top_two_back, lambda draw: (draw.apart(3, 5),), {
-    "the first only": (lambda r, u: top_two_back(r, (u[0].at[:, 1].set(0), u[1])), "args[0]", ""),
+    "the first only": (lambda r, u: top_two_back(r, (u[0].at[:, 1].set(0), u[1])),
+        "args[0]", "only the first entry along axis 1"),
 })  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def max_pool_back(i, u):
 
 
 add(max_pool, max_pool_back, lambda draw: (draw.apart(3, 6),), {
-    "to both": (lambda i, u: (jnp.repeat(u, 2, -1),), "args[0]", ""),
+    "to both": (lambda i, u: (jnp.repeat(u, 2, -1),), "args[0]", "every entry gets the error"),
 })  # fmt: skip
 
 
@@ -196,7 +197,7 @@ def rolled(x):
 
 
 add(rolled, lambda _, u: (jnp.concatenate([u[:, 1:], u[:, :1]], -1),), x_of(3, 5), {
-    "rolled once more": (lambda _, u: (jnp.roll(u, 1, -1),), "args[0]", ""),
+    "rolled once more": (lambda _, u: (jnp.roll(u, 1, -1),), "args[0]", "the wrong direction"),
     "not rolled back": (lambda _, u: (u,), "args[0]", "local derivative is missing"),
 })  # fmt: skip
 
@@ -206,7 +207,7 @@ def lower_triangle(x):
 
 
 add(lower_triangle, lambda _, u: (jnp.where(jnp.arange(4)[:, None] >= jnp.arange(4), u, 0),), x_of(4, 4), {
-    "the upper": (lambda _, u: (jnp.triu(u),), "args[0]", ""),
+    "the upper": (lambda _, u: (jnp.triu(u),), "args[0]", "another mask"),
     "not masked": (lambda _, u: (u,), "args[0]", "local derivative is missing"),
 })  # fmt: skip
 

@@ -70,7 +70,7 @@ def circular_back(r, u, conjugate=jnp.conj):
 
 
 add(circular, circular_back, lambda draw: (draw(2, 6), draw(6)), {
-    "not conjugated": (lambda r, u: circular_back(r, u, lambda z: z), "args[0]", "conjugate"),
+    "not conjugated": (lambda r, u: circular_back(r, u, lambda z: z), "args[0]", "conjugate|direction"),
 }, dtypes=WIDE)  # fmt: skip
 
 
@@ -110,12 +110,15 @@ add(rnn, rnn_back, sequence, {
     "no later steps": (lambda r, u: rnn_back(r, u, through=0.0), "args[0]", "later"),
     "W for Wᵀ": (lambda r, u: rnn_back(r, u, transposed=False), "args[0]", "transpose"),
     "no derivative": (lambda r, u: rnn_back(r, u, derivative=False), "args[0]", "local derivative of .*tanh"),
-    "h_t for h_{t−1}": (on(1, rnn_back, lambda g, r, u: rnn_errors(r, u).T @ r[2]), "args[1]", "new.*old"),
+    "h_t for h_{t−1}": (on(1, rnn_back, lambda g, r, u: rnn_errors(r, u).T @ r[2]), "args[1]",
+        "the new state stands where the state before belongs"),
     "dW: no later steps": (on(1, rnn_back, lambda g, r, u: rnn_back(r, u, through=0.0)[1]), "args[1]", "later"),
-    "the last step's dW": (on(1, rnn_back, lambda g, r, u: jnp.outer(rnn_errors(r, u)[-1], r[2][-2])), "args[1]", ""),
+    "the last step's dW": (on(1, rnn_back, lambda g, r, u: jnp.outer(rnn_errors(r, u)[-1], r[2][-2])),
+        "args[1]", "only the last step is counted"),
     "time reversed": (on(0, rnn_back, lambda g, r, u: g[::-1]), "args[0]", "reversed"),
     "dh0 without W": (on(2, rnn_back, lambda g, r, u: rnn_errors(r, u)[0]), "args[2]", ""),
-    "the first step left out of dW": (on(1, rnn_back, lambda g, r, u: rnn_errors(r, u)[1:].T @ r[2][:-1]), "args[1]", ""),
+    "the first step left out of dW": (on(1, rnn_back, lambda g, r, u: rnn_errors(r, u)[1:].T @ r[2][:-1]),
+        "args[1]", "the first step is not counted"),
 })  # fmt: skip
 
 
@@ -139,7 +142,7 @@ def lstm_step_back(r, u, forget=True, cell=1.0):
 add(lstm_step, lstm_step_back, lambda draw: (draw(2), draw(3), draw(3), draw(12, 5)), {
     "the cell's cotangent ignored": (lambda r, u: lstm_step_back(r, u, cell=0.0), "args[0]",
         r"cotangent of out\[1\] is ignored"),
-    "no forget gate": (lambda r, u: lstm_step_back(r, u, forget=False), "args[2]", "factor residuals.* is missing"),
+    "no forget gate": (lambda r, u: lstm_step_back(r, u, forget=False), "args[2]", "factor .*sigmoid.* is missing"),
     "no 1 − t²": (on(2, lstm_step_back, lambda g, r, u: (u[1] + u[0] * r[7]) * r[5]), "args[2]",
         "local derivative of .*tanh"),
 })  # fmt: skip

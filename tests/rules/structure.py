@@ -68,7 +68,7 @@ def unused(x, y):
 
 
 add(unused, lambda r, u: (u * r[0], None), lambda draw: (draw(4), draw(4)), {
-    "not left alone": (lambda r, u: (u * r[0], u), "args[1]", ""),
+    "not left alone": (lambda r, u: (u * r[0], u), "args[1]", "cotangent itself"),
 })  # fmt: skip
 
 

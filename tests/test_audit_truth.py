@@ -1,0 +1,266 @@
+"""Where autodiff is no good judge: it cancels, overflows or is not finite; dtypes narrower inside; what is nearly right."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnnet as fn
+from fnnet.gradcheck import verdicts
+from fnnet.gradcheck.decimals import precisely
+
+from .cases import thorough
+from .test_audit import normal
+from .test_audit_networks import KEY, audited, failures
+
+
+def grad_of_sum(f):
+    """A scalar's gradient that has every operation of f in it, and of its derivative."""
+    return jax.grad(lambda x: sum(jnp.sum(o * jnp.cos(o)) for o in jax.tree.leaves(f(x))))
+
+
+FUNCTIONS = {
+    "activations": lambda x: [f(x) for f in (jnp.tanh, jax.nn.sigmoid, jax.nn.softplus, jax.nn.elu, jax.nn.silu)],
+    "softmax": lambda x: [jax.nn.softmax(x), jax.nn.log_softmax(x)],
+    "gelu": jax.nn.gelu,
+    "powers": lambda x: x**3 / jnp.sqrt(jnp.abs(x)) ** 1.5 + jax.lax.rsqrt(x * x) + jnp.exp2(x) + jnp.expm1(x),
+    "products": lambda x: [x @ x.T, jnp.einsum("ij,kj->ik", x, x), jnp.einsum("ij,ij->i", x, x)],
+    "reductions": lambda x: [x.max(0), x.min(), x.var(-1), jnp.linalg.norm(x), jnp.prod(x, 1)],
+    "moves": lambda x: [x[jnp.array([2, 0, 2])], jnp.pad(x, 1)[::2, ::-1], x.T.reshape(2, -1), jnp.concatenate([x, x])],
+    "additions": lambda x: [x.at[jnp.array([1, 1])].add(1.5 * x[:2]), jnp.cumsum(x, 0)],
+    "choices": lambda x: [jnp.where(jax.random.bernoulli(KEY, 0.5, x.shape), x, 0), jnp.clip(x, -0.5, 0.5)],
+    "loops": lambda x: jax.lax.scan(lambda c, r: (jnp.tanh(c + r), c * r), x[0], x, reverse=True),
+    "branches": lambda x: jax.lax.cond(x.sum() > 0, jnp.sin, jnp.cos, jax.checkpoint(jnp.sin)(x)),
+}
+
+
+class TestManyDigits:
+    @pytest.mark.parametrize("name", ["activations", "products", "loops", *thorough(*sorted(FUNCTIONS))])
+    def test_they_agree_with_float64(self, name):
+        f, x = grad_of_sum(FUNCTIONS[name]), normal((4, 6))
+        (found,) = precisely(f, (x,), lambda out: out)
+        np.testing.assert_allclose(found, f(x), rtol=0, atol=1e-13 * float(jnp.max(jnp.abs(f(x)))))
+
+    def test_beyond_float64(self):
+        z = jnp.array([1000.0, 2.0, -1000.0])
+        (found,) = precisely(jax.grad(lambda z: jnp.sum(jnp.log1p(jnp.exp(z)))), (z,), lambda out: out)
+        np.testing.assert_allclose(found, jax.nn.sigmoid(z), rtol=1e-15)
+        (found,) = precisely(lambda z: jnp.log1p(jnp.exp(z)) - z, (jnp.array([60.0]),), lambda out: out)
+        np.testing.assert_allclose(found, np.exp(-60.0), rtol=1e-15)
+
+    def test_what_is_not_known_or_too_much(self):
+        assert precisely(jnp.sort, (normal((4,)),), lambda out: out) is None
+        assert precisely(lambda x: x @ x, (normal((400, 400)),), lambda out: out) is None
+        (found,) = precisely(lambda x: (jnp.sort(x), 2 * x), (normal((4,)),), lambda out: out[1])
+        np.testing.assert_array_equal(found, 2 * normal((4,)))
+
+
+class TestBetterThanAutodiff:
+    @pytest.mark.parametrize("dtype", ["float32", *thorough("float64")])
+    @pytest.mark.parametrize("cost", [fn.log_likelihood, fn.quadratic], ids=str)
+    @pytest.mark.parametrize("size", [20.0, 60.0])
+    def test_a_saturated_softmax(self, size, cost, dtype):
+        net = fn.Network(fn.Dense(2, fn.tanh), fn.Dense(3, fn.softmax))
+        params = net.init(KEY, (2,))
+        params = (params[0], {"w": jnp.zeros((3, 2)), "b": jnp.array([size, 0, 0])})
+        params = jax.tree.map(lambda p: p.astype(dtype), params)
+        for label in (0, 1):
+            report = fn.compare_gradients(net, cost, params, jnp.ones((1, 2), dtype), jnp.array([label]))
+            assert report.ok, str(report)
+        layer = fn.check_layer(net, params, jnp.ones((1, 2), dtype))
+        assert layer.ok, str(layer)
+
+    def test_a_wrong_one_is_not_better(self):
+        @fn.layer
+        class Wrong(fn.Dense):
+            def error(self, params, cache, da):
+                return 1.01 * super().error(params, cache, da)
+
+        for cls, verdict in ((fn.Dense, "better than autodiff"), (Wrong, "fail")):
+            params = {"w": jnp.zeros((3, 2)), "b": jnp.array([20.0, 0, 0])}
+            report = fn.check_layer(cls(3, fn.softmax), params, jnp.ones((1, 2)))
+            row = next(row for row in report.rows if row.equation == "error")
+            assert row.verdict == verdict, str(report)
+            assert verdict == "fail" or "with 60 digits manual is off by" in row.hint
+
+    @pytest.mark.parametrize("dtype", ["float32", *thorough("float64")])
+    def test_the_tail_of_elu(self, dtype):
+        net = fn.Dense(3, fn.elu)
+        params = {"w": jnp.zeros((3, 2), dtype), "b": jnp.array([-30.0, -40, -50], dtype)}
+        report = fn.check_layer(net, params, jnp.ones((2, 2), dtype))
+        assert report.ok, str(report)
+
+    def test_finite_where_autodiff_is_not(self):
+        @fn.layer
+        class Softplus:
+            factor: float = 1.0
+
+            def forward(self, params, a_in):
+                return jnp.log1p(jnp.exp(a_in)), a_in
+
+            def propagate(self, params, cache, delta):
+                return self.factor * delta * jax.nn.sigmoid(cache)
+
+        x = jnp.array([[1000.0, 2.0], [-1.0, -1000.0]])
+        row = next(row for row in fn.check_layer(Softplus(), {}, x).rows if row.equation == "propagate")
+        assert row.verdict == "better than autodiff"
+        assert not fn.check_layer(Softplus(1.001), {}, x).ok
+
+    @pytest.mark.parametrize(("factor", "at_zero", "ok"), [(1.0, 0.0, True), (1.0, 7.0, False), (1.01, 0.0, False)])
+    def test_a_norm_at_zero(self, factor, at_zero, ok):
+        @fn.layer
+        class Norm:
+            def forward(self, params, a_in):
+                return jnp.sqrt(jnp.sum(a_in**2, -1, keepdims=True)), a_in
+
+            def propagate(self, params, cache, delta):
+                size = jnp.sqrt(jnp.sum(cache**2, -1, keepdims=True))
+                return factor * delta * jnp.where(size > 0, cache / jnp.where(size > 0, size, 1), at_zero)
+
+        report = fn.check_layer(Norm(), {}, normal((4, 3)).at[1].set(0))
+        assert report.ok == ok, str(report)
+        row = next(row for row in report.rows if row.equation == "propagate")
+        assert row.verdict == ("both valid subgradients" if ok else "fail")
+
+    def test_in_float32_float64_is_the_judge(self):
+        @fn.layer
+        class Square:
+            """(1 + a)² − 1 − 2a, whose derivative autodiff computes by cancellation."""
+
+            def forward(self, params, a_in):
+                return (1 + a_in) ** 2 - 2 * a_in, a_in
+
+            def propagate(self, params, cache, delta):
+                return 2 * cache * delta
+
+        report = fn.check_layer(Square(), {}, 1e-5 * normal((4, 3), "float32"))
+        row = next(row for row in report.rows if row.equation == "propagate")
+        assert (row.verdict, row.hint) == ("better than autodiff", "nearer to float64 than autodiff is"), str(report)
+
+
+class TestNarrowerInside:
+    @fn.layer
+    class Kernel(fn.Dense):
+        """Products of float32 by name on the way back, as kernels have them."""
+
+        wrong: float = 1.0
+
+        def propagate(self, params, cache, delta):
+            da = super().propagate(jax.tree.map(narrow, params), jax.tree.map(narrow, cache), narrow(delta))
+            return (self.wrong * da).astype(delta.dtype)
+
+    @pytest.mark.parametrize("dtype", ["float32", *thorough("float64")])
+    def test_on_the_way_back(self, dtype):
+        for wrong, ok in ((1.0, True), (1.0001, False)):
+            report = audited(self.Kernel(4, fn.tanh, wrong=wrong), dtype=dtype)
+            assert report.ok == ok, str(report)
+
+    def test_of_a_function(self):
+        def forward(x):
+            y = jnp.tanh(x)
+            return y, y
+
+        def backward(y, g, wrong=1.0):
+            y32, g32 = y.astype("float32"), g.astype("float32")
+            return ((wrong * g32 * (1 - y32 * y32)).astype(y.dtype),)
+
+        for dtype in ("float32", "float64"):
+            x = normal((64,), dtype)
+            assert fn.check_vjp(forward, backward, x).ok
+            assert not fn.check_vjp(forward, lambda y, g: backward(y, g, 1.0001), x).ok
+
+    @pytest.mark.parametrize("error", [0.0, 1e-3])
+    def test_the_precision_of_products_is_part_of_the_bound(self, error, monkeypatch):
+        monkeypatch.setattr(verdicts, "product_error", lambda: error)
+
+        @fn.layer
+        class Coarse(fn.Dense):
+            """As if products were those of TF32, here on the way back only."""
+
+            def propagate(self, params, cache, delta):
+                da = super().propagate(params, cache, delta)
+                noise = normal(da.shape, "float32", 3) if da.dtype == jnp.float32 else jnp.zeros_like(da)
+                return da + 5e-4 * noise.astype(da.dtype)
+
+        report = audited(Coarse(4, fn.tanh), dtype="float32")
+        row = next(row for row in report.rows if (row.layer, row.equation) == ("1 Coarse", "propagate"))
+        assert row.verdict == ("pass" if error else "fail"), str(report)
+
+    def test_of_this_backend(self):
+        assert 0 < verdicts.product_error() < 1e-6
+
+
+def narrow(a):
+    return a.astype("float32") if hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.floating) else a
+
+
+class TestApproximate:
+    @fn.layer
+    class Nearly(fn.Dense):
+        """An equation with a small error that nothing explains."""
+
+        size: float = 0.0
+
+        def propagate(self, params, cache, delta):
+            da = super().propagate(params, cache, delta)
+            return da + self.size * jnp.sin(7 * da)
+
+    @pytest.mark.parametrize(
+        ("size", "verdict"), [(1e-12, "pass"), (1e-9, "approximate"), (1e-6, "fail")], ids=["tiny", "small", "large"]
+    )
+    def test_of_a_small_error(self, size, verdict):
+        report = audited(self.Nearly(4, fn.tanh, size=size))
+        row = next(row for row in report.rows if (row.layer, row.equation) == ("1 Nearly", "propagate"))
+        assert row.verdict == verdict, str(report)
+        assert report.ok == (verdict != "fail"), str(report)
+        assert verdict != "approximate" or row.hint.startswith("approximate, to ")
+
+    def test_one_that_grows_elsewhere_fails(self):
+        @fn.layer
+        class Scaled:
+            def init(self, key, input_shape):
+                return {"g": jnp.full(input_shape, 1e-9)}
+
+            def forward(self, params, a_in):
+                return a_in + jnp.sin(params["g"] * a_in), a_in
+
+            def propagate(self, params, cache, delta):
+                return delta
+
+            def gradients(self, params, cache, delta):
+                return {"g": jnp.mean(delta * cache * jnp.cos(params["g"] * cache), 0)}
+
+        report = fn.check_layer(Scaled(), {"g": 5e-9 * jnp.array([-0.5, 0.2, 1.0, -1.0])}, normal((6, 4)))
+        assert (report.rows[0].equation, report.rows[0].verdict) == ("propagate", "fail"), str(report)
+        assert report.rows[0].hint.startswith("left out: the path through `jnp.sin(")
+
+
+class TestTwoFormsOfACost:
+    def test_they_must_be_one(self):
+        off = dataclasses.replace(
+            fn.log_likelihood, matched_terms=lambda z, y: 2 * fn.log_likelihood.matched_terms(z, y)
+        )
+        off = dataclasses.replace(off, matched_error=lambda z, y: 2 * fn.log_likelihood.matched_error(z, y))
+        report = audited(fn.Dense(4, fn.tanh), cost=off)
+        assert failures(report) == [("cost log_likelihood", "terms")]
+        assert "two different costs: C = " in report.rows[0].hint
+        shifted = dataclasses.replace(fn.quadratic, terms=lambda a, y: fn.quadratic.terms(a, y) + 1)
+        net = fn.Dense(3, fn.linear)
+        args = net, shifted, net.init(KEY, (4,)), normal((6, 4)), normal((6, 3), seed=1)
+        assert failures(fn.compare_gradients(*args)) == [("cost quadratic", "terms")]
+
+    @pytest.mark.parametrize(
+        ("cost", "activation"),
+        [(fn.log_likelihood, fn.softmax), (fn.cross_entropy, fn.sigmoid), (fn.quadratic, fn.linear)],
+        ids=str,
+    )
+    def test_right_ones(self, cost, activation):
+        net = fn.Dense(3, activation)
+        for dtype in ("float32", "float64"):
+            params = jax.tree.map(lambda p, dtype=dtype: p.astype(dtype), net.init(KEY, (4,)))
+            y = jax.nn.softmax(normal((6, 3), dtype, seed=1))
+            weights = jnp.linspace(0, 1, 6).astype(dtype)
+            report = fn.compare_gradients(net, cost, params, normal((6, 4), dtype), y, weights=weights)
+            assert ("terms", "pass") in {(row.equation, row.verdict) for row in report.rows}, str(report)
