@@ -19,7 +19,7 @@ from .cases import thorough
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 SMALLER = {r"\b(epochs|betas|chains)=\d{2,}": r"\1=3", r"\b\d+_000\b": "500", r"\(1, 2, 5, 10, 25\)": "(1, 2)"}
-"""What the default run makes smaller: it sees that the code of the pages runs; what it comes to is left to the thorough run."""
+"""What the default run makes smaller: it sees that the code of the pages runs; their numbers are for the thorough run."""
 BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```$", re.S | re.M)
 
 
