@@ -1,6 +1,7 @@
 """The documentation's code runs, and what it quotes from the library is still there."""
 
 import functools
+import gc
 import multiprocessing
 import os
 import re
@@ -54,7 +55,8 @@ def run(script, images):
 @pytest.fixture(scope="module")
 def reader():
     """A process without the tests' settings, which keeps what it has compiled from page to page."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+    about = {"initializer": gc.set_threshold, "initargs": gc.get_threshold()}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **about) as process:
         yield process
 
 

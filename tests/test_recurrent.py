@@ -748,6 +748,7 @@ class TestPlantedFaults:
         row = fn.check_layer(wrong, wrong.init(KEY, (6, 3)), jax.random.normal(KEY, (5, 6, 3))).rows[0]
         return row.layer, row.equation, row.leaf, row.verdict
 
+    @pytest.mark.thorough  # by default, in tests/test_recurrent_mutants.py
     def test_the_state_after_the_step_for_the_one_before(self):
         def sums(self, x, h_before, delta, extra):
             return fn.LSTM.sums(self, x, jnp.roll(h_before, -1, 0), delta, extra)
