@@ -223,10 +223,10 @@ def check_targets(cost: Any, y: Any, shape: tuple[int, ...], weights: Any = None
     if not (labels or getattr(cost, "probabilities", False)) or not (_is_here(y) and _is_here(weights)):
         return False
     y, low, high = np.asarray(y), *((0, shape[-1] - 1) if labels else (-SLACK, 1 + SLACK))
-    outside = ~((y >= low) & (y <= high))
-    if not outside.any():
+    inside = (y >= low) & (y <= high)
+    if inside.all():
         return True
-    outside &= _counts(weights, y.shape)
+    outside = ~inside & _counts(weights, y.shape)
     if not outside.any():
         return False
     where = tuple(int(i) for i in np.argwhere(outside)[0])
@@ -241,7 +241,7 @@ def check_targets(cost: Any, y: Any, shape: tuple[int, ...], weights: Any = None
 
 def _real(owner: str, name: str, values: Any) -> Array | np.ndarray:
     """The values as an array, or a ValueError where they are complex."""
-    values = values if isinstance(values, np.ndarray) else jnp.asarray(values)
+    values = values if isinstance(values, np.ndarray | Array) else jnp.asarray(values)
     if jnp.issubdtype(values.dtype, jnp.complexfloating):
         raise ValueError(f"{owner}: expected real {name}, got {values.dtype}; their imaginary part would be lost")
     return values

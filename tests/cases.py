@@ -192,6 +192,9 @@ def _layers() -> list[Case]:
 
 LAYERS = _layers()
 FIRST = {type(case.layer): case for case in reversed(LAYERS)}
+OF_EACH_KIND = {"Dense", "Embedding", "Attention", "BatchNorm", "LSTM", "Dropout", "Tied", "Network"}
+FEW = [case if case.name in OF_EACH_KIND else thorough(case)[0] for case in LAYERS]
+"""The table for a test of what is written once for all layers: by default it is made for a few of them."""
 BY_CLASS = [case if case is FIRST[type(case.layer)] else thorough(case)[0] for case in LAYERS]
 """The table for a test that the default run makes once for each class."""
 

@@ -1,7 +1,9 @@
 """Strict settings for every test: float64 allowed, no implicit dtype promotion, warnings are errors (pyproject.toml)."""
 
+import gc
 import itertools
 import os
+import shutil
 
 import jax
 import pytest
@@ -19,6 +21,27 @@ if jax.__version_info__ < (0, 11):
 os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")])
 
 TESTS = itertools.count(1)
+KEPT = 30_000
+
+
+def pytest_configure(config):
+    """What is compiled is kept for the next run, of each worker in its own folder, as JAX does not lock the files."""
+    if not hasattr(config, "cache"):  # -p no:cacheprovider
+        return
+    folder = config.cache.mkdir("compiled") / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    if folder.exists() and len(os.listdir(folder)) > KEPT:
+        shutil.rmtree(folder)
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects: the collector would look through all that was imported again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
 
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "print_blob": True}
 settings.register_profile("dev", max_examples=5, **common)

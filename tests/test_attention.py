@@ -132,8 +132,9 @@ class TestMask:
         a = layer.apply({}, x, mask=mask)
         np.testing.assert_allclose(a[:, 2:], layer.apply({}, x[:, 2:]), rtol=1e-12)
 
-    def test_in_a_network(self):
-        net = fn.Network(fn.Position(), fn.Dense(12, fn.linear), fn.Attention(2, block=2), fn.Dense(3, fn.softmax))
+    @pytest.mark.parametrize("block", [None, *thorough(2)])
+    def test_in_a_network(self, block):
+        net = fn.Network(fn.Dense(12, fn.linear), fn.Attention(2, block=block), fn.Dense(3, fn.softmax))
         params, mask = net.init(KEY, (5, 4)), fn.length_mask(jnp.array([5, 2, 3]), 5)
         given = {"mask": mask, "weights": mask.astype(float)}
         report = fn.compare_gradients(net, fn.log_likelihood, params, drawn(3, 5, 4), jnp.ones((3, 5), int), **given)

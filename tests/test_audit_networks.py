@@ -77,7 +77,7 @@ class Applied:
 
 
 class TestRulesInsideForward:
-    @pytest.mark.parametrize("dtype", ["float32", *thorough("float64")])
+    @pytest.mark.parametrize("dtype", ["float64", *thorough("float32")])
     def test_a_right_one_passes_and_is_told(self, dtype):
         report = audited(Applied(right_sin), dtype=dtype)
         assert report.ok, str(report)
@@ -280,7 +280,7 @@ class TestTwins:
         assert audited(WithTwin(4, fn.tanh)).ok
 
     @pytest.mark.parametrize(
-        "around", [lambda layer: layer, fn.Residual, lambda layer: fn.Network(fn.Identity(), layer)]
+        "around", [fn.Residual, *thorough(lambda layer: layer, lambda layer: fn.Network(fn.Identity(), layer))]
     )
     def test_a_wrong_one_is_named(self, around):
         report = audited(around(WithTwin(4, fn.tanh, twin=Backwards)))
@@ -350,7 +350,7 @@ class Claiming(fn.Network):
 
 
 class TestIndependence:
-    @pytest.mark.parametrize("m", [2, 3, 6])
+    @pytest.mark.parametrize("m", [3, *thorough(2, 6)])
     def test_a_false_claim_is_named(self, m):
         report = audited(Centred(), m=m)
         assert failures(report) == [("1 Centred", "independent")]
@@ -373,7 +373,9 @@ class TestIndependence:
         report = audited(Shared(), key=KEY)
         assert failures(report) == [("1 Shared", "independent")]
 
-    @pytest.mark.parametrize("layer", [fn.Dropout(0.5), fn.Dropout(0.5, per="batch"), fn.LayerNorm()], ids=repr)
+    @pytest.mark.parametrize(
+        "layer", [fn.Dropout(0.5), *thorough(fn.Dropout(0.5, per="batch"), fn.LayerNorm())], ids=repr
+    )
     def test_true_ones(self, layer):
         assert audited(layer, key=KEY).ok
 
@@ -394,8 +396,8 @@ class Even(fn.Dense):
 
 
 class TestAnotherBatch:
-    @pytest.mark.parametrize("wrong", ["gradients", "propagate"])
-    @pytest.mark.parametrize("m", [7, 1])
+    @pytest.mark.parametrize("wrong", ["gradients", *thorough("propagate")])
+    @pytest.mark.parametrize("m", [7, *thorough(1)])
     def test_wrong_for_even_m(self, wrong, m):
         report = audited(Even(4, fn.tanh, wrong=wrong), m=m)
         assert set(failures(report)) == {("1 Even", wrong)}, str(report)
@@ -427,13 +429,13 @@ class TestAnotherBatch:
 
         assert audited(Offsets()).ok == (not wrong)
 
-    def test_masks_and_weights_are_cut_too(self):
+    @pytest.mark.parametrize("weights", [jnp.linspace(0.5, 1.5, 6), *thorough(None)], ids=["weights", "none"])
+    def test_masks_and_weights_are_cut_too(self, weights):
         net = fn.Network(fn.LSTM(4), fn.LastStep(), fn.Dense(3, fn.softmax))
         mask = jnp.arange(5) < jnp.array([5, 3, 2, 4, 1, 5])[:, None]
         params = net.init(KEY, (5, 2))
-        for weights in (None, jnp.linspace(0.5, 1.5, 6)):
-            args = net, fn.log_likelihood, params, normal((6, 5, 2)), LABELS
-            assert fn.compare_gradients(*args, mask=mask, weights=weights).ok
+        args = net, fn.log_likelihood, params, normal((6, 5, 2)), LABELS
+        assert fn.compare_gradients(*args, mask=mask, weights=weights).ok
 
 
 @fn.layer
@@ -463,7 +465,7 @@ class Scaled:
 
 
 class TestBesideTheGivenPoint:
-    @pytest.mark.parametrize("dtype", ["float32", *thorough("float64")])
+    @pytest.mark.parametrize("dtype", ["float64", *thorough("float32")])
     @pytest.mark.parametrize(
         ("wrong", "hint"),
         [

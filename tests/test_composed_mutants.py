@@ -39,7 +39,7 @@ def _planted():
         for j, place in enumerate(PLACES):
             for k in (0, 1):
                 mutant = mutants[(2 * j + k) % len(mutants)]
-                marks = () if k == 0 and i == [None, 2, 3, 0][j] else pytest.mark.thorough
+                marks = () if (i, j, k) == (2, 1, 0) else pytest.mark.thorough
                 yield pytest.param(mutant, place, PLACES[place], id=f"{mutant}, {place}", marks=marks)
     for mutant in MUTANTS:
         if mutant.layer == DROP:
@@ -57,7 +57,7 @@ def test_a_mutant_deep_inside_is_named(mutant, place, names):
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), (6,)))
     params = jax.tree.map(lambda leaf: jnp.asarray(0.5 * draw.standard_normal(leaf.shape)), shapes)
     x, y = draw.standard_normal((M, 6)), draw.uniform(size=(M, 12))
-    report = fn.compare_gradients(net, fn.quadratic, params, x, y, key=jax.random.key(3))
+    report = fn.compare_gradients(net, fn.quadratic, params, x, y, key=jax.random.key(7))
     named = {name.format(type(wrong).__name__) for name in names}
     failed = [row for row in report.rows if row.verdict == "fail"]
     equation = "propagate" if mutant.equation == "forward" else mutant.equation

@@ -650,6 +650,7 @@ ALL = fn.Tied(
 
 
 class TestAllOfThem:
+    @pytest.mark.thorough
     def test_gradients_in_every_way(self):
         params, x = drawn(ALL, (4,), m=7)
         y = jnp.arange(7) % 3

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import fnnet as fn
+from fnnet.gradcheck import command, decimals, differences, rules
 
 
 def bad_layer():
@@ -30,7 +31,22 @@ def divergence():
     )  # fmt: skip
 
 
-RAISED = {bad_layer: fn.LayerError, bad_input: fn.LayerError, divergence: fn.Diverged}
+def said(error):
+    """An exception that holds nothing but its words."""
+
+    def raising():
+        raise error("in words")
+
+    return raising
+
+
+IN_WORDS = (command.Usage, decimals.Unknown, differences.NoJudge, rules.Unseen)
+RAISED = {
+    bad_layer: fn.LayerError,
+    bad_input: fn.LayerError,
+    divergence: fn.Diverged,
+    **{said(error): error for error in IN_WORDS},
+}
 
 
 @pytest.mark.parametrize("raising", RAISED)

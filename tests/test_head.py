@@ -11,32 +11,40 @@ from .cases import assert_agree, thorough
 KEY = jax.random.key(0)
 
 
-def problem(vocabulary=7, n=4, steps=10, m=3, activation=fn.softmax):
+def network(vocabulary=7, n=4, activation=fn.softmax):
     layers = (
         fn.Embedding(vocabulary, n),
         fn.Residual(fn.Dense(n, fn.tanh), fn.Dropout(0.2)),
         fn.Dense(vocabulary, activation),
     )
-    net = fn.Tied(fn.Network(*layers), "0.w", "-1.w")
+    return fn.Tied(fn.Network(*layers), "0.w", "-1.w")
+
+
+def problem(vocabulary=7, n=4, steps=10, m=3):
+    net = network(vocabulary, n)
     x = jax.random.randint(jax.random.key(1), (m, steps), 0, vocabulary)
     return net, net.init(KEY, (steps,)), x, jnp.roll(x, -1, axis=1)
 
 
 @pytest.mark.parametrize("size", [3, *thorough(1, 5, 99)])
 def test_it_is_the_whole(size):
-    net, params, x, y = problem()
+    _, params, x, y = problem()
     of_steps, of_examples = jax.random.uniform(KEY, x.shape), jnp.array([0.5, 2.0, 1.0])
     soft = jax.nn.one_hot(y, 7) * 0.9 + 0.1 / 7
-    for activation, cost, targets, weights in (
+    kinds = (
         (fn.softmax, fn.log_likelihood, y, None),
         (fn.softmax, fn.log_likelihood, soft, of_steps),
         (fn.sigmoid, fn.cross_entropy, soft, of_examples),
         (fn.tanh, fn.quadratic, soft, of_steps),
-    ):
-        net = problem(activation=activation)[0]
-        given = {"key": KEY, "weights": weights}
+    )
+
+    def both(params, activation, cost, targets, weights):
+        net, given = network(activation=activation), {"key": KEY, "weights": weights}
         whole = jax.value_and_grad(fn.objective(net, cost, penalty=fn.L2(0.1)))(params, x, targets, **given)
         pieces = fn.value_and_grad(net, cost, penalty=fn.L2(0.1), positions=size)(params, x, targets, **given)
+        return pieces, whole
+
+    for pieces, whole in jax.jit(lambda params: [both(params, *kind) for kind in kinds])(params):
         assert_agree(pieces, whole, 1e-12)
 
 
@@ -59,7 +67,7 @@ def test_a_fraction_of_the_memory():
 
 
 def test_bad_input():
-    net = problem()[0]
+    net = network()
     with pytest.raises(ValueError, match=r"value_and_grad: expected positions to be an integer of at least 1, got 0"):
         fn.value_and_grad(net, fn.log_likelihood, positions=0)
     with pytest.raises(fn.LayerError, match=r"expected a network that ends in a Dense layer, for positions=, got LSTM"):

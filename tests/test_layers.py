@@ -16,6 +16,7 @@ from .cases import (
     ACTIVATIONS,
     BY_CLASS,
     COSTS,
+    FEW,
     FORWARD_ONLY,
     LAYERS,
     TOLERANCE,
@@ -63,7 +64,7 @@ def test_equations_against_autodiff_in_float64(case, m):
 
 
 @pytest.mark.parametrize("dtype", ["float32", *thorough("float16", "bfloat16")])
-@pytest.mark.parametrize("case", BY_CLASS, ids=repr)
+@pytest.mark.parametrize("case", FEW, ids=repr)
 def test_equations_against_autodiff_in_other_dtypes(case, dtype):
     check_equations(case, 4, dtype)
 
@@ -75,7 +76,7 @@ def one_by_one(run):
 @pytest.mark.parametrize(
     "form", [lambda run: jax.jit(jax.vmap(run)), *thorough(jax.vmap, one_by_one)], ids=["jit of vmap", "vmap", "plain"]
 )
-@pytest.mark.parametrize("case", BY_CLASS, ids=repr)
+@pytest.mark.parametrize("case", FEW, ids=repr)
 def test_under_jit_and_vmap(case, form):
     layer, params = case.layer, case.params(float)
     x = case.inputs(6, float).reshape(2, 3, *case.shape)
@@ -108,7 +109,7 @@ def test_output_shape_and_dtypes(case):
         assert leaf.dtype == jnp.float64
 
 
-@pytest.mark.parametrize("case", BY_CLASS, ids=repr)
+@pytest.mark.parametrize("case", FEW, ids=repr)
 def test_an_empty_batch_and_one_of_another_dtype(case):
     params, x = case.params(float), case.inputs(3, "float32")
 
@@ -462,9 +463,10 @@ def test_initialisers():
         inits.glorot_normal(): (2 / 700) ** 0.5,
         inits.glorot_uniform(): (2 / 700) ** 0.5,
     }
-    for init, expected in deviation.items():
+    found = jax.jit(lambda: [jnp.std(draw(init)) for init in deviation])()
+    for init, std, expected in zip(deviation, found, deviation.values(), strict=True):
         # 120,000 draws: the standard deviation's relative standard error is at most 1/√240000 = 0.2 %; 5 of them.
-        np.testing.assert_allclose(jnp.std(draw(init)), expected, rtol=0.0102, err_msg=repr(init))
+        np.testing.assert_allclose(std, expected, rtol=0.0102, err_msg=repr(init))
     rows = draw(inits.orthogonal(2.0))
     np.testing.assert_allclose(rows.T @ rows, 4 * np.eye(300), atol=1e-10)
     assert largest(draw(inits.zeros())) == 0

@@ -417,30 +417,31 @@ class TestCompilation:
         assert imported("fnnet") == imported("jax")
 
 
-def test_many_devices():
+@pytest.mark.parametrize("net", ["dense", *thorough("cells")])
+def test_many_devices(net):
     """Data-parallel on 8 simulated devices: the sharded batch gives the same gradients."""
     code = """
-        import jax, jax.numpy as jnp, numpy as np, fnnet as fn
+        import sys, jax, jax.numpy as jnp, numpy as np, fnnet as fn
         from jax.sharding import NamedSharding, PartitionSpec as P
         assert jax.device_count() == 8
         dense = fn.Network(fn.Dense(16, fn.sigmoid), fn.Dropout(0.5), fn.Dense(4, fn.softmax))
         cells = fn.Network(fn.LSTM(5), fn.GRU(4), fn.Bidirectional(fn.RNN(3), last=True), fn.Dense(4, fn.softmax))
         mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
         rows = NamedSharding(mesh, P("batch"))
-        for net, shape in ((dense, (6,)), (cells, (7, 6))):
-            params = net.init(jax.random.key(0), shape)
-            x, y = jax.random.normal(jax.random.key(1), (32, *shape)), jnp.arange(32) % 4
-            gradient = fn.value_and_grad(net, fn.log_likelihood)
-            one = gradient(params, x, y, key=jax.random.key(2))
-            many = gradient(params, jax.device_put(x, rows), jax.device_put(y, rows), key=jax.random.key(2))
-            for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-                np.testing.assert_allclose(a, b, atol=1e-6)
+        net, shape = {"dense": (dense, (6,)), "cells": (cells, (7, 6))}[sys.argv[1]]
+        params = net.init(jax.random.key(0), shape)
+        x, y = jax.random.normal(jax.random.key(1), (32, *shape)), jnp.arange(32) % 4
+        gradient = fn.value_and_grad(net, fn.log_likelihood)
+        one = gradient(params, x, y, key=jax.random.key(2))
+        many = gradient(params, jax.device_put(x, rows), jax.device_put(y, rows), key=jax.random.key(2))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
         print("the same")
     """
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", textwrap.dedent(code), net], capture_output=True, text=True, env=environment
     )
     assert done.stdout == "the same\n", done.stderr
 

@@ -22,7 +22,6 @@ GROUPS = {
         rules.structure,
     )
 }  # fmt: skip
-IN_FLOAT32 = ("elementwise", "norms", "structure")
 MISTAKES = {f"{rule}: {mistake.name}": (rule, mistake) for rule in RULES for mistake in rule.mistakes}
 BY_DEFAULT = [
     "sigmoid: at the output",
@@ -71,8 +70,7 @@ def zeros_for_none(given, args):
     ("group", "dtype"),
     [
         *((group, "float64") for group in GROUPS),
-        *((group, "float32") for group in IN_FLOAT32),
-        *(pytest.param(group, "float32", marks=pytest.mark.thorough) for group in GROUPS if group not in IN_FLOAT32),
+        *(pytest.param(group, "float32", marks=pytest.mark.thorough) for group in GROUPS),
     ],
 )
 def test_right_rules_pass(group, dtype):

@@ -290,7 +290,7 @@ BAD = {
     "other kernels": (CONV, sized(weight=(2, 1, 3, 4), bias=2), r"an array 'weight' of shape \(2, c, 3, 3\), got"),
     "no numbers": (fn.RMSNorm(), {"weight": Odd()}, r"an array 'weight' of numbers, got Odd \(no numbers here\); convert"),
     "untied": (fn.Tied(TWO, "0.w", "2.w"), STATE, r"^Tied.*: expected equal arrays in tied places, got others for Dense\(2"),
-    "no counterpart": (fn.Network(fn.Bidirectional(fn.GRU(2))), {}, r"^layer 0 Bidirectional.* PyTorch has a counterpart of"),
+    "no counterpart": (fn.Network(fn.Bidirectional(fn.GRU(2))), {}, r"^layer 0.1 Reversed.* PyTorch has a counterpart of"),
 }  # fmt: skip
 
 

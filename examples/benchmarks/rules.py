@@ -6,7 +6,8 @@
 The rules are those of ``tests/rules``, each a ``jax.custom_vjp`` function. ``jax.test_util.check_grads``,
 ``chex.assert_numerical_grads`` and the audit get it in float32 and in float64, ``torch.autograd.gradcheck``, where PyTorch
 is installed, in float64, inside a ``torch.autograd.Function``; all with their default tolerances. Prints a table in
-Markdown: who finds a mistake, what the audit says of it, and who finds fault with a right rule.
+Markdown: who finds a mistake, what the audit says of it, and who finds fault with a right rule; numbers are those in float32
+and in float64.
 """
 
 import argparse
@@ -108,6 +109,19 @@ def asked(rule: Rule, backward: Callable | None, dtype: str, tools: dict[str, Ca
         }
 
 
+def verdict(passes: list[bool]) -> str:
+    """Of a tool, in every dtype that it was asked in."""
+    if len(set(passes)) == 1:
+        return "passes" if passes[0] else "**fails**"
+    return "fails in " + " and ".join(dtype for dtype, yes in zip(DTYPES, passes, strict=True) if not yes)
+
+
+def both(numbers: dict, tool: str, form: str) -> str:
+    """A tool's numbers in float32 and in float64."""
+    dtypes = DTYPES if tool != "gradcheck" else DTYPES[1:]
+    return " / ".join(form.format(numbers[tool, dtype]) for dtype in dtypes)
+
+
 def main(count: int = len(MISTAKES)) -> None:
     tools = {"check_grads": by_jax, "assert_numerical_grads": by_chex, "gradcheck": by_torch, "the audit": by_the_audit}
     try:
@@ -115,27 +129,21 @@ def main(count: int = len(MISTAKES)) -> None:
     except ModuleNotFoundError:
         del tools["gradcheck"]
         torch = None
-    columns = [(tool, dtype) for tool in tools for dtype in DTYPES if tool != "gradcheck" or dtype == "float64"]
     known = {rule.name: rule for rule in RULES}
-    found, wolves, seconds = (dict.fromkeys(columns, 0.0) for _ in range(3))
-    print("| function: mistake | " + " | ".join(f"{tool}, {dtype}" for tool, dtype in columns) + " | the audit says |")
-    print("| --- " * (len(columns) + 2) + "|")
+    found, wolves, seconds = ({(tool, dtype): 0.0 for tool in tools for dtype in DTYPES} for _ in range(3))
+    print("| function: mistake | " + " | ".join(tools) + " | the audit says |")
+    print("| --- " * (len(tools) + 2) + "|")
     for name, mistake in MISTAKES[:count]:
         (backward,) = (wrong.backward for wrong in known[name].mistakes if wrong.name == mistake)
-        answers = {
-            (tool, dtype): answer
-            for dtype in DTYPES
-            for tool, answer in asked(known[name], backward, dtype, tools).items()
-        }
-        for column, (passes, _, took) in answers.items():
-            found[column] += not passes
-            seconds[column] += took
-        row = answers["the audit", "float64"][1]
-        cells = ["passes" if answers[column][0] else "**fails**" for column in columns]
-        print(
-            f"| {name}: {mistake} | {' | '.join(cells)} | {getattr(row, 'leaf', '')}: {getattr(row, 'hint', '')} |",
-            flush=True,
-        )
+        answers = {dtype: asked(known[name], backward, dtype, tools) for dtype in DTYPES}
+        for dtype in DTYPES:
+            for tool, (passes, _, took) in answers[dtype].items():
+                found[tool, dtype] += not passes
+                seconds[tool, dtype] += took
+        cells = [verdict([answers[dtype][tool][0] for dtype in DTYPES if tool in answers[dtype]]) for tool in tools]
+        row = answers["float64"]["the audit"][1]
+        told = f"{getattr(row, 'leaf', '')}: {getattr(row, 'hint', '') or 'nothing usual'}"
+        print(f"| {name}: {mistake} | {' | '.join(cells)} | {told} |", flush=True)
     for name in RIGHT[:count]:
         for dtype in DTYPES:
             for tool, (passes, _, took) in asked(known[name], None, dtype, tools).items():
@@ -145,8 +153,10 @@ def main(count: int = len(MISTAKES)) -> None:
                     print(f"{tool} finds fault with the right {name} in {dtype}", file=sys.stderr)
     of = min(count, len(MISTAKES))
     for what, numbers in {"found": found, "right ones that fail": wolves}.items():
-        print(f"| {what}, of {of} | {' | '.join(f'{numbers[column]:.0f}' for column in columns)} | |")
-    print(f"| seconds each | {' | '.join(f'{seconds[column] / (2 * of):.2f}' for column in columns)} | |")
+        print(f"| {what}, of {of} | {' | '.join(both(numbers, tool, '{:.0f}') for tool in tools)} | |")
+    for key in seconds:
+        seconds[key] /= 2 * of
+    print(f"| seconds each | {' | '.join(both(seconds, tool, '{:.2f}') for tool in tools)} | |")
     versions = f"JAX {jax.__version__}, chex {chex.__version__}" + (f", PyTorch {torch.__version__}" if torch else "")
     print(f"\n({versions})")
 

@@ -9,6 +9,7 @@ import numpy as np
 
 __all__ = ["Report", "Row"]
 
+BY_AUTODIFF = "autodiff of the forward pass"
 COLOURS = {
     "fail": "31;1",
     "consequence": "33",
@@ -78,12 +79,16 @@ class Row:
     @property
     def note(self) -> str:
         """Where the sides differ and what explains it, in words; "" where they agree."""
+        return self.told("autodiff")
+
+    def told(self, reference: str) -> str:
+        """`note`, with what the reference is called."""
         parts = []
         if self.values is not None:
-            manual, autodiff = self.values
+            ours, right = self.values
             place = f" at {list(self.index)}" if self.index else ""
             some = f"{self.count} entries differ, most{place}" if self.count > 1 else f"one entry differs{place}"
-            parts.append(f"{some}: manual {manual:.4g}, autodiff {autodiff:.4g}")
+            parts.append(f"{some}: manual {ours:.4g}, {reference} {right:.4g}")
         if self.example is not None:
             parts.append(f"example {self.example}")
         if self.hint:
@@ -104,7 +109,7 @@ class Report:
 
     rows: tuple[Row, ...]
     dtype: str
-    judge: str = "autodiff of the forward pass"
+    judge: str = BY_AUTODIFF
     notes: tuple[str, ...] = ()
 
     @property
@@ -152,8 +157,10 @@ class Report:
             "autodiff": "autodiff_error",
             "finite diff.": "finite_difference",
         }
-        if all(np.isnan(row.finite_difference) for row in self.rows):
-            del columns["finite diff."]
+        optional = ["chained", "finite diff."] if self._of_network else list(columns)[1:]
+        for name in optional:
+            if all(np.isnan(getattr(row, columns[name])) for row in self.rows):
+                del columns[name]
         table: list[tuple[str, ...]] = [("layer", "equation", "leaf", "verdict", *columns)]
         for row in self.rows:
             numbers = (getattr(row, name) for name in columns.values())
@@ -161,10 +168,15 @@ class Report:
             table.append((row.layer, row.equation + " (joint)" * row.joint, row.leaf or "-", row.verdict, *texts))
         return table
 
+    @property
+    def _of_network(self) -> bool:
+        return self.judge == BY_AUTODIFF
+
     def _notes(self) -> list[str]:
+        reference = "autodiff" if self.judge.startswith("autodiff") else "measured"
         told = ("fail", "both valid subgradients", "better than autodiff", "approximate", "vacuous")
         return [
-            f"{row.layer}, {row.equation}{f' {row.leaf}' if row.leaf else ''}: {row.note}"
+            f"{row.layer}, {row.equation}{f' {row.leaf}' if row.leaf else ''}: {row.told(reference)}"
             for row in self.rows
             if row.verdict in told and row.note
         ]
@@ -177,18 +189,21 @@ class Report:
             line = _aligned(texts, widths)
             paint = COLOURS.get(row.verdict) if colour else None
             lines.append(f"\033[{paint}m{line}\033[0m" if paint else line)
-        lines.append(
-            "(isolated, chained, in float64: manual against autodiff; manual, autodiff: each against autodiff in float64; "
-            "relative to the largest entry)"
-        )
+        against = "autodiff" if self.judge.startswith("autodiff") else "differences"
+        both = ", ".join(name for name in ("isolated", "chained", "in float64") if name in head)
+        each = "; manual, autodiff: each against autodiff in float64" if "manual" in head else ""
+        lines.append(f"({both}: manual against {against}{each}; relative to the largest entry)")
         about = [f"Judged by {self.judge}{self._and_float64()}.", *self.notes]
         if self.ok:
             return "\n".join([*lines, *self._notes(), *about, self._agreement()])
         first = self.rows[0]
-        verdict = f"The first to disagree, on the way back from the cost: layer {first.layer}, {first.equation}"
+        way = ", on the way back from the cost: layer" if self._of_network else ":"
+        verdict = f"The first to disagree{way} {first.layer}, {first.equation}"
         return "\n".join([*lines, *about, f"{verdict} {first.leaf}".rstrip(), *self._notes()])
 
     def _and_float64(self) -> str:
+        if "float64" in self.judge:
+            return ""
         doubled = any(not np.isnan(row.in_float64) for row in self.rows)
         return f" in {self.dtype}{' and in float64' * doubled}"
 

@@ -14,7 +14,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from .central import entries, opinion, supports_manual
 from .mistakes import Failure, explain
 from .points import drawing, moved
-from .report import Report, Row
+from .report import BY_AUTODIFF, Report, Row
 from .sides import is_float, leaf_at
 from .verdicts import (
     NAN,
@@ -68,9 +68,7 @@ def dtype_of(*trees: Any) -> str:
     return str(jnp.result_type(float))
 
 
-def reported(
-    rows: list[Row], dtype: str, judge: str = "autodiff of the forward pass", notes: Sequence[str] = ()
-) -> Report:
+def reported(rows: list[Row], dtype: str, judge: str = BY_AUTODIFF, notes: Sequence[str] = ()) -> Report:
     """The rows in order. Consequences without a cause are those of the composition."""
     order = {"fail": 0, "consequence": 1}
     rows = sorted(rows, key=lambda row: order.get(row.verdict, 2))
