@@ -227,7 +227,7 @@ class TestApproximate:
                 return a_in + jnp.sin(params["g"] * a_in), a_in
 
             def propagate(self, params, cache, delta):
-                return delta * (1 + params["g"] * jnp.sin(7 * cache))
+                return delta
 
             def gradients(self, params, cache, delta):
                 return {"g": jnp.mean(delta * cache * jnp.cos(params["g"] * cache), 0)}
@@ -235,6 +235,25 @@ class TestApproximate:
         report = fn.check_layer(Scaled(), {"g": 5e-9 * jnp.array([-0.5, 0.2, 1.0, -1.0])}, normal((6, 4)))
         assert (report.rows[0].equation, report.rows[0].verdict) == ("propagate", "fail"), str(report)
         assert report.rows[0].hint.startswith("left out: the path through `jnp.sin(")
+
+    def test_one_that_nothing_names_and_grows_elsewhere(self):
+        @fn.layer
+        class Scaled:
+            def init(self, key, input_shape):
+                return {"g": jnp.full(input_shape, 1e-9)}
+
+            def forward(self, params, a_in):
+                return a_in + jnp.sin(params["g"] * a_in), a_in
+
+            def propagate(self, params, cache, delta):
+                return delta * (1 + params["g"] * jnp.sin(7 * cache))
+
+            def gradients(self, params, cache, delta):
+                return {"g": jnp.mean(delta * cache * jnp.cos(params["g"] * cache), 0)}
+
+        report = fn.check_layer(Scaled(), {"g": 5e-9 * jnp.array([-0.5, 0.2, 1.0, -1.0])}, normal((6, 4)))
+        assert (report.rows[0].equation, report.rows[0].verdict) == ("propagate", "fail"), str(report)
+        assert report.rows[0].hint.startswith("nearly right only at the given point")
 
 
 class TestTwoFormsOfACost:
