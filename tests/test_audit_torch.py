@@ -3,7 +3,7 @@
 import pytest
 
 from fnnet import audit
-from fnnet.gradcheck.torch_rules import is_torch
+from fnnet.gradcheck.foreign import is_torch
 
 torch = pytest.importorskip("torch")
 Function = torch.autograd.Function

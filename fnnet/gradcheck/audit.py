@@ -10,15 +10,14 @@ import jax.numpy as jnp
 
 from ..layers._layer import Layer
 from .differences import JUDGE
+from .foreign import audit_numpy, audit_torch, is_torch
 from .forms import PAIR, Arguments, Form, Pair, arrays, bound, fits, form_of, is_numpy, name_of
 from .function import Rule, audit_rule, by_autodiff, cotangent_of, is_inexact, of_reals, real_leaves
 from .network import check_layer
-from .numpy_rules import audit_numpy
 from .points import NEAR, Point, drawn
 from .report import Report
 from .rules import rules_in
 from .sides import is_float, normals
-from .torch_rules import audit_torch, is_torch
 
 
 def audit(

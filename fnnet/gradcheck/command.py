@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .audit import audit
+from .foreign import is_torch
 from .report import Report
-from .torch_rules import is_torch
 
 DTYPES = {
     "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "c64": "complex64", "c128": "complex128",

@@ -11,9 +11,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr
 
+from .foreign.state import State
 from .function import is_complex
 from .sides import is_float
-from .state import State
 
 NEEDS_VALUES = (
     jax.errors.ConcretizationTypeError,

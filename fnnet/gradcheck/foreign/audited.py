@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from .differences import AT_ONCE, JUDGE, Function, NoJudge, Piece, along_directions, measured
-from .function import of_flat
-from .function_mistakes import of_function
-from .measured import Measured, measured_rows
-from .points import FAR, LARGER, NEAR, drawing, moved
-from .report import Report, Row
-from .rows import APPROXIMATE, failed, reported
+from ..differences import AT_ONCE, JUDGE, Function, NoJudge, Piece, along_directions, measured
+from ..function import of_flat
+from ..function_mistakes import of_function
+from ..measured import Measured, measured_rows
+from ..points import FAR, LARGER, NEAR, drawing, moved
+from ..report import Report, Row
+from ..rows import APPROXIMATE, failed, reported
+from ..verdicts import TOLERANCE, distance, wide
 from .runner import Runner, Way, copies, pulled
 from .trees import floats_of, is_floats, named, prepared
-from .verdicts import TOLERANCE, distance, wide
 
 
 class Problem:

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .points import drawing
+from ..points import drawing
+from ..verdicts import wide
 from .state import State, found_by_name, held_by, read
 from .trees import cotangents_of, floats_of, is_floats, named, replaced
-from .verdicts import wide
 
 
 class Code(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .verdicts import wide
+from ..verdicts import wide
 
 NUMBERS = (int, float, np.number, np.bool_)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .foreign import audited
-from .report import Report, Row
-from .rows import reported
+from ..report import Report, Row
+from ..rows import reported
+from .audited import audited
 from .runner import Code, Runner, Way
 from .trees import named, replaced
 

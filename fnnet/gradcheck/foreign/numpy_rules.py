@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .foreign import audited
-from .report import Report
+from ..report import Report
+from .audited import audited
 from .runner import Code, Runner, Way
 from .state import names_of_gradient
 from .trees import is_floats, named, prepared
