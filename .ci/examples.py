@@ -37,7 +37,7 @@ COMMANDS = """
     benchmarks/likelihood.py --epochs 2 --k 3 --hidden 8 --examples 500
     benchmarks/composition.py --rounds 1 --only LayerNorm RMSNorm
     benchmarks/audits.py --mistakes 2
-    benchmarks/rules.py --count 2
+    benchmarks/rules.py --count 2 --rules 2
     benchmarks/gradients.py --rounds 2 --sizes 10
     benchmarks/calls.py --rounds 1 --depths 2
     benchmarks/epoch.py --rounds 1 --examples 2000

@@ -122,7 +122,7 @@ def both(numbers: dict, tool: str, form: str) -> str:
     return " / ".join(form.format(numbers[tool, dtype]) for dtype in dtypes)
 
 
-def main(count: int = len(MISTAKES)) -> None:
+def main(count: int = len(MISTAKES), rules: int = len(RULES)) -> None:
     tools = {"check_grads": by_jax, "assert_numerical_grads": by_chex, "gradcheck": by_torch, "the audit": by_the_audit}
     try:
         import torch
@@ -157,11 +157,17 @@ def main(count: int = len(MISTAKES)) -> None:
     for key in seconds:
         seconds[key] /= 2 * of
     print(f"| seconds each | {' | '.join(both(seconds, tool, '{:.2f}') for tool in tools)} | |")
+    took = [asked(rule, None, "float32", {"the audit": by_the_audit})["the audit"][2] for rule in RULES[:rules]]
+    print(
+        f"\nan audit of each of {len(took)} right rules in float32, compilation included: {np.median(took):.2f} s (median), "
+        f"{max(took):.1f} s (largest)"
+    )
     versions = f"JAX {jax.__version__}, chex {chex.__version__}" + (f", PyTorch {torch.__version__}" if torch else "")
     print(f"\n({versions})")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=len(MISTAKES))
+    parser.add_argument("--count", type=int, default=len(MISTAKES), help="mistakes and right rules in the table")
+    parser.add_argument("--rules", type=int, default=len(RULES), help="right rules that are timed")
     main(**vars(parser.parse_args()))

@@ -12,12 +12,12 @@ from ..layers._layer import Layer
 from .differences import JUDGE
 from .foreign import audit_numpy, audit_torch, is_torch
 from .forms import PAIR, Arguments, Form, Pair, arrays, bound, fits, form_of, is_numpy, name_of
-from .function import Rule, audit_rule, by_autodiff, cotangent_of, is_inexact, of_reals, real_leaves
+from .function import Rule, audit_rule, by_autodiff, cotangent_of, of_reals, real_leaves
 from .network import check_layer
 from .points import NEAR, Point, drawn
 from .report import Report
 from .rules import rules_in
-from .sides import is_float, normals
+from .sides import is_float, is_inexact, normals
 
 
 def audit(
@@ -137,6 +137,11 @@ class Held(NamedTuple):
     trust: tuple[Callable, ...] = ()
     gradients: dict[str, str] | None = None
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the audits of other libraries take too."""
+        return {"reference": self.reference, "intended": self.intended, "points": self.points}
+
 
 def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argnums: Any, held: Held) -> Report:
     for name, other in (("reference", held.reference), ("intended", held.intended)):
@@ -151,8 +156,7 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
     if isinstance(f, functools.partial) and isinstance(f.func, jax.custom_vjp | jax.custom_jvp):
         f, args, keywords = f.func, (*f.args, *args), {**f.keywords, **keywords}
     if is_torch(f, args):
-        options = {"reference": held.reference, "intended": held.intended, "points": held.points}
-        return audit_torch(f, *args, static_argnums=static, **options)
+        return audit_torch(f, *args, static_argnums=static, **held.options)
     if is_numpy(f, args, keywords):
         return _audited_in_numpy(f, args, keywords, static, held)
     if not callable(f) and not isinstance(f, Pair):
@@ -198,8 +202,7 @@ def _each_alone(arguments: Arguments) -> list[Arguments]:
 def _audited_in_numpy(f: Any, args: tuple, keywords: dict[str, Any], static: tuple[int, ...], held: Held) -> Report:
     f, args = bound(f, args, keywords) if callable(f) or isinstance(f, Pair) else (f, args)
     f = f[:2] if isinstance(f, Pair) else f
-    options = {"reference": held.reference, "intended": held.intended, "points": held.points}
-    return audit_numpy(f, *args, gradients=held.gradients, static_argnums=static, **options)
+    return audit_numpy(f, *args, gradients=held.gradients, static_argnums=static, **held.options)
 
 
 def _rule(by: str, form: Form, arguments: Arguments, held: Held) -> Rule:

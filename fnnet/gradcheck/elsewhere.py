@@ -21,16 +21,12 @@ from ..layers._composite import Placed, composites, walk
 from ..layers._layer import Layer, run_forward
 from .composed import WAYS, claimed, composed
 from .layer import Terms, layer_rows
-from .points import drawing, moved, structures
+from .points import ENLARGED, drawing, moved, structures
 from .report import Row
-from .rows import BETTER, SUBGRADIENTS, easy, failed, fields, settled
+from .rows import BETTER, SUBGRADIENTS, easy, failed, fields, settled, told
 from .sides import Given, Plain, every_input, is_float, normals
 from .verdicts import TOLERANCE, Compared, Subject, differences, exactly, judge
 from .whole import MISFITS, Found, network_rows
-
-LARGER = 100.0
-"""By how much the random cotangents are enlarged beside the given point: an error that is clipped is no longer linear."""
-
 
 NEARLY = "nearly right only at the given point"
 
@@ -67,16 +63,16 @@ def elsewhere_rows(audited: Audited, given: Given, u: Array, tolerance: float) -
     notes = list(constant_leaves(audited.net, given))
     for step in (None, 0.1, 1e-3):
         there = _moved(given, step)
-        found = audited.at(there, u, LARGER)
+        found = audited.at(there, u, ENLARGED)
         if found.is_finite:
             break
     else:
         return [], [*notes, "beside the given point the forward pass is not finite: audited at the given point only"]
     if wrong := _wrong(found.rows):
         why = NEARLY if tolerance > TOLERANCE["float64"] else _only_here(audited, given, there, u, wrong[0])
-        return [_explained(row, why) for row in wrong], notes
+        return [told(row, why) for row in wrong], notes
     if tolerance > TOLERANCE["float64"] and (wrong := _wrong(audited.at(_easy(given), u).rows)):
-        return [_explained(row, NEARLY) for row in wrong], notes
+        return [told(row, NEARLY) for row in wrong], notes
     if any(row.verdict == BETTER for row in found.rows):
         if audited.terms.finite:
             return [], [*notes, "Autodiff is no judge of the composed gradients: they are not audited with another m."]
@@ -117,21 +113,17 @@ def _wrong(rows: list[Row]) -> list[Row]:
     return [dataclasses.replace(row, verdict="fail", hint=hint) for row in rows if row.verdict == "consequence"][:1]
 
 
-def _explained(row: Row, why: str) -> Row:
-    return dataclasses.replace(row, hint="; ".join(part for part in (why, row.hint) if part))
-
-
 def _only_here(audited: Audited, given: Given, there: Given, u: Array, row: Row) -> str:
     """Why a row fails there and not at the given point."""
 
-    def fails(given: Given, scale: float = LARGER) -> bool:
+    def fails(given: Given, scale: float = ENLARGED) -> bool:
         return any((r.layer, r.equation, r.leaf) == (row.layer, row.equation, row.leaf) for r in failing(given, scale))
 
     def failing(given: Given, scale: float) -> list[Row]:
         return _wrong(audited.at(given, u, scale).rows)
 
     if not fails(there, 1.0):
-        return f"not linear in the error: right for a usual one, wrong for one {LARGER:.0f} times as large"
+        return f"not linear in the error: right for a usual one, wrong for one {ENLARGED:.0f} times as large"
     places = [placed for placed in walk(audited.net, given.params) if placed.name == row.layer]
     own = {id(leaf) for placed in places for leaf in jax.tree.leaves(placed.params)}
     leaves, treedef = jax.tree.flatten((given.params, given.x))
@@ -212,7 +204,7 @@ def composed_rows(audited: Audited, given: Given, u: Array, tolerance: float) ->
             rows = _wrong(there) or ([] if chosen else [Row("network", "backward", "", "fail", float("inf"))])
         except MISFITS as error:
             rows = [Row("network", "backward", "", "fail", float("inf"), hint=f"{error}")]
-        rows = [_explained(row, f"wrong at m = {n}, right at m = {m}") for row in rows]
+        rows = [told(row, f"wrong at m = {n}, right at m = {m}") for row in rows]
         return rows
     if wrong or not net.independent:
         rows = audited.sharply(lambda terms, given: _claim_rows(audited, given, terms, bool(wrong)), other)
@@ -264,8 +256,7 @@ def _rows_of_twin(placed: Placed, twin: Layer, a_in: Array, about: dict[str, Any
     if not rows and found.difference > TOLERANCE[terms.dtype]:
         rows = [Row(placed.name, "forward", "", "fail", *fields(found))]
     return [
-        dataclasses.replace(_explained(row, OF_TWIN), layer=placed.name, equation=f"in_loop {row.equation}")
-        for row in rows
+        dataclasses.replace(told(row, OF_TWIN), layer=placed.name, equation=f"in_loop {row.equation}") for row in rows
     ]
 
 

@@ -192,10 +192,7 @@ def _is_of_both(gradient: Callable, arguments: Arguments) -> bool:
     first = arguments.args[0]
     if isinstance(first, tuple | list) or getattr(first, "shape", None) == ():
         return False
-    try:
-        shape = jax.eval_shape(gradient, *arguments.dynamic)
-    except jax.errors.TracerArrayConversionError:
-        return False
+    shape = _shape_of_gradient(gradient, arguments)
     return isinstance(shape, tuple) and len(shape) == 2 and getattr(shape[0], "shape", None) == ()
 
 
@@ -204,11 +201,16 @@ def _is_for_every_argument(gradient: Callable, arguments: Arguments) -> bool:
     n = len(arguments.args)
     if n < 2 or arguments.static or isinstance(arguments.args[0], tuple | list):
         return False
-    try:
-        shape = jax.eval_shape(gradient, *arguments.dynamic)
-    except jax.errors.TracerArrayConversionError:
-        return False
+    shape = _shape_of_gradient(gradient, arguments)
     return isinstance(shape, tuple | list) and len(shape) == n
+
+
+def _shape_of_gradient(gradient: Callable, arguments: Arguments) -> Any:
+    """None for one written in NumPy."""
+    try:
+        return jax.eval_shape(gradient, *arguments.dynamic)
+    except jax.errors.TracerArrayConversionError:
+        return None
 
 
 def _any_complex(arguments: Arguments) -> bool:

@@ -14,12 +14,12 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from .differences import NoJudge, along_directions, measured
 from .function_mistakes import Program, of_function
-from .measured import measured_rows, measured_vjp
-from .points import Point, structures, widened
+from .measured import array_of, measured_rows, measured_vjp
+from .points import Point, structures, why_there, widened
 from .report import Report, Row
-from .rows import APPROXIMATE, dtype_of, failed, function_rows, reported, settled
+from .rows import APPROXIMATE, dtype_of, extra_rows, failed, function_rows, reported, settled, told
 from .rules import without_rules
-from .sides import Two, compiled_once, leaf_at, normals
+from .sides import Two, compiled_once, is_inexact, leaf_at, normals
 from .verdicts import Subject, exactly, in_float64, largest
 
 FAINT = 1e-4
@@ -66,13 +66,13 @@ class Rule:
     measured: bool = False
     size: float = 1.0
 
+    def called(self, path: Any) -> str:
+        """What rows call the leaf at a path in the arguments."""
+        return self.arguments[path[0].idx] + keystr(path[1:])
+
 
 def is_complex(a: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(a), jnp.complexfloating)
-
-
-def is_inexact(a: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
 
 
 def to_real(a: Any, sign: int = 1) -> Any:
@@ -101,13 +101,15 @@ def of_reals(f: Callable, args: tuple) -> Callable:
     return real
 
 
+def paths_of(tree: Any) -> list[Any]:
+    """Where the arrays of `real_leaves` are."""
+    return [path for path, leaf in tree_leaves_with_path(tree) if is_inexact(leaf)]
+
+
 def names_of(rule: Rule, args: tuple) -> list[tuple[Any, str]]:
-    """(path, name) of every array of floats among the arguments."""
-    return [
-        (path, rule.arguments[path[0].idx] + keystr(path[1:]))
-        for path, leaf in tree_leaves_with_path(args)
-        if is_inexact(leaf) and (rule.audited is None or path[0].idx in rule.audited)
-    ]
+    """(path, name) of every array of floats among the arguments that the rule has a derivative for."""
+    audited = [path for path in paths_of(args) if rule.audited is None or path[0].idx in rule.audited]
+    return [(path, rule.called(path)) for path in audited]
 
 
 def cotangent_of(out: Any, u: list[Any]) -> Any:
@@ -133,7 +135,7 @@ def by_hand(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
         zero = jnp.zeros_like(leaf_at(path, args))
         found[name] = zero if manual[path[0].idx] is None else leaf_at(path, manual)
     found = {name: leaf if leaf is None else to_real(leaf, -1) for name, leaf in found.items()}
-    places = {rule.arguments[path[0].idx] + keystr(path[1:]): 0 for path, _ in tree_leaves_with_path(manual)}
+    places = {rule.called(path): 0 for path, _ in tree_leaves_with_path(manual)}
     return {rule.equation: found, "places": places, "forward": numbered(real_leaves(out))}
 
 
@@ -144,8 +146,7 @@ def by_autodiff(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
     if rule.forward_mode:
         return _tangents(rule, plain, args)
     out, pull = jax.vjp(of_reals(plain, args), real_leaves(args))
-    floats = [path for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)]
-    right = dict(zip(floats, pull(u)[0], strict=True))
+    right = dict(zip(paths_of(args), pull(u)[0], strict=True))
     return {rule.equation: {name: right[path] for path, name in names_of(rule, args)}, "forward": numbered(out)}
 
 
@@ -158,10 +159,9 @@ def values(rule: Rule, args: tuple) -> list[Any]:
 def _tangents(rule: Rule, f: Callable, args: tuple) -> dict[str, Any]:
     """The tangents of the output for a random tangent of each argument by itself."""
     floats, real = real_leaves(args), of_reals(f, args)
-    paths = [path for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)]
     found, out = {}, []
     for path, name in names_of(rule, args):
-        tangents = zip(paths, normals(floats, 1), strict=True)
+        tangents = zip(paths_of(args), normals(floats, 1), strict=True)
         only = [jnp.asarray(rule.size, n.dtype) * n if p == path else jnp.zeros_like(n) for p, n in tangents]
         out, moved = jax.jvp(real, (floats,), (only,))
         found[name] = moved[0] if len(moved) == 1 else jnp.concatenate([jnp.ravel(leaf) for leaf in moved])
@@ -228,7 +228,7 @@ def _judged_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[Ro
 def _scalar(rule: Rule, equation: str, args: tuple, u: list[Any]) -> tuple[Callable, dict[str, Any]]:
     """⟨u, plain⟩ as a function of the arrays that the rule has a derivative for, by name, and these."""
     names = dict(names_of(rule, args))
-    floats = [(path, to_real(leaf)) for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)]
+    floats = list(zip(paths_of(args), real_leaves(args), strict=True))
 
     def f(moved: dict[str, Any]) -> Any:
         given = [moved[names[path]] if path in names else leaf for path, leaf in floats]
@@ -279,29 +279,26 @@ def _measured_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[
 
 
 def _extra_rows(rule: Rule, args: tuple, places: dict[str, Any]) -> list[Row]:
-    """Cotangents of what is no argument."""
-    known = {rule.arguments[path[0].idx] + keystr(path[1:]) for path, _ in tree_leaves_with_path(args)}
-    hint = "there is no such leaf to differentiate"
-    return [
-        Row(rule.name, rule.equation, name, "fail", float("inf"), hint=hint) for name in sorted(places.keys() - known)
-    ]
+    known = {rule.called(path) for path, _ in tree_leaves_with_path(args)}
+    return extra_rows(rule.name, rule.equation, sorted(places.keys() - known))
 
 
 def program_of(rule: Rule, args: tuple, u: list[Any]) -> Program:
     """What the rule is held to, for those who look for a mistake."""
-    names = [
-        rule.arguments[path[0].idx] + keystr(path[1:]) for path, leaf in tree_leaves_with_path(args) if is_inexact(leaf)
-    ]
-    shape = jax.eval_shape(rule.plain, *args)
-    outs = [f"out{keystr(path)}" for path, leaf in tree_leaves_with_path(shape) if is_inexact(leaf)]
+    names = list(map(rule.called, paths_of(args)))
+    outs = [f"out{keystr(path)}" for path in paths_of(jax.eval_shape(rule.plain, *args))]
     return Program(of_reals(rule.plain, args), real_leaves(args), u, names, outs)
 
 
 def _batch(rule: Rule, args: tuple, u: list[Any]) -> int:
-    """How many examples there seem to be."""
-    if rule.equation != "gradient":
-        return next((leaf.shape[0] for leaf in u if leaf.ndim), 1)
-    shared = {leaf.shape[0] for leaf in real_leaves(args[1:]) if leaf.ndim}
+    return batch_of(rule.equation, u, real_leaves(args[1:]))
+
+
+def batch_of(equation: str, outputs: list[Any], others: list[Any]) -> int:
+    """How many examples there seem to be: the outputs', or of a gradient those that all of its other arguments share."""
+    if equation != "gradient":
+        return next((a.shape[0] for a in outputs if a.ndim), 1)
+    shared = {a.shape[0] for a in others if np.ndim(a)}
     return max(1, *shared) if len(shared) == 1 else 1
 
 
@@ -317,15 +314,17 @@ def audit_rule(rule: Rule, args: tuple, points: Iterable[Point], alone: Iterable
     for point in () if any(map(failed, rows)) else points:
         wrong = [row for row in _elsewhere(rule, point, bound) or () if failed(row)]
         if wrong:
-            nearly = {_place(row) for row in rows if row.verdict == APPROXIMATE}
-            told = {_place(row): _told(row, rule, args, point, _place(row) in nearly) for row in wrong}
-            rows = [*told.values(), *(row for row in rows if _place(row) not in told)]
+            nearly = {array_of(row) for row in rows if row.verdict == APPROXIMATE}
+            there = {array_of(row): _told(row, rule, args, point, array_of(row) in nearly) for row in wrong}
+            rows = [*there.values(), *(row for row in rows if array_of(row) not in there)]
             break
     for of_one, given in () if any(map(failed, rows)) else alone:
         wrong = [row for row in rows_at(of_one, given) or () if failed(row)]
         hint = "right with every argument differentiated, wrong with this one alone"
-        told = [dataclasses.replace(row, hint="; ".join(filter(None, (hint, row.hint)))) for row in wrong]
-        rows = [*told, *(row for row in rows if _place(row) not in map(_place, wrong))]
+        rows = [
+            *(told(row, hint) for row in wrong),
+            *(row for row in rows if array_of(row) not in map(array_of, wrong)),
+        ]
     flat = any(map(failed, rows)) and _is_flat(rule, rows)
     if flat and all(_is_flat(rule, _elsewhere(rule, point, bound) or []) for point in points):
         rows = [of_flat(row) if row.size == 0 and failed(row) else row for row in rows]
@@ -347,23 +346,14 @@ def _is_flat(rule: Rule, rows: list[Row]) -> bool:
 
 def _told(row: Row, rule: Rule, args: tuple, point: Point, nearly: bool) -> Row:
     """What is wrong at another point, with where alone the rule holds; ``nearly``: whether only to an approximation."""
-    if nearly:
-        why = f"approximate at the given point, too far off at {point.name}"
-        return dataclasses.replace(row, hint="; ".join(part for part in (why, row.hint) if part))
-    why = _right_only_where(row, rule, args, point) or f"right at the given point, wrong at {point.name}"
-    return dataclasses.replace(row, hint="; ".join(part for part in (why, row.hint) if part))
-
-
-def _place(row: Row) -> tuple[str, str]:
-    """The array that a row is about, of which a part may have been measured."""
-    return row.equation, row.leaf.partition(" (")[0]
+    why = why_there(point.name, point.scale, nearly, "tangent" if rule.forward_mode else "cotangent")
+    if not nearly and point.scale == 1:
+        why = _right_only_where(row, rule, args, point) or why
+    return told(row, why)
 
 
 def _right_only_where(row: Row, rule: Rule, args: tuple, point: Point) -> str:
     """The structure of the given point that the rule rests on; "" where none is found."""
-    if point.scale != 1:
-        what = "tangent" if rule.forward_mode else "cotangent"
-        return f"not linear in the {what}: right for a usual one, wrong for one {point.scale:.0f} times as large"
     given, there = (tree_leaves_with_path(tree) for tree in (args, point.args))
     if [np.shape(leaf) for _, leaf in given] != [np.shape(leaf) for _, leaf in there]:
         return ""
@@ -372,8 +362,8 @@ def _right_only_where(row: Row, rule: Rule, args: tuple, point: Point) -> str:
             leaves = [made if i == j else other for j, (_, other) in enumerate(there)]
             restored = jax.tree.unflatten(jax.tree.structure(args), leaves)
             rows = _elsewhere(rule, point._replace(args=restored))
-            if rows is not None and not any(failed(r) and _place(r) == _place(row) for r in rows):
-                return f"right only where {rule.arguments[path[0].idx]}{keystr(path[1:])} {words} as at the given point"
+            if rows is not None and not any(failed(r) and array_of(r) == array_of(row) for r in rows):
+                return f"right only where {rule.called(path)} {words} as at the given point"
     return ""
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ from .sides import Two, is_float
 from .verdicts import NAN, TOLERANCE, Subject, largest, rounding, wide
 
 AT_MOST = 16384
+COVERED = re.compile(r" ?\((\d+ of )?\d+ (entries|random directions)\)$")
 
 
 class Measured(Subject):
@@ -104,6 +106,11 @@ class Measured(Subject):
         shape = self.f.shapes[self.f.names.index(array)]
         for slope in (piece.slopes.left, piece.slopes.right, *derivatives_beside(self.f, piece)):
             yield piece.reference(slope, shape)
+
+
+def array_of(row: Row) -> tuple[str, str]:
+    """The equation and the array that a row is about, of which a part may have been measured."""
+    return row.equation, COVERED.sub("", row.leaf)
 
 
 def _may_hide(piece: Piece, manual: Any) -> bool:

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from .rules import CALLS, RULES, scan_split, scanned
-from .ways import LAYOUT, PRODUCTS, Back, Case, Way, is_inexact, ways_back
+from .rules import CALLS, RULES, bound_to, scan_split, scanned
+from .sides import is_inexact
+from .ways import LAYOUT, PRODUCTS, Back, Case, Way, ways_back
 
 SKIPPED = (os.path.dirname(os.path.abspath(jax.__file__)) + os.sep, os.path.dirname(os.path.abspath(__file__)) + os.sep)
 STATE = "the state that a step hands to the next"
@@ -141,8 +142,6 @@ class Planted:
     def _operation(
         self, equation: Any, given: list[Any], here: tuple, text: str, picked: Any, new: dict | None
     ) -> list[Any]:
-        bound = equation.primitive.get_bind_params(equation.params)
-        functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
         moving = [not isinstance(v, Literal) and is_inexact(a) for v, a in zip(equation.invars, given, strict=True)]
 
         def merged(xs: Sequence[Any], others: Sequence[Any]) -> list[Any]:
@@ -150,9 +149,7 @@ class Planted:
             return [next(each[own]) for own in moving]
 
         def bind(xs: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-            with equation.ctx.manager:
-                out = equation.primitive.bind(*functions, *merged(xs, others), **params)
-            return list(out) if equation.primitive.multiple_results else [out]
+            return bound_to(equation, merged(xs, others))
 
         xs, others = ([a for a, own in zip(given, moving, strict=True) if own == which] for which in (True, False))
         if (

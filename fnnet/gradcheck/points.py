@@ -9,6 +9,8 @@ import numpy as np
 
 NEAR, FAR = "a point near by", "a point far away"
 LARGER = "the given point, with a larger cotangent"
+ENLARGED = 100.0
+"""By how much: what is clipped is no longer linear."""
 
 
 class Point(NamedTuple):
@@ -30,10 +32,19 @@ def drawn(args: tuple) -> Iterator[Point]:
     What the function may ask of its arguments stays as it is: signs, the interval [0, 1], rows that add up to 1, sorted rows,
     masks and one-hot rows, integers. A symmetric matrix does not stay symmetric, and zeros and ones do not stay such.
     """
-    yield Point(LARGER, args, 100.0)
+    yield Point(LARGER, args, ENLARGED)
     for seed, (name, step) in enumerate({NEAR: 0.1, FAR: None}.items()):
         draw = drawing(seed)
         yield Point(name, jax.tree.map(lambda a, draw=draw, step=step: moved(a, draw, step), args))
+
+
+def why_there(name: str, scale: float, nearly: bool, what: str = "cotangent") -> str:
+    """Why a rule fails at a point and not at the given one, where it may only be ``nearly`` right."""
+    if nearly:
+        return f"approximate at the given point, too far off at {name}"
+    if scale != 1:
+        return f"not linear in the {what}: right for a usual one, wrong for one {scale:.0f} times as large"
+    return f"right at the given point, wrong at {name}"
 
 
 def moved(a: Any, draw: np.random.Generator, step: float | None) -> Any:

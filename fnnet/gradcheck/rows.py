@@ -121,6 +121,11 @@ def failed(row: Row) -> bool:
     return row.verdict == "fail"
 
 
+def told(row: Row, why: str) -> Row:
+    """The row with a reason before its hint."""
+    return dataclasses.replace(row, hint="; ".join(part for part in (why, row.hint) if part))
+
+
 def beside(draw: np.random.Generator, tree: Any) -> Any:
     """In float64, each float moved by about a thousandth, off every kink and tie."""
 
@@ -149,6 +154,12 @@ def function_rows(name: str, equation: str, subject: Subject, about: Callable[..
             row = dataclasses.replace(row, verdict="fail", hint=f"{jnp.result_type(ours)} instead of {right.dtype}")
         rows.append(row)
     return rows
+
+
+def extra_rows(name: str, equation: str, leaves: Sequence[str]) -> list[Row]:
+    """Derivatives with respect to what is no argument."""
+    hint = "there is no such leaf to differentiate"
+    return [Row(name, equation, leaf, "fail", float("inf"), hint=hint) for leaf in leaves]
 
 
 def product_rows(subject: Subject, name: str) -> list[Row]:

@@ -8,7 +8,7 @@ it is then a judge of them.
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -92,10 +92,7 @@ def _evaluated(jaxpr: Any, consts: Any, args: Any, trusted: frozenset[str]) -> l
             if name in RULES and not _is_trusted(equation, trusted):
                 out = run(params["call_jaxpr"])(*given)
             elif not any(True for sub in _parts(equation) for _ in _rules(sub, trusted)):
-                bound = equation.primitive.get_bind_params(params)
-                functions, bound = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
-                out = equation.primitive.bind(*functions, *given, **bound)
-                out = out if equation.primitive.multiple_results else [out]
+                out = bound_to(equation, given)
             elif name in CALLS:
                 out = run(params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"])(*given)
             elif name == "cond":
@@ -108,6 +105,15 @@ def _evaluated(jaxpr: Any, consts: Any, args: Any, trusted: frozenset[str]) -> l
                 raise Unseen(f"a hand-written rule stands inside {name}, where it cannot be replaced by its function")
         known.update(zip(equation.outvars, out, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def bound_to(equation: Any, given: Sequence[Any]) -> list[Any]:
+    """The results of one operation."""
+    bound = equation.primitive.get_bind_params(equation.params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
+    with equation.ctx.manager:
+        out = equation.primitive.bind(*functions, *given, **params)
+    return list(out) if equation.primitive.multiple_results else [out]
 
 
 def _needed(jaxpr: Any) -> list[Any]:

@@ -99,6 +99,11 @@ def is_float(a: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(a), jnp.floating)
 
 
+def is_inexact(a: Any) -> bool:
+    """Whether it is an array of floats or of complex numbers."""
+    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+
+
 def leaf_at(path: Any, tree: Any) -> Any:
     """The leaf at a key path, or None where the tree has another structure."""
     return dict(tree_leaves_with_path(tree)).get(path)

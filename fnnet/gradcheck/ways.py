@@ -229,7 +229,3 @@ def _solved_untransposed(at: Back, params: dict[str, Any]) -> Any:
 
 def _listed(axes: tuple[int, ...]) -> str:
     return ", ".join(map(str, axes))
-
-
-def is_inexact(a: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)

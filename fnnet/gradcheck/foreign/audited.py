@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..differences import AT_ONCE, JUDGE, Function, NoJudge, Piece, along_directions, measured
-from ..function import of_flat
+from ..function import batch_of, of_flat
 from ..function_mistakes import of_function
-from ..measured import Measured, measured_rows
-from ..points import FAR, LARGER, NEAR, drawing, moved
+from ..measured import Measured, array_of, measured_rows
+from ..points import ENLARGED, FAR, LARGER, NEAR, drawing, moved, why_there
 from ..report import Report, Row
-from ..rows import APPROXIMATE, failed, reported
+from ..rows import APPROXIMATE, extra_rows, failed, reported
 from ..verdicts import TOLERANCE, distance, wide
 from .runner import Runner, Way, copies, pulled
 from .trees import floats_of, is_floats, named, prepared
@@ -100,21 +100,11 @@ class Problem:
         rows = measured_rows(self.runner.code.name, subject, functools.partial(of_function, subject, self.examples))
         if not any(np.any(piece.slopes.slope) for _, piece in subject.pieces.values()):
             rows = [of_flat(row) if failed(row) and row.values and np.isfinite(row.values[0]) else row for row in rows]
-        return [self._told(row) for row in rows] + [
-            Row(
-                self.runner.code.name,
-                self.equation,
-                name,
-                "fail",
-                float("inf"),
-                hint="there is no such leaf to differentiate",
-            )
-            for name in self.extra
-        ]
+        return [self._told(row) for row in rows] + extra_rows(self.runner.code.name, self.equation, self.extra)
 
     def _told(self, row: Row) -> Row:
         """With what is known of a failure beside its numbers."""
-        name = row.leaf.partition(" (")[0]
+        _, name = array_of(row)
         if failed(row) and name in self.gradients and self.gradients[name] is None:
             hint = "no gradient was given, which counts as 0: name the argument in static_argnums= if it is not to have one"
             row = dataclasses.replace(row, hint=hint)
@@ -125,11 +115,8 @@ class Problem:
 
     @property
     def examples(self) -> int:
-        """How many there seem to be."""
-        if self.equation == "backward":
-            return next((a.shape[0] for a in self.outputs if a.ndim), 1)
-        shared = {a.shape[0] for name, a in self.values.items() if name not in self.gradients and np.ndim(a)}
-        return max(1, *shared) if len(shared) == 1 else 1
+        others = [a for name, a in self.values.items() if name not in self.gradients]
+        return batch_of(self.equation, self.outputs, others)
 
 
 def audited(
@@ -207,24 +194,15 @@ def _elsewhere(problem: Problem, rows: list[Row], points: Sequence[tuple] | None
     for name, values, scale in _points(problem, points):
         try:
             there = Problem(problem.runner, problem.way, values, problem.plain, scale)
-            wrong = {_place(row): row for row in there.rows(along_directions) if failed(row)}
+            wrong = {array_of(row): row for row in there.rows(along_directions) if failed(row)}
         except Exception:  # outside of the domain, or nothing to judge by
             continue
         if wrong:
-            hint = f"right at the given point, wrong at {name}"
-            if any(row.verdict == APPROXIMATE for row in rows):
-                hint = f"approximate at the given point, too far off at {name}"
-            elif scale != 1:
-                hint = f"not linear in the cotangent: right for a usual one, wrong for one {scale:.0f} times as large"
-            leaves = {_place(row): row.leaf for row in rows}
+            hint = why_there(name, scale, any(row.verdict == APPROXIMATE for row in rows))
+            leaves = {array_of(row): row.leaf for row in rows}
             told = [dataclasses.replace(row, hint=hint, leaf=leaves.get(at, row.leaf)) for at, row in wrong.items()]
-            return [*told, *(row for row in rows if _place(row) not in wrong)]
+            return [*told, *(row for row in rows if array_of(row) not in wrong)]
     return rows
-
-
-def _place(row: Row) -> tuple[str, str]:
-    """The array that a row is about, of which a part may have been measured."""
-    return row.equation, row.leaf.partition("(")[0].strip()
 
 
 def _points(problem: Problem, points: Sequence[tuple] | None) -> Iterator[tuple[str, dict[str, Any], float]]:
@@ -232,7 +210,7 @@ def _points(problem: Problem, points: Sequence[tuple] | None) -> Iterator[tuple[
     runner = problem.runner
     if points is None:
         if not problem.way.of_one:
-            yield LARGER, runner.values(), 100.0
+            yield LARGER, runner.values(), ENLARGED
         for seed, (name, step) in enumerate({NEAR: 0.1, FAR: None}.items()):
             draw = drawing(seed)
             yield name, {path: wide(moved(a, draw, step))[()] for path, a in runner.values().items()}, 1.0
