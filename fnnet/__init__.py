@@ -86,6 +86,15 @@ from .optimizers import (
 )
 from .penalties import L1, L2
 from .saving import load, save
+from .shares import (
+    GradientStatistics,
+    clipped_value_and_grad,
+    example_gradients,
+    gradient_gram,
+    gradient_norms,
+    gradient_statistics,
+    input_gradient,
+)
 from .sweep import Sweep, sweep
 from .training import Diverged, EarlyStopping, History, TrainingState, evaluate, fit
 
@@ -113,6 +122,9 @@ __all__ = [
     "ExampleKeys", "Layer", "LayerError", "example_keys", "layer",
     # backpropagation
     "Backprop", "as_function", "backprop", "manual_vjp", "objective", "value_and_grad",
+    # every example's share
+    "GradientStatistics", "clipped_value_and_grad", "example_gradients", "gradient_gram", "gradient_norms",
+    "gradient_statistics", "input_gradient",
     # weights of PyTorch's recurrent layers
     "from_torch", "to_torch",
     # manual against autodiff
