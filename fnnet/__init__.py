@@ -21,9 +21,11 @@ from .activations import (
 )
 from .backpropagation import Backprop, backprop, objective, value_and_grad
 from .calibration import calibrate
-from .costs import Cost, accuracy, cross_entropy, log_likelihood, quadratic
+from .costs import Cost, Curvature, accuracy, cross_entropy, log_likelihood, quadratic
+from .curvature import fisher_diagonal, ggn_diagonal, ggnvp, hutchinson_diagonal, hvp
 from .gradcheck import Report, Row, assert_gradients, audit, check_gradient, check_layer, check_vjp, compare_gradients
 from .interop import as_function, from_torch, manual_vjp, to_torch
+from .lanczos import Spectrum, spectrum
 from .layers import (
     GRU,
     LSTM,
@@ -94,7 +96,7 @@ __all__ = [
     "Activation", "elu", "gelu", "gelu_tanh", "leaky_relu", "linear", "relu", "sigmoid", "silu", "softmax", "softplus",
     "step", "tanh",
     # costs
-    "Cost", "accuracy", "cross_entropy", "log_likelihood", "quadratic",
+    "Cost", "Curvature", "accuracy", "cross_entropy", "log_likelihood", "quadratic",
     # layers
     "Attention", "BatchNorm", "Bidirectional", "Conv", "ConvTranspose", "Dense", "Dropout", "Embedding", "Flatten", "GRU",
     "GlobalMeanPool", "GroupNorm", "LSTM", "LastStep", "LayerNorm", "MaxPool", "MeanPool", "Network", "Position", "RMSNorm",
@@ -109,6 +111,8 @@ __all__ = [
     "ExampleKeys", "Layer", "LayerError", "example_keys", "layer",
     # backpropagation
     "Backprop", "as_function", "backprop", "manual_vjp", "objective", "value_and_grad",
+    # curvature
+    "Spectrum", "fisher_diagonal", "ggn_diagonal", "ggnvp", "hutchinson_diagonal", "hvp", "spectrum",
     # weights of PyTorch's recurrent layers
     "from_torch", "to_torch",
     # manual against autodiff

@@ -29,17 +29,21 @@ def whole(function: str, name: str, value: Any, least: int = 1) -> Any:
 
 def check_feedback(params: Params, feedback: Params | None) -> None:
     """Raise a ValueError unless feedback is None or a pytree of the parameters' structure and shapes."""
-    if feedback is None:
-        return
+    if feedback is not None:
+        remedy = "draw it like the parameters, net.init(another_key, input_shape)"
+        check_like("feedback", params, feedback, remedy)
+
+
+def check_like(what: str, params: Params, tree: Any, remedy: str) -> None:
+    """Raise a ValueError unless the tree has the parameters' places and shapes."""
     wanted, got = (
         {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (params, feedback)
+        for tree in (params, tree)
     )
     for name in sorted(wanted.keys() | got.keys()):
         if wanted.get(name) != got.get(name):
             raise ValueError(
-                f"feedback: expected {name} of shape {wanted.get(name)}, as in params, got {got.get(name)}; draw it like the "
-                f"parameters, net.init(another_key, input_shape)"
+                f"{what}: expected {name} of shape {wanted.get(name)}, as in params, got {got.get(name)}; {remedy}"
             )
 
 
