@@ -136,3 +136,46 @@ def weight_gradient_by_product(delta: Array, a_in: Array, win: Any) -> bool:
     as fast for one or two channels)."""
     entries = math.prod(delta.shape[:-1]) * math.prod(win.size) * a_in.shape[-1]
     return entries * a_in.dtype.itemsize <= CACHE_BYTES
+
+
+SHARE_BYTES = 2**20
+"""How many bytes of single examples' gradients are there at a time where no more than a sum of them is kept."""
+
+
+def examples_at_a_time(m: int, entries: int, dtype: Any) -> int:
+    """How many examples to take at a time, each of which makes so many entries."""
+    return min(m, max(1, SHARE_BYTES // (entries * jnp.dtype(dtype).itemsize)))
+
+
+def by_inner_products(delta: Array, a: Array) -> bool:
+    """Whether an example's norm takes fewer products from inner products of places, P² (n_out + n_in), than from its
+    gradient, P n_out n_in. Shapes (m, P, n_out), (m, P, n_in)."""
+    return delta.shape[1] * (delta.shape[2] + a.shape[2]) <= delta.shape[2] * a.shape[2]
+
+
+def concatenated(f: Any, arrays: tuple[Array, ...], size: int) -> Any:
+    """f(*arrays) by chunks of so many examples, its results along axis 0."""
+    m = len(arrays[0])
+    if size >= m:
+        return f(*arrays)
+    full = m // size
+    _, parts = jax.lax.scan(lambda _, i: (None, f(*_chunk(arrays, i * size, size))), None, jnp.arange(full))
+    whole = jax.tree.map(lambda a: jax.lax.collapse(a, 0, 2), parts)
+    rest = f(*(a[full * size :] for a in arrays)) if m % size else jax.tree.map(lambda a: a[:0], whole)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), whole, rest)
+
+
+def summed(f: Any, arrays: tuple[Array, ...], size: int) -> Any:
+    """f(*arrays), which is a sum over examples, by chunks of so many."""
+    m = len(arrays[0])
+    if size >= m:
+        return f(*arrays)
+    full = m // size
+    rest = arrays[0].shape[0] - full * size
+    first = f(*(a[full * size :] for a in arrays) if rest else _chunk(arrays, (full - 1) * size, size))
+    add_one = lambda total, i: (jax.tree.map(jnp.add, total, f(*_chunk(arrays, i * size, size))), None)  # noqa: E731
+    return jax.lax.scan(add_one, first, jnp.arange(full if rest else full - 1))[0]
+
+
+def _chunk(arrays: tuple[Array, ...], start: Any, size: int) -> tuple[Array, ...]:
+    return tuple(jax.lax.dynamic_slice_in_dim(a, start, size) for a in arrays)

@@ -19,7 +19,6 @@ from ..activations import Activation, tanh
 from ..initializers import Initializer, scaled_normal, zeros
 from ._layer import check_activation, check_leaf, drawing_key, layer
 from ._recurrent import Recurrent
-from ._time import bias_gradient
 
 __all__ = ["GRU", "LSTM", "RNN", "gru_step", "gru_step_error", "lstm_step", "lstm_step_error"]
 
@@ -247,5 +246,5 @@ class GRU(Recurrent):
     def extra_errors(self, kept, delta):
         return (delta[..., 2 * self.n :] * kept.gates[..., : self.n],)
 
-    def sums(self, x, h_before, delta, extra):
-        return {**super().sums(x, h_before, delta, extra), "b_h": bias_gradient(extra[0])}
+    def terms(self, x, h_before, delta, extra):
+        return {**super().terms(x, h_before, delta, extra), "b_h": (extra[0], None)}

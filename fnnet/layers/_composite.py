@@ -28,13 +28,17 @@ from ._layer import (
     LayerError,
     Params,
     Shape,
+    added_up,
     as_floats,
     check_key,
+    gram_of,
     keywords,
     layer,
     located,
     run_forward,
+    second_moment_of,
     split_key,
+    square_norms_of,
 )
 
 __all__ = ["Composite", "Identity", "Join", "Network", "Parallel", "Residual", "add", "concatenate"]
@@ -231,6 +235,40 @@ class Composite(Layer):
         """Every part's BP3 and BP4."""
         parts = self.parts(params)
         return self.joined(tuple(part.gradients(p, cache[i], delta[i]) for i, (part, p) in enumerate(parts)))
+
+    def example_gradients(self, params, cache, delta):
+        """Every part's, joined for each example."""
+        of_parts = self._of_parts("example_gradients", params, cache, delta)
+        return jax.vmap(self.joined)(of_parts) if jax.tree.leaves(of_parts) else self.joined(of_parts)
+
+    def square_norms(self, params, cache, delta):
+        """The sum over the parts, unless they share arrays: then of the joined gradients."""
+        if not self._apart:
+            return square_norms_of(self.example_gradients(params, cache, delta), delta)
+        return added_up(self._of_parts("square_norms", params, cache, delta), delta)
+
+    def second_moment(self, params, cache, delta):
+        """Every part's, unless they share arrays: then of the joined gradients."""
+        if not self._apart:
+            return second_moment_of(self.example_gradients(params, cache, delta))
+        return self.joined(self._of_parts("second_moment", params, cache, delta))
+
+    def _gram(self, params, cache, delta):
+        if not self._apart:
+            return gram_of(self.example_gradients(params, cache, delta), delta)
+        return added_up(self._of_parts("_gram", params, cache, delta), delta, 2)
+
+    @property
+    def _apart(self) -> bool:
+        """Whether no parts share an array, so that sums over entries are sums over parts; a `joined` of one's own may add."""
+        return type(self).joined is Composite.joined
+
+    def _of_parts(self, method: str, params: Params, cache: Cache, delta: Delta) -> tuple[Any, ...]:
+        of_parts = []
+        for i, (part, p) in enumerate(self.parts(params)):
+            with located(i):
+                of_parts.append(getattr(part, method)(p, cache[i], delta[i]))
+        return tuple(of_parts)
 
     def backward(self, params, cache, da_out):
         return self._backward(params, cache, da_out, at_output=False)

@@ -17,7 +17,6 @@ from ..activations import Activation, at_least_float32, on_last_axis
 from ..forms import mean_of_products, mean_of_products_in_loop
 from ..initializers import Initializer, scaled_normal, zeros
 from ._layer import (
-    Layer,
     LayerError,
     Shape,
     as_floats,
@@ -28,6 +27,7 @@ from ._layer import (
     layer,
     whole_number,
 )
+from ._products import SumsOfProducts
 
 __all__ = ["Dense", "bias_gradient", "input_error", "weight_gradient", "weight_gradient_in_loop", "weighted_input"]
 
@@ -115,7 +115,7 @@ def weight_and_bias(layer: Any, params: Any, w: Array, delta: Array) -> dict[str
 
 
 @layer
-class Dense(Layer):
+class Dense(SumsOfProducts):
     """A fully connected layer: a = σ(z), z = a_in wᵀ + b. Parameters {w (n_out, n_in), b (n_out)}; {w} without a bias.
 
     Inputs (m, ..., n_in), outputs (m, ..., n_out): axes between are time steps or positions that share the weights.
@@ -184,6 +184,9 @@ class Dense(Layer):
         a_in, _, _ = cache
         equation = weight_gradient_in_loop if self.loop else weight_gradient
         return weight_and_bias(self, params, equation(delta, a_in), delta)
+
+    def products(self, params, cache, delta):
+        return {"w": (delta, cache[0]), **({"b": (delta, None)} if self.bias else {})}
 
     def in_loop(self):
         return dataclasses.replace(self, loop=True)

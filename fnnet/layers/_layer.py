@@ -6,7 +6,7 @@ A layer is a frozen, hashable dataclass that holds no arrays. `layer` makes a pl
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from .. import activations
-from ..activations import Activation, unwrapped
+from ..activations import Activation, at_least_float32, unwrapped, wide_dtype
 from ..programs import placed, program
 
 __all__ = ["ExampleKeys", "Layer", "LayerError", "example_keys", "layer"]
@@ -59,8 +59,21 @@ class Layer:
     """The contract of a layer, with the methods that most layers need not write.
 
     A layer writes ``forward`` and ``propagate``, ``error`` where it has an activation, ``init`` and ``gradients`` where
-    it has parameters. Shapes: axis 0 of every activation and error is the example; ``input_shape`` is one example's.
+    it has parameters. Shapes: axis 0 of every activation and error is the example; ``input_shape`` is one example's. So is
+    axis 0 of every array of a cache (numbers are the same for all examples): from that follow `example_gradients`,
+    `square_norms` and `second_moment`. A layer whose caches differ (statistics of the batch, time first) writes the first.
     """
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """A class that writes BP3 and BP4 anew, or every example's, gets what follows from them: not the faster forms that it
+        would inherit, which are of other equations."""
+        super().__init_subclass__(**given)
+        if "products" in cls.__dict__:  # of `SumsOfProducts`, which the others follow
+            return
+        first = next((i for i, name in enumerate(SHARES[:2]) if name in cls.__dict__), len(SHARES))
+        for name in SHARES[first + 1 :]:
+            if name not in cls.__dict__:
+                setattr(cls, name, getattr(Layer, name))
 
     def init(self, key: Array, input_shape: Shape) -> Params:
         """The parameters, a pytree of arrays in the default float dtype; {} for a layer without any."""
@@ -129,6 +142,45 @@ class Layer:
             )
         return params
 
+    def example_gradients(self, params: Params, cache: Cache, delta: Delta) -> Params:
+        """BP3 and BP4 of each example: g_x = ∂C_x/∂params, a pytree like params with a leading axis m; their mean over it is
+        ``gradients``. By default that equation for one example after the other, under ``vmap``.
+
+        Where a layer mixes examples (batch normalisation while training), g_x is the part of the batch's gradient that goes
+        through δ^x, the statistics of the batch given; the mean of these is the gradient as well.
+
+        Raises:
+            LayerError: for a cache with an array that has not the examples on axis 0.
+        """
+        if not jax.tree.leaves(params):
+            return params
+        leaves, structure = jax.tree.flatten((cache, delta))
+        m = n_examples(delta)
+        for leaf in leaves:
+            if jnp.ndim(leaf) and jnp.shape(leaf)[0] != m:
+                remedy = "write example_gradients(params, cache, delta) for a layer that keeps other arrays"
+                raise LayerError(self, f"a cache of arrays with {m} examples on axis 0", str(jnp.shape(leaf)), remedy)
+        given = [leaf for leaf in leaves if jnp.ndim(leaf)]
+
+        def of_one(given: list[Array]) -> Params:
+            arrays = iter(given)
+            cache, delta = structure.unflatten([next(arrays)[None] if jnp.ndim(leaf) else leaf for leaf in leaves])
+            return self.gradients(params, cache, delta)
+
+        return jax.vmap(of_one)(given)
+
+    def square_norms(self, params: Params, cache: Cache, delta: Delta) -> Array:
+        """‖g_x‖² of each example over all leaves, (m,), in at least float32."""
+        return square_norms_of(self.example_gradients(params, cache, delta), delta)
+
+    def second_moment(self, params: Params, cache: Cache, delta: Delta) -> Params:
+        """(1/m) Σ_x g_x² for each entry, a pytree like params, in at least float32."""
+        return second_moment_of(self.example_gradients(params, cache, delta))
+
+    def _gram(self, params: Params, cache: Cache, delta: Delta) -> Array:
+        """⟨g_x, g_x'⟩ of each two examples, (m, m), in at least float32."""
+        return gram_of(self.example_gradients(params, cache, delta), delta)
+
     def output(self, params: Params, cache: Cache) -> tuple[Activation, Array] | None:
         """(activation, z) where the output is activation(z), which is where a matched cost enters; else None."""
         return None
@@ -185,6 +237,41 @@ class Layer:
             elif value != field.default:
                 shown.append(f"{field.name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+SHARES = ("gradients", "example_gradients", "square_norms", "second_moment", "_gram")
+"""The first two of these methods, of which the others follow."""
+
+
+def n_examples(delta: Delta) -> int:
+    """m."""
+    return jax.tree.leaves(delta)[0].shape[0]
+
+
+def square_norms_of(shares: Params, delta: Delta) -> Array:
+    """‖g_x‖² (m,) from g_x, a pytree with a leading axis m."""
+    squares = [jnp.square(at_least_float32(g)) for g in jax.tree.leaves(shares)]
+    return added_up([jnp.sum(g, axis=tuple(range(1, g.ndim))) for g in squares], delta)
+
+
+def second_moment_of(shares: Params) -> Params:
+    """(1/m) Σ_x g_x² from g_x, a pytree with a leading axis m."""
+    return jax.tree.map(lambda g: jnp.mean(jnp.square(at_least_float32(g)), axis=0), shares)
+
+
+def gram_of(shares: Params, delta: Delta) -> Array:
+    """⟨g_x, g_x'⟩ (m, m) from g_x, a pytree with a leading axis m."""
+    rows = [at_least_float32(g).reshape(len(g), -1) for g in jax.tree.leaves(shares)]
+    return added_up([g @ g.T for g in rows], delta, 2)
+
+
+def added_up(parts: Sequence[Array], delta: Delta, rank: int = 1) -> Array:
+    """The sum over leaves or layers, in the widest of their dtypes; 0 for each example, or each two, where there are none."""
+    if not parts:
+        first = jax.tree.leaves(delta)[0]
+        return jnp.zeros((len(first),) * rank, wide_dtype(first.dtype))
+    dtype = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
+    return functools.reduce(jnp.add, (part.astype(dtype) for part in parts))
 
 
 def _apply(layer: Layer, params: Params, x: Array, mask: Array | None) -> Array:

@@ -19,7 +19,6 @@ from ..activations import at_least_float32, on_last_axis
 from ..forms import stored
 from ._dense import bias_gradient
 from ._layer import (
-    Layer,
     LayerError,
     Shape,
     as_floats,
@@ -31,6 +30,7 @@ from ._layer import (
     real_number,
     whole_number,
 )
+from ._products import SumsOfProducts
 
 __all__ = [
     "BatchNorm",
@@ -212,7 +212,7 @@ def gain_gradient(product: Array) -> Array:
     return bias_gradient(product)
 
 
-class Normalisation(Layer):
+class Normalisation(SumsOfProducts):
     """What the layers share: a_out = g x̂ + b, and the mean over what is normalised together. Cache (a_in, μ, r, ...)."""
 
     eps: float
@@ -281,6 +281,10 @@ class Normalisation(Layer):
         delta = at_valid_steps(delta, self.mask_of(cache))
         grads = {"g": gain_gradient(product(delta, self.x_hat(cache))), "b": bias_gradient(delta)}
         return {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
+
+    def products(self, params, cache, delta):
+        delta = at_valid_steps(delta, self.mask_of(cache))
+        return {"g": (product(delta, self.x_hat(cache)), None), "b": (delta, None)}
 
 
 @layer
@@ -438,6 +442,10 @@ class BatchNorm(OverSteps):
         fixed = {name: jnp.zeros_like(params[name]) for name in ("mean", "var")}
         return {**super().gradients(params, cache, delta), **fixed}
 
+    def products(self, params, cache, delta):
+        nothing = jnp.zeros_like(delta), None
+        return {**super().products(params, cache, delta), "mean": nothing, "var": nothing}
+
     def moving(self, params, cache):
         """params with mean ← (1 − momentum) mean + momentum μ, and var likewise; unchanged by a cache of inference.
 
@@ -500,3 +508,6 @@ class RMSNorm(Normalisation):
 
     def gradients(self, params, cache, delta):
         return {"g": gain_gradient(product(delta, self.x_hat(cache))).astype(params["g"].dtype)}
+
+    def products(self, params, cache, delta):
+        return {"g": (product(delta, self.x_hat(cache)), None)}

@@ -70,6 +70,18 @@ class Reversed(Layer):
     def gradients(self, params, cache, delta):
         return self.cell.gradients(params, cache, _reversed(delta))
 
+    def example_gradients(self, params, cache, delta):
+        return self.cell.example_gradients(params, cache, _reversed(delta))
+
+    def square_norms(self, params, cache, delta):
+        return self.cell.square_norms(params, cache, _reversed(delta))
+
+    def second_moment(self, params, cache, delta):
+        return self.cell.second_moment(params, cache, _reversed(delta))
+
+    def _gram(self, params, cache, delta):
+        return self.cell._gram(params, cache, _reversed(delta))
+
     def backward(self, params, cache, da_out):
         da_in, gradients = self.cell.backward(params, cache, _reversed(da_out))
         return _reversed(da_in), gradients
@@ -124,6 +136,8 @@ class Bidirectional(Composite):
 
     def joined(self, of_parts):
         return dict(zip(("ahead", "back"), of_parts, strict=True))
+
+    _apart = True  # pyright: ignore
 
     def wire(self, run, a_in):
         ahead, back = run(0, a_in), run(1, a_in)

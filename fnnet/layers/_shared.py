@@ -1,6 +1,7 @@
 """Composites whose parameters or caches are not one entry for each part: tied, repeated and recomputed layers."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..activations import at_least_float32
 from ..forms import after
 from ._composite import Composite, Network, is_walked
-from ._layer import Cache, ExampleKeys, Layer, LayerError, Params, layer, located, run_forward, whole_number
+from ._layer import (
+    Cache,
+    ExampleKeys,
+    Layer,
+    LayerError,
+    Params,
+    added_up,
+    layer,
+    located,
+    run_forward,
+    second_moment_of,
+    whole_number,
+)
 
 __all__ = ["Recompute", "Repeat", "Tied"]
 
@@ -176,6 +190,36 @@ class Tied(Around):
     def gradients(self, params, cache, delta):
         return self.collapsed(self.net.gradients(self.expanded(params), cache, delta))
 
+    def example_gradients(self, params, cache, delta):
+        return jax.vmap(self.collapsed)(self.net.example_gradients(self.expanded(params), cache, delta))
+
+    def square_norms(self, params, cache, delta):
+        """‖Σ_places g‖² = Σ ‖g‖² + 2 Σ_{p<q} ⟨g_p, g_q⟩: the network's, and what the places have in common."""
+        params = self.expanded(params)
+        apart, own = self.net.square_norms(params, cache, delta), self._own(params, cache, delta)
+        pairs = itertools.combinations(map(at_least_float32, own), 2)
+        common = [2 * jnp.einsum("m...,m...->m", one, other) for one, other in pairs]
+        return added_up([apart, *common], delta)
+
+    def second_moment(self, params, cache, delta):
+        """The network's, that of the array from the sum over its places."""
+        params = self.expanded(params)
+        total = functools.reduce(jnp.add, self._own(params, cache, delta))
+        moments = self._once(self.net.second_moment(params, cache, delta))
+        first = self._at(moments, self.places[0])
+        return self._changed(moments, first, lambda leaves: {**leaves, first[-1]: second_moment_of(total)})
+
+    def _gram(self, params, cache, delta):
+        params = self.expanded(params)
+        own = [at_least_float32(g).reshape(len(g), -1) for g in self._own(params, cache, delta)]
+        common = [one @ other.T for one, other in itertools.permutations(own, 2)]
+        return added_up([self.net._gram(params, cache, delta), *common], delta, 2)
+
+    def _own(self, params: Params, cache: Cache, delta: Any) -> list[Any]:
+        """The array's g_x in each of its places; the compiler leaves the other leaves out."""
+        shares = self.net.example_gradients(params, cache, delta)
+        return [_leaf(shares, self._at(shares, place)) for place in self.places]
+
     def backward(self, params, cache, da_out):
         da_in, gradients = self.net.backward(self.expanded(params), cache, da_out)
         return da_in, self.collapsed(gradients)
@@ -289,7 +333,24 @@ class Repeat(Composite):
         return self.layer._propagated(_sliced(params, 0), _sliced(cache, 0), delta[0])
 
     def gradients(self, params, cache, delta):
-        return jax.lax.map(lambda given: self.layer.gradients(*given), (params, cache, _stacked(delta)))
+        return self._of_each(self.layer.gradients, params, cache, delta)
+
+    def example_gradients(self, params, cache, delta):
+        shares = self._of_each(self.layer.example_gradients, params, cache, delta)
+        return jax.tree.map(lambda g: jnp.swapaxes(g, 0, 1), shares)
+
+    def square_norms(self, params, cache, delta):
+        return jnp.sum(self._of_each(self.layer.square_norms, params, cache, delta), axis=0)
+
+    def second_moment(self, params, cache, delta):
+        return self._of_each(self.layer.second_moment, params, cache, delta)
+
+    def _gram(self, params, cache, delta):
+        return jnp.sum(self._of_each(self.layer._gram, params, cache, delta), axis=0)
+
+    def _of_each(self, equation: Callable, params: Params, cache: Cache, delta: Any) -> Any:
+        """What the equation gives for each repetition, stacked."""
+        return jax.lax.map(lambda given: equation(*given), (params, cache, _stacked(delta)))
 
     def _errors(self, params, cache, da, *, at_output):
         def back(equation: Callable, p: Params, c: Cache, da: Any) -> tuple[Any, Any]:
@@ -406,6 +467,18 @@ class Recompute(Around):
 
     def gradients(self, params, cache, delta):
         return self.net.gradients(params, *self._after(params, cache, delta))
+
+    def example_gradients(self, params, cache, delta):
+        return self.net.example_gradients(params, *self._after(params, cache, delta))
+
+    def square_norms(self, params, cache, delta):
+        return self.net.square_norms(params, *self._after(params, cache, delta))
+
+    def second_moment(self, params, cache, delta):
+        return self.net.second_moment(params, *self._after(params, cache, delta))
+
+    def _gram(self, params, cache, delta):
+        return self.net._gram(params, *self._after(params, cache, delta))
 
     def backward(self, params, cache, da_out):
         return self.net.backward(params, *self._after(params, cache, da_out))

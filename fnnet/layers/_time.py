@@ -23,7 +23,8 @@ from jax import Array
 
 from ..forms import ROWS, stored
 from ._dense import input_error
-from ._layer import Layer, Params
+from ._layer import Params
+from ._products import SumsOfProducts
 
 __all__ = ["forward_in_time", "state_errors", "through_time"]
 
@@ -65,7 +66,7 @@ class Kept(NamedTuple):
     cut: Array | None
 
 
-class Cell(Layer):
+class Cell(SumsOfProducts):
     """What the scans ask of a cell: its numbers of gates and states, its step, the step's error, and what BP3 and BP4 sum."""
 
     n: int
@@ -89,13 +90,14 @@ class Cell(Layer):
         """The errors of what was kept beside the gates, from δ (T, m, g·n)."""
         return ()
 
+    def terms(self, x: Array, h_before: Array, delta: Array, extra: tuple) -> dict[str, tuple[Array, Array | None]]:
+        """For each leaf the error and what BP4 multiplies it with, None for BP3. Time first, (T, m, ...)."""
+        return {"w_x": (delta, x), "w_h": (self.of_states(delta, extra), h_before), "b": (delta, None)}
+
     def sums(self, x: Array, h_before: Array, delta: Array, extra: tuple) -> dict[str, Array]:
         """BP3 and BP4 from x (m, T, n_in), and time first, the states before each step and the errors."""
-        return {
-            "w_x": weight_gradient(delta, jnp.swapaxes(x, 0, 1)),
-            "w_h": weight_gradient(self.of_states(delta, extra), h_before),
-            "b": bias_gradient(delta),
-        }
+        terms = self.terms(jnp.swapaxes(x, 0, 1), h_before, delta, extra)
+        return {name: bias_gradient(d) if a is None else weight_gradient(d, a) for name, (d, a) in terms.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
