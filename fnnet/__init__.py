@@ -25,6 +25,7 @@ from .costs import Cost, Curvature, accuracy, cross_entropy, log_likelihood, qua
 from .curvature import fisher_diagonal, ggn_diagonal, ggnvp, hutchinson_diagonal, hvp
 from .gradcheck import Report, Row, assert_gradients, audit, check_gradient, check_layer, check_vjp, compare_gradients
 from .interop import as_function, from_torch, manual_vjp, to_torch
+from .kfac import Factors, kfac_factors
 from .lanczos import Spectrum, spectrum
 from .layers import (
     GRU,
@@ -82,6 +83,7 @@ from .optimizers import (
     chain,
     clip,
     clip_by_global_norm,
+    natural_gradient,
     sgd,
 )
 from .penalties import L1, L2
@@ -112,14 +114,16 @@ __all__ = [
     # backpropagation
     "Backprop", "as_function", "backprop", "manual_vjp", "objective", "value_and_grad",
     # curvature
-    "Spectrum", "fisher_diagonal", "ggn_diagonal", "ggnvp", "hutchinson_diagonal", "hvp", "spectrum",
+    "Factors", "Spectrum", "fisher_diagonal", "ggn_diagonal", "ggnvp", "hutchinson_diagonal", "hvp", "kfac_factors",
+    "spectrum",
     # weights of PyTorch's recurrent layers
     "from_torch", "to_torch",
     # manual against autodiff
     "Report", "Row", "assert_gradients", "audit", "check_gradient", "check_layer", "check_vjp", "compare_gradients",
     # training
     "Diverged", "EarlyStopping", "History", "L1", "L2", "Sweep", "TrainingState", "adam", "adamw", "apply_updates",
-    "calibrate", "chain", "clip", "clip_by_global_norm", "evaluate", "fit", "load", "save", "sgd", "sweep",
+    "calibrate", "chain", "clip", "clip_by_global_norm", "evaluate", "fit", "load", "natural_gradient", "save",
+    "sgd", "sweep",
     # learning-rate schedules
     "CosineDecay", "ExponentialDecay", "StepDecay",
     # modules

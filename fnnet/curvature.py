@@ -122,7 +122,7 @@ def gauss_newton_vector(net, cost, params, x, y, v, key, mask, weights, state=No
         def output(params: Params) -> tuple[Array, Any]:
             given = {"key": key, "train": True, "mask": mask, "state": state}
             cache = run_forward(net, params, counted(x, weights), **given)[1]
-            return _matched("ggnvp", net, cost, params, cache), cache
+            return matched("ggnvp", net, cost, params, cache), cache
 
         z, dz, cache = jax.jvp(output, (params,), (v,), has_aux=True)
         delta = cost.hessian_product(z, y, dz, weights=weights)
@@ -163,7 +163,7 @@ def ggn_diagonal(
 
     Source: Martens (2014); Dangel et al. (2020).
     """
-    samples = _check_samples("ggn_diagonal", samples, key)
+    samples = check_samples("ggn_diagonal", samples, key)
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
     return program(_ggn_diagonal, net, cost, samples=samples)(params, x, y, key, mask, weights)
 
@@ -171,14 +171,14 @@ def ggn_diagonal(
 def _ggn_diagonal(net, cost, params, x, y, key, mask, weights, *, samples) -> Params:
     def chunk(x, y, mask, weights, key):
         cache = run_forward(net, params, counted(x, weights), key=key, train=True, mask=mask)[1]
-        z = _matched("ggn_diagonal", net, cost, params, cache)
+        z = matched("ggn_diagonal", net, cost, params, cache)
 
         def squares(delta: Array) -> Params:
             return _squares(net, params, cache, net.output_error(params, cache, delta))
 
-        return _over_root(squares, net, cost, z, y, key, weights, samples)
+        return over_root(squares, net, cost, z, y, key, weights, samples)
 
-    return _like_params(_in_chunks(chunk, net, params, x, y, key, mask, weights), params)
+    return _like_params(in_chunks(chunk, net, params, x, y, key, mask, weights), params)
 
 
 def fisher_diagonal(
@@ -217,7 +217,7 @@ def _fisher_diagonal(net, cost, params, x, y, key, mask, weights) -> Params:
 
         return _summed(of_example, len(x))
 
-    return _like_params(_in_chunks(chunk, net, params, x, y, key, mask, weights), params)
+    return _like_params(in_chunks(chunk, net, params, x, y, key, mask, weights), params)
 
 
 def hutchinson_diagonal(
@@ -249,7 +249,7 @@ def hutchinson_diagonal(
 
     Source: Bekas, Kokiopoulou and Saad (2007).
     """
-    samples = _check_samples("hutchinson_diagonal", whole("hutchinson_diagonal", "samples", samples), key)
+    samples = check_samples("hutchinson_diagonal", whole("hutchinson_diagonal", "samples", samples), key)
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
     return program(_hutchinson_diagonal, net, cost, samples=samples)(params, x, y, key, mask, weights)
 
@@ -276,7 +276,7 @@ def apart(key: Any, i: Any) -> Any:
     return jax.random.fold_in(jax.random.fold_in(key, APART), i)
 
 
-def _over_root(
+def over_root(
     f: Callable[[Array], Any], net: Layer, cost: Cost, z: Array, y: Array, key: Any, weights: Any, samples: int | None
 ) -> Any:
     """Σ_s f(s) over the columns of a root of H, each an error δ^L shaped like z; or the mean of f over drawn ones."""
@@ -315,13 +315,13 @@ def _squares(net: Layer, params: Params, cache: Any, delta: Any) -> Params:
     return jax.tree.map(lambda g: m * jnp.square(at_least_float32(g)), net.gradients(params, cache, delta))
 
 
-def _in_chunks(chunk: Callable, net: Layer, params: Params, x, y, key, mask, weights) -> Any:
+def in_chunks(chunk: Callable, net: Layer, params: Params, x, y, key, mask, weights) -> Any:
     """chunk(x, y, mask, weights, key), a mean over examples, of the whole batch, in pieces where that pays."""
     size = chunk_size(net, params, x, key, mask, "auto")
     return mean_over_chunks(chunk, (x, y, mask, weights), key, size)
 
 
-def _matched(function: str, net: Layer, cost: Cost, params: Params, cache: Any) -> Array:
+def matched(function: str, net: Layer, cost: Cost, params: Params, cache: Any) -> Array:
     """z of the last layer, or a ValueError unless its activation is the cost's matched one."""
     output = net.output(params, cache)
     if cost.matches(output):
@@ -349,7 +349,7 @@ def _like_params(tree: Params, params: Params) -> Params:
     return structure.unflatten(g.astype(p.dtype) for g, p in zip(jax.tree.leaves(tree), leaves, strict=True))
 
 
-def _check_samples(function: str, samples: Any, key: Any) -> Any:
+def check_samples(function: str, samples: Any, key: Any) -> Any:
     if samples is None:
         return None
     samples = whole(function, "samples", samples)

@@ -378,6 +378,17 @@ class Conv(Convolution):
         w = weight_gradient(delta, a_in.astype(delta.dtype), self.window(a_in.shape[1:-1]), self.groups, self.algorithm)
         return weight_and_bias(self, params, w, delta)
 
+    def factor_rows(self, params, cache, delta):
+        if self.groups > 1:
+            return None
+        a_in, delta = at_least_float32(cache[0]), at_least_float32(delta)
+        places = tuple(range(1, a_in.ndim - 1))
+        entries = [jnp.mean(tap, places) for tap in taps(a_in, self.window(a_in.shape[1:-1]))]
+        rows = {"w": jnp.concatenate(entries, axis=1)}
+        if self.bias:
+            rows["b"] = jnp.ones((len(delta), 1), delta.dtype)
+        return rows, jnp.sum(delta, places)
+
 
 @layer
 class ConvTranspose(Convolution):

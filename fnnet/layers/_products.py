@@ -11,7 +11,7 @@ Source: Goodfellow (2015), the norm of a row; Rochette et al. (2019), convolutio
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +116,19 @@ class SumsOfProducts(Layer):
     def products(self, params: Any, cache: Any, delta: Any) -> dict[str, tuple[Array, Array | None]]:
         """(δ, a) for each leaf, (m, ..., n_out) and (m, ..., n_in); (δ, None) for a sum of δ alone."""
         raise NotImplementedError(f"{type(self).__name__} defines no products(params, cache, delta)")
+
+    one_error: ClassVar[bool] = True
+    """Whether the leaves have the same δ."""
+
+    def factor_rows(self, params, cache, delta):
+        products = self.products(params, cache, delta)
+        error = next((delta for delta, a in products.values() if a is not None), None)
+        if error is None or not self.one_error:
+            return None
+        error = places(error)
+        ones = jnp.ones((len(error), 1), error.dtype)
+        rows = {name: ones if a is None else jnp.mean(places(a), axis=1) for name, (_, a) in products.items()}
+        return rows, jnp.sum(error, axis=1)
 
     def example_gradients(self, params, cache, delta):
         shares = self._of_products(share, params, cache, delta)
