@@ -88,6 +88,15 @@ from .optimizers import (
 )
 from .penalties import L1, L2
 from .saving import load, save
+from .shares import (
+    GradientStatistics,
+    clipped_value_and_grad,
+    example_gradients,
+    gradient_gram,
+    gradient_norms,
+    gradient_statistics,
+    input_gradient,
+)
 from .sweep import Sweep, sweep
 from .training import Diverged, EarlyStopping, History, TrainingState, evaluate, fit
 
@@ -116,6 +125,9 @@ __all__ = [
     # curvature
     "Factors", "Spectrum", "fisher_diagonal", "ggn_diagonal", "ggnvp", "hutchinson_diagonal", "hvp", "kfac_factors",
     "spectrum",
+    # every example's share
+    "GradientStatistics", "clipped_value_and_grad", "example_gradients", "gradient_gram", "gradient_norms",
+    "gradient_statistics", "input_gradient",
     # weights of PyTorch's recurrent layers
     "from_torch", "to_torch",
     # manual against autodiff

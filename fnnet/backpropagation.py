@@ -85,7 +85,7 @@ def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, 
     errors = errors_of(net, cost, params, a, cache, y, weights, params if feedback is None else feedback)
     gradients = net.gradients(params, cache, errors)
     value = cost(a, y, weights=weights, output=net.output(params, cache))
-    value, gradients = _completed(value, gradients, params, x, penalty, n_examples)
+    value, gradients = completed(value, gradients, params, x, penalty, n_examples)
     return Backprop(value, errors, gradients)
 
 
@@ -161,7 +161,7 @@ def _value_and_grad(
     size = x.shape[0] if carry else chunk_size(net, params, x, key, mask, micro_batch)
     value, gradients = mean_over_chunks(chunk, (x, y, mask, weights, state), key, size)
     value, last = value if carry else (value, None)
-    value, gradients = _completed(value, gradients, params, x, penalty, n_examples)
+    value, gradients = completed(value, gradients, params, x, penalty, n_examples)
     return ((value, last) if carry else value), gradients
 
 
@@ -203,7 +203,7 @@ def counted(x: Array, weights: Any) -> Array:
     return jnp.where(counts.reshape(-1, *(1,) * (x.ndim - 1)) | jnp.isfinite(x), x, 0)
 
 
-def _completed(value, gradients, params, x, penalty, n_examples):
+def completed(value, gradients, params, x, penalty, n_examples):
     """Value and gradients with the penalty, the gradients in the structure and the dtypes of the parameters."""
     leaves, treedef = jax.tree.flatten(params)
     if treedef.num_leaves == len(jax.tree.leaves(gradients)):

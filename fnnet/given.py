@@ -27,6 +27,21 @@ def whole(function: str, name: str, value: Any, least: int = 1) -> Any:
     return int(value)
 
 
+def check_number(owner: str, name: str, value: Any, remedy: str, *, positive: bool = False) -> None:
+    """Raise a ValueError unless it is one real number that is not negative, or not 0 either; a tracer is taken as it is."""
+    kinds = (jnp.integer, jnp.floating)
+    dtype, shape = getattr(value, "dtype", None), jnp.shape(value) if hasattr(value, "shape") else None
+    is_real = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    if isinstance(value, bool) or not (isinstance(value, int | float) or (is_real and shape == ())):
+        got = repr(value) if dtype is None else f"an array of {dtype} and shape {shape}"
+        raise ValueError(f"{owner}: expected {name} to be one number, got {got}; {remedy}")
+    if isinstance(value, Tracer):
+        return
+    number = float(jax.device_get(value))
+    if not number >= 0 or (positive and number == 0):
+        raise ValueError(f"{owner}: expected {name} {'>' if positive else '≥'} 0, got {value}; {remedy}")
+
+
 def check_feedback(params: Params, feedback: Params | None) -> None:
     """Raise a ValueError unless feedback is None or a pytree of the parameters' structure and shapes."""
     if feedback is not None:

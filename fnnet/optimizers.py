@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.scipy.sparse.linalg import cg
 
 from .activations import at_least_float32
+from .given import check_number
 from .penalties import is_weight
 
 __all__ = [
@@ -157,32 +157,20 @@ def _alike(a: Array, b: Array) -> tuple[Array, Array]:
     return a.astype(wide), b.astype(wide)
 
 
-def _check_number(owner: str, name: str, value: Any, remedy: str) -> None:
-    """Raise a ValueError unless it is one real number that is not negative; a tracer is taken as it is."""
-    kinds = (jnp.integer, jnp.floating)
-    dtype, shape = getattr(value, "dtype", None), jnp.shape(value) if hasattr(value, "shape") else None
-    is_real = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in kinds)
-    if isinstance(value, bool) or not (isinstance(value, int | float) or (is_real and shape == ())):
-        got = repr(value) if dtype is None else f"an array of {dtype} and shape {shape}"
-        raise ValueError(f"{owner}: expected {name} to be one number, got {got}; {remedy}")
-    if not isinstance(value, Tracer) and not float(jax.device_get(value)) >= 0:
-        raise ValueError(f"{owner}: expected {name} ≥ 0, got {value}; {remedy}")
-
-
 def _check(owner: str, learning_rate: Any = 0, **numbers: Any) -> None:
     """Raise a ValueError unless all are numbers ≥ 0; the learning rate may be a schedule, whose numbers are looked at too."""
     for name, value in numbers.items():
-        _check_number(owner, name, value, "give a number such as 0.9")
+        check_number(owner, name, value, "give a number such as 0.9")
     if isinstance(learning_rate, StepDecay | ExponentialDecay | CosineDecay):
         for name, value in vars(learning_rate).items():
-            _check_number(type(learning_rate).__name__, name, value, "a schedule's numbers are not negative")
+            check_number(type(learning_rate).__name__, name, value, "a schedule's numbers are not negative")
     elif not callable(learning_rate):
         remedy = "gradient descent goes downhill by a number such as 0.1, or a schedule, a function of the step"
-        _check_number(owner, "learning_rate", learning_rate, remedy)
+        check_number(owner, "learning_rate", learning_rate, remedy)
 
 
 def _check_limit(owner: str, limit: Any) -> None:
-    _check_number(owner, "limit", limit, "give the largest size that stays as it is, such as 1.0")
+    check_number(owner, "limit", limit, "give the largest size that stays as it is, such as 1.0")
 
 
 class SgdState(NamedTuple):

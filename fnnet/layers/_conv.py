@@ -12,8 +12,8 @@ Source: the notes, sections 7.1 and 7.2.
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,29 @@ from jax import Array
 from ..activations import Activation, at_least_float32, wide_dtype
 from ..forms import (
     UNROLLED_PLACES,
+    concatenated,
+    examples_at_a_time,
     input_error_by_product,
     stored,
+    summed,
     weight_gradient_by_product,
     weighted_input_by_product,
 )
 from ..initializers import Initializer, scaled_normal, zeros
 from ._dense import biased, check_bias, weight_and_bias
-from ._layer import Layer, LayerError, Shape, as_floats, check_activation, check_leaf, check_real, drawing_key, layer
+from ._layer import (
+    Layer,
+    LayerError,
+    Shape,
+    added_up,
+    as_floats,
+    check_activation,
+    check_leaf,
+    check_real,
+    drawing_key,
+    layer,
+)
+from ._products import share, share_second_moment, share_square_norms
 from ._window import (
     Padding,
     Sizes,
@@ -173,6 +188,61 @@ def weight_gradient(delta: Array, a_in: Array, win: Window, groups: int = 1, alg
     on_cpu = weight_gradient_by_product(delta, a_in, win)
     total = run(algorithm, library, gemm, on_cpu, win, groups, delta, a_in)
     return (total / delta.shape[0]).astype(delta.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("win", "groups"))
+def weight_shares(delta: Array, a_in: Array, win: Window, groups: int = 1) -> Array:
+    """BP4 of each example, ∂C_x/∂w_lco = Σ_j δ_jo a_(s·j + d·l − p)c: one product for each over its windows' entries.
+
+    Args:
+        delta: and ``a_in``, ``win``, ``groups``: as of `weight_gradient`.
+
+    Returns:
+        (m, *k, c_in / groups, c_out), in at least float32.
+    """
+
+    def of_chunk(delta: Array, a_in: Array) -> Array:
+        g = jnp.concatenate([share(e, d) for e, d in in_windows(delta, a_in, win, groups)], axis=-1)
+        return g.reshape(len(g), *win.size, a_in.shape[-1] // groups, g.shape[-1])
+
+    return concatenated(of_chunk, (delta, a_in), chunk(delta, a_in, win))
+
+
+@functools.partial(jax.jit, static_argnames=("win", "groups"))
+def weight_square_norms(delta: Array, a_in: Array, win: Window, groups: int = 1) -> Array:
+    """‖∂C_x/∂w‖² of each example, (m,), a chunk of examples at a time. Arguments as `weight_shares`."""
+
+    def of_chunk(delta: Array, a_in: Array) -> Array:
+        return sum_of(share_square_norms(e, d) for e, d in in_windows(delta, a_in, win, groups))
+
+    return concatenated(of_chunk, (delta, a_in), chunk(delta, a_in, win))
+
+
+@functools.partial(jax.jit, static_argnames=("win", "groups"))
+def weight_second_moment(delta: Array, a_in: Array, win: Window, groups: int = 1) -> Array:
+    """(1/m) Σ_x (∂C_x/∂w)² entry by entry, shaped like w, a chunk of examples at a time. Arguments as `weight_shares`."""
+
+    def of_chunk(delta: Array, a_in: Array) -> Array:
+        return jnp.sum(jnp.square(weight_shares(delta, a_in, win, groups)), axis=0)
+
+    return summed(of_chunk, (delta, a_in), chunk(delta, a_in, win)) / len(delta)
+
+
+def in_windows(delta: Array, a_in: Array, win: Window, groups: int) -> list[tuple[Array, Array]]:
+    """Of each group the windows' entries (m, P, ∏k · c_in / groups) and the errors (m, P, c_out / groups) of the P places."""
+    entries = jnp.stack(taps(a_in, win), axis=-2)
+    parts = zip(jnp.split(entries, groups, axis=-1), jnp.split(delta, groups, axis=-1), strict=True)
+    return [(e.reshape(len(e), math.prod(win.n_out), -1), d.reshape(len(d), -1, d.shape[-1])) for e, d in parts]
+
+
+def chunk(delta: Array, a_in: Array, win: Window) -> int:
+    """How many examples' windows and gradients to make at a time."""
+    places, entries = math.prod(win.n_out), math.prod(win.size) * a_in.shape[-1]
+    return examples_at_a_time(len(delta), entries * (places + delta.shape[-1]), wide_dtype(delta.dtype))
+
+
+def sum_of(parts: Iterable[Array]) -> Array:
+    return functools.reduce(jnp.add, parts)
 
 
 def run(
@@ -328,6 +398,46 @@ class Convolution(Layer):
         _, z, a = cache
         return self.activation.error_in_layer(da_out, z, a)
 
+    def correlated(self, cache: Any, delta: Array) -> tuple[Array, Array, Window]:
+        """(δ, a, window) of the cross-correlation of a with δ that BP4 is."""
+        raise NotImplementedError("Convolution: expected Conv or ConvTranspose, got their base class")
+
+    def ordered(self, w: Array) -> Array:
+        """A gradient of w in the order of its channels."""
+        return w
+
+    def gradients(self, params, cache, delta):
+        w = weight_gradient(*self.correlated(cache, delta), self.groups, self.algorithm)
+        return weight_and_bias(self, params, self.ordered(w), delta)
+
+    def example_gradients(self, params, cache, delta):
+        if self.is_large(params):
+            return super().example_gradients(params, cache, delta)
+        shares = {
+            "w": self.ordered(weight_shares(*self.correlated(cache, delta), self.groups)),
+            **self.of_bias(share, delta),
+        }
+        return {name: g.astype(params[name].dtype) for name, g in shares.items()}
+
+    def square_norms(self, params, cache, delta):
+        if self.is_large(params):
+            return super().square_norms(params, cache, delta)
+        w = weight_square_norms(*self.correlated(cache, delta), self.groups)
+        return added_up([w, *self.of_bias(share_square_norms, delta).values()], delta)
+
+    def second_moment(self, params, cache, delta):
+        if self.is_large(params):
+            return super().second_moment(params, cache, delta)
+        w = weight_second_moment(*self.correlated(cache, delta), self.groups)
+        return {"w": self.ordered(w), **self.of_bias(share_second_moment, delta)}
+
+    def of_bias(self, equation: Callable, delta: Array) -> dict[str, Array]:
+        return {"b": equation(delta, None)} if self.bias else {}
+
+    def is_large(self, params: Any) -> bool:
+        """Whether the window has more places than are worth slicing out one by one."""
+        return math.prod(params["w"].shape[:-2]) > UNROLLED_PLACES
+
 
 @layer
 class Conv(Convolution):
@@ -373,10 +483,9 @@ class Conv(Convolution):
             params["w"].astype(delta.dtype), delta, self.window(a_in.shape[1:-1]), self.groups, self.algorithm
         )
 
-    def gradients(self, params, cache, delta):
+    def correlated(self, cache, delta):
         a_in, _, _ = cache
-        w = weight_gradient(delta, a_in.astype(delta.dtype), self.window(a_in.shape[1:-1]), self.groups, self.algorithm)
-        return weight_and_bias(self, params, w, delta)
+        return delta, a_in.astype(delta.dtype), self.window(a_in.shape[1:-1])
 
     def factor_rows(self, params, cache, delta):
         if self.groups > 1:
@@ -439,8 +548,9 @@ class ConvTranspose(Convolution):
         w = swapped(params["w"].astype(delta.dtype), self.groups)
         return weighted_input(w, delta, win, self.groups, self.algorithm)
 
-    def gradients(self, params, cache, delta):
+    def correlated(self, cache, delta):
         a_in, _, _ = cache
-        win = self.window(a_in.shape[1:-1])
-        w = swapped(weight_gradient(a_in.astype(delta.dtype), delta, win, self.groups, self.algorithm), self.groups)
-        return weight_and_bias(self, params, w, delta)
+        return a_in.astype(delta.dtype), delta, self.window(a_in.shape[1:-1])
+
+    def ordered(self, w):
+        return swapped(w, self.groups)

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..activations import at_least_float32
+from ..forms import concatenated, examples_at_a_time
 from ..initializers import Initializer, normal
 from ._layer import Layer, LayerError, check_leaf, drawing_key, layer, whole_number
+from ._products import places
 
 __all__ = ["Embedding", "rows", "rows_gradient"]
 
@@ -48,6 +50,51 @@ def rows_gradient(delta: Array, tokens: Array, like: Array) -> Array:
     """
     terms = at_least_float32(delta) / delta.shape[0]
     return jnp.zeros(like.shape, terms.dtype).at[_index(tokens, len(like))].add(terms, mode="drop").astype(delta.dtype)
+
+
+@jax.jit
+def rows_square_norms(delta: Array, tokens: Array, like: Array) -> Array:
+    """‖g_x‖² = Σ_{p,q} δ_p·δ_q over the pairs of places with the same token: no g_x, which has V rows, is made.
+
+    Args:
+        delta: and ``tokens``, ``like``: as of `rows_gradient`.
+
+    Returns:
+        (m,).
+    """
+    delta, tokens = places(delta), _index(tokens, len(like)).reshape(len(tokens), -1)
+    same = (tokens[:, :, None] == tokens[:, None, :]) & (tokens < len(like))[:, None, :]
+    return jnp.sum(jnp.where(same, jnp.einsum("mpj,mqj->mpq", delta, delta), 0), axis=(1, 2))
+
+
+@jax.jit
+def rows_gram(delta: Array, tokens: Array, like: Array) -> Array:
+    """⟨g_x, g_y⟩ = Σ_{p,q} δ_xp·δ_yq over the places with the same token. Arguments as `rows_square_norms`; (m, m)."""
+    delta, tokens = places(delta), _index(tokens, len(like)).reshape(len(tokens), -1)
+
+    def of_chunk(of_some: Array, theirs: Array) -> Array:
+        same = (theirs[:, :, None, None] == tokens) & (tokens < len(like))
+        return jnp.sum(jnp.where(same, jnp.einsum("xpj,yqj->xpyq", of_some, delta), 0), axis=(1, 3))
+
+    return concatenated(
+        of_chunk, (delta, tokens), examples_at_a_time(len(tokens), tokens.shape[1] * tokens.size, delta.dtype)
+    )
+
+
+@jax.jit
+def rows_second_moment(delta: Array, tokens: Array, like: Array) -> Array:
+    """(1/m) Σ_x g_x²: a place adds δ_p ⊙ (the sum of δ over the example's places with its token) to the token's row.
+
+    Args:
+        delta: and ``tokens``, ``like``: as of `rows_gradient`.
+
+    Returns:
+        (V, n).
+    """
+    delta, tokens = places(delta), _index(tokens, len(like)).reshape(len(tokens), -1)
+    same = (tokens[:, :, None] == tokens[:, None, :]).astype(delta.dtype)
+    terms = delta * jnp.einsum("mpq,mqj->mpj", same, delta) / len(delta)
+    return jnp.zeros(like.shape, terms.dtype).at[tokens].add(terms, mode="drop")
 
 
 @layer
@@ -95,3 +142,16 @@ class Embedding(Layer):
 
     def gradients(self, params, cache, delta):
         return {"w": rows_gradient(delta, cache, params["w"]).astype(params["w"].dtype)}
+
+    def example_gradients(self, params, cache, delta):
+        w = params["w"]
+        return {"w": jax.vmap(lambda d, t: rows_gradient(d[None], t[None], w))(delta, cache).astype(w.dtype)}
+
+    def square_norms(self, params, cache, delta):
+        return rows_square_norms(delta, cache, params["w"])
+
+    def second_moment(self, params, cache, delta):
+        return {"w": rows_second_moment(delta, cache, params["w"])}
+
+    def _gram(self, params, cache, delta):
+        return rows_gram(delta, cache, params["w"])

@@ -3,9 +3,9 @@
 Legend: m examples (axis 0), P places (the axes between the first and the last; 1 for a row), n_out and n_in; δ the error, a
 what it is multiplied with, g_x = Σ_p δ_p a_pᵀ the gradient of example x; g_x = Σ_p δ_p where nothing is multiplied (a bias).
 
-A norm or an inner product has two forms. From the g_x it takes P · n_out · n_in products; from inner products of errors and of
-activations, ⟨δ_p a_pᵀ, δ_q a_qᵀ⟩ = (δ_p·δ_q)(a_p·a_q), P² (n_out + n_in). For a row the latter is ‖δ‖² ‖a‖², and nothing of a
-gradient's size is ever there. Half precision is summed in float32.
+A norm or an inner product has two forms. From the g_x it takes P · n_out · n_in products; from inner products of errors and
+of activations, ⟨δ_p a_pᵀ, δ_q a_qᵀ⟩ = (δ_p·δ_q)(a_p·a_q), it takes P² (n_out + n_in). For a row the latter is ‖δ‖² ‖a‖², and
+nothing of a gradient's size is ever there. Half precision is summed in float32.
 
 Source: Goodfellow (2015), the norm of a row; Rochette et al. (2019), convolutions; docs/shares.md.
 """
@@ -19,7 +19,7 @@ from jax import Array
 
 from ..activations import at_least_float32
 from ..forms import by_inner_products, concatenated, examples_at_a_time, mean_of_products, summed
-from ._layer import Layer, added_up
+from ._layer import Layer, added_up, gram_of
 
 __all__ = ["SumsOfProducts", "share", "share_gram", "share_second_moment", "share_square_norms"]
 
@@ -97,11 +97,15 @@ def share_gram(delta: Array, a: Array | None) -> Array:
         total = jnp.sum(delta, axis=1)
         return total @ total.T
     a = places(a)
-    if delta.shape[1] == 1 or by_inner_products(delta, a):
-        both = jnp.einsum("xpj,yqj->xpyq", delta, delta) * jnp.einsum("xpk,yqk->xpyq", a, a)
+    if not (delta.shape[1] == 1 or by_inner_products(delta, a)):
+        return gram_of(share(delta, a), delta)
+
+    def of_chunk(of_some: Array, theirs: Array) -> Array:
+        both = jnp.einsum("xpj,yqj->xpyq", of_some, delta) * jnp.einsum("xpk,yqk->xpyq", theirs, a)
         return jnp.sum(both, axis=(1, 3))
-    g = share(delta, a)
-    return jnp.einsum("xjk,yjk->xy", g, g)
+
+    size = examples_at_a_time(len(a), a.shape[1] ** 2 * len(a), a.dtype)
+    return concatenated(of_chunk, (delta, a), size)
 
 
 def places(a: Array) -> Array:
