@@ -4,9 +4,9 @@
 
 The diagonal of the Gauss-Newton matrix: by the columns of a root of the output's Hessian, one backward pass each (fnnet), and
 as one writes it with autodiff: each example's Jacobian of the outputs by ``vmap`` of ``jax.jacrev``, then J ⊙ H J summed over
-the outputs; or that for one example after the other, which saves memory. Products with the Hessian: `fn.hvp`, ``jax.jvp`` of
-``jax.grad``, and ``jax.grad`` of the inner product of gradient and v. float32, random data; medians of ratios, round by round,
-with quartiles; compiled temporaries beside them.
+the outputs; that for one example after the other, which saves memory; or columns as fnnet's, each example's ``jax.vjp`` of
+them squared. Products with the Hessian: `fn.hvp`, ``jax.jvp`` of ``jax.grad``, and ``jax.grad`` of the inner product of gradient
+and v. float32, random data; medians of ratios, round by round, with quartiles; compiled temporaries beside them.
 """
 
 # %%
@@ -50,7 +50,7 @@ def nets(small):
 
 
 def logits(net, params, x):
-    a, cache = net.forward(params, x, train=True)
+    _, cache = net.forward(params, x, train=True)
     return net.output(params, cache)[1]
 
 
@@ -79,6 +79,21 @@ def one_after_the_other(net, params, x, y):
     return jax.tree.map(lambda total: total / len(x), total)
 
 
+def by_columns(net, params, x, y):
+    a = jax.nn.softmax(logits(net, params, x))
+
+    def squares(x, s):
+        _, pull = jax.vjp(lambda params: logits(net, params, x[None])[0], params)
+        return jax.tree.map(jnp.square, pull(s)[0])
+
+    def step(total, k):
+        s = jnp.sqrt(a[:, k, None]) * (jax.nn.one_hot(k, a.shape[1]) - a)
+        rows = jax.vmap(squares)(x, s)
+        return jax.tree.map(lambda total, rows: total + jnp.mean(rows, axis=0), total, rows), None
+
+    return jax.lax.scan(step, jax.tree.map(jnp.zeros_like, params), jnp.arange(a.shape[1]))[0]
+
+
 def main(rounds: int = 9, only: list[str] | None = None, small: bool = False) -> dict[tuple[str, str], float]:
     print(f"JAX {jax.__version__} on {jax.default_backend()}, {rounds} rounds; ratios to the first of each group")
     ratios = {}
@@ -100,6 +115,7 @@ def main(rounds: int = 9, only: list[str] | None = None, small: bool = False) ->
                 "fn.ggn_diagonal": lambda p, v, net=net, x=x, y=y: fn.ggn_diagonal(net, COST, p, x, y),
                 "jacrev, vmap": lambda p, v, net=net, x=x, y=y: by_vmap(net, p, x, y),
                 "jacrev, one example at a time": lambda p, v, net=net, x=x, y=y: one_after_the_other(net, p, x, y),
+                "vjp of columns, vmap": lambda p, v, net=net, x=x, y=y: by_columns(net, p, x, y),
             },
             "Hv": {
                 "fn.hvp": lambda p, v, net=net, x=x, y=y: fn.hvp(net, COST, p, x, y, v),

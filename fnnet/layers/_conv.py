@@ -27,6 +27,7 @@ from ..forms import (
     input_error_by_product,
     stored,
     summed,
+    summed_squares,
     weight_gradient_by_product,
     weighted_input_by_product,
 )
@@ -223,7 +224,9 @@ def weight_second_moment(delta: Array, a_in: Array, win: Window, groups: int = 1
     """(1/m) Σ_x (∂C_x/∂w)² entry by entry, shaped like w, a chunk of examples at a time. Arguments as `weight_shares`."""
 
     def of_chunk(delta: Array, a_in: Array) -> Array:
-        return jnp.sum(jnp.square(weight_shares(delta, a_in, win, groups)), axis=0)
+        pairs = [map(at_least_float32, pair) for pair in in_windows(delta, a_in, win, groups)]
+        g = jnp.concatenate([summed_squares(*pair) for pair in pairs], axis=-1)
+        return g.reshape(*win.size, a_in.shape[-1] // groups, g.shape[-1])
 
     return summed(of_chunk, (delta, a_in), chunk(delta, a_in, win)) / len(delta)
 

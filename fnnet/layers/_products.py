@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..activations import at_least_float32
-from ..forms import by_inner_products, concatenated, examples_at_a_time, mean_of_products, summed
+from ..forms import by_inner_products, concatenated, examples_at_a_time, mean_of_products, summed_squares
 from ._layer import Layer, added_up, gram_of
 
 __all__ = ["SumsOfProducts", "share", "share_gram", "share_second_moment", "share_square_norms"]
@@ -77,9 +77,7 @@ def share_second_moment(delta: Array, a: Array | None) -> Array:
     a = places(a)
     if delta.shape[1] == 1:
         return mean_of_products(jnp.square(delta[:, 0]), jnp.square(a[:, 0]))
-    of_chunk = lambda delta, a: jnp.sum(jnp.square(share(delta, a)), axis=0)  # noqa: E731
-    size = examples_at_a_time(len(a), delta.shape[-1] * a.shape[-1], a.dtype)
-    return summed(of_chunk, (delta, a), size) / len(a)
+    return summed_squares(delta, a) / len(a)
 
 
 @jax.jit
