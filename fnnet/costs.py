@@ -196,7 +196,7 @@ class Cost:
         if key is None:
             raise ValueError(f"{self.name}: expected a key to draw targets with, got None; give jax.random.key(seed)")
         keys = example_keys(key, z.shape[0])
-        targets = jnp.zeros_like(z).at[..., 0].set(1) if y is None else self.targets(z, y, weights)
+        targets = jnp.zeros_like(at_least_float32(z)).at[..., 0].set(1) if y is None else self.targets(z, y, weights)
         return _weighted(lambda z, y: curvature.sample(z, y, keys), z, targets, roots).astype(z.dtype)
 
     def _curved(self) -> Curvature:

@@ -57,9 +57,8 @@ def check_like(what: str, params: Params, tree: Any, remedy: str) -> None:
     )
     for name in sorted(wanted.keys() | got.keys()):
         if wanted.get(name) != got.get(name):
-            raise ValueError(
-                f"{what}: expected {name} of shape {wanted.get(name)}, as in params, got {got.get(name)}; {remedy}"
-            )
+            expected = f"{name} of shape {wanted[name]}" if name in wanted else f"nothing at {name or 'the top'}"
+            raise ValueError(f"{what}: expected {expected}, as in params, got {got.get(name)}; {remedy}")
 
 
 def check_net(net: Any) -> None:
