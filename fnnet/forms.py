@@ -7,7 +7,7 @@ no better on another backend, it is left to XLA there. The rules that a layer st
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -139,7 +139,8 @@ def weight_gradient_by_product(delta: Array, a_in: Array, win: Any) -> bool:
 
 
 SHARE_BYTES = 2**20
-"""How many bytes of single examples' gradients are there at a time where no more than a sum of them is kept."""
+"""How many bytes of single examples' gradients are there at a time, where no more than a sum of them is kept. (Times are
+alike from 256 KiB to 16 MiB: a convolution's norms 2.1 to 2.2 ms, a cell's 1.7 to 1.9.)"""
 
 
 def examples_at_a_time(m: int, entries: int, dtype: Any) -> int:
@@ -148,33 +149,33 @@ def examples_at_a_time(m: int, entries: int, dtype: Any) -> int:
 
 
 def by_inner_products(delta: Array, a: Array) -> bool:
-    """Whether an example's norm takes fewer products from inner products of places, P² (n_out + n_in), than from its
-    gradient, P n_out n_in. Shapes (m, P, n_out), (m, P, n_in)."""
-    return delta.shape[1] * (delta.shape[2] + a.shape[2]) <= delta.shape[2] * a.shape[2]
+    """Whether an example's norm is faster from inner products of places, P² (n_out + n_in) products, than from its gradient,
+    P n_out n_in. The former are up to 1.75 times as many and still level: at 0.27, 1.0, 1.75 and 2.0 times as many the
+    gradient took 3.5, 1.3 to 1.8, 1.0 to 1.2 and 0.7 times as long. Shapes (m, P, n_out), (m, P, n_in)."""
+    (_, places, n_out), n_in = delta.shape, a.shape[2]
+    return 4 * places * (n_out + n_in) <= 7 * n_out * n_in
 
 
-def concatenated(f: Any, arrays: tuple[Array, ...], size: int) -> Any:
-    """f(*arrays) by chunks of so many examples, its results along axis 0."""
-    m = len(arrays[0])
+def concatenated(f: Callable, arrays: Any, size: int) -> Any:
+    """f(*arrays) by chunks of so many examples, its results along axis 0. The arrays may be pytrees."""
+    m, part = _chunks(arrays)
     if size >= m:
         return f(*arrays)
     full = m // size
-    _, parts = jax.lax.scan(lambda _, i: (None, f(*_chunk(arrays, i * size, size))), None, jnp.arange(full))
+    _, parts = jax.lax.scan(lambda _, i: (None, f(*part(i * size, size))), None, jnp.arange(full))
     whole = jax.tree.map(lambda a: jax.lax.collapse(a, 0, 2), parts)
-    rest = f(*(a[full * size :] for a in arrays)) if m % size else jax.tree.map(lambda a: a[:0], whole)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), whole, rest)
+    rest = [f(*part(full * size, m % size))] if m % size else []
+    return jax.tree.map(lambda *a: jnp.concatenate(a), whole, *rest)
 
 
-def summed(f: Any, arrays: tuple[Array, ...], size: int) -> Any:
+def summed(f: Callable, arrays: Any, size: int) -> Any:
     """f(*arrays), which is a sum over examples, by chunks of so many."""
-    m = len(arrays[0])
+    m, part = _chunks(arrays)
     if size >= m:
         return f(*arrays)
-    full = m // size
-    rest = arrays[0].shape[0] - full * size
-    first = f(*(a[full * size :] for a in arrays) if rest else _chunk(arrays, (full - 1) * size, size))
-    add_one = lambda total, i: (jax.tree.map(jnp.add, total, f(*_chunk(arrays, i * size, size))), None)  # noqa: E731
-    return jax.lax.scan(add_one, first, jnp.arange(full if rest else full - 1))[0]
+    first = m % size or size
+    add_one = lambda total, i: (jax.tree.map(jnp.add, total, f(*part(first + i * size, size))), None)  # noqa: E731
+    return jax.lax.scan(add_one, f(*part(0, first)), jnp.arange((m - first) // size))[0]
 
 
 def summed_squares(delta: Array, a: Array) -> Array:
@@ -198,5 +199,7 @@ def summed_squares(delta: Array, a: Array) -> Array:
     return jax.lax.platform_dependent(delta, a, cpu=in_turn, default=in_chunks)
 
 
-def _chunk(arrays: tuple[Array, ...], start: Any, size: int) -> tuple[Array, ...]:
-    return tuple(jax.lax.dynamic_slice_in_dim(a, start, size) for a in arrays)
+def _chunks(arrays: Any) -> tuple[int, Callable]:
+    """m, and (start, size) -> those examples."""
+    take = lambda start, size: jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), arrays)  # noqa: E731
+    return len(jax.tree.leaves(arrays)[0]), take

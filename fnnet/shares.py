@@ -24,9 +24,10 @@ from .activations import at_least_float32
 from .backpropagation import completed, counted, errors_of
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost
+from .forms import concatenated
 from .given import check_batch, check_cost, check_net, check_number
 from .layers._composite import is_walked
-from .layers._layer import Cache, Delta, Layer, LayerError, Params, batch_key, located, run_forward
+from .layers._layer import Cache, Delta, ExampleKeys, Layer, LayerError, Params, batch_key, located, run_forward
 from .programs import KEPT, placed, program
 
 __all__ = [
@@ -167,7 +168,7 @@ def clipped_value_and_grad(
 
 @functools.lru_cache(maxsize=KEPT)
 def _clipping(net: Layer, cost: Cost, bound: Any, noise: Any, micro_batch: Any) -> Callable[..., tuple[Array, Params]]:
-    given, run = jax.tree.map(placed, (bound, noise)), program(_clipped, net, cost, micro_batch=micro_batch)
+    run = program(_clipped, net, cost, micro_batch=micro_batch)
 
     def clipped_value_and_gradients(params, x, y, *, key=None, mask=None, weights=None):
         x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
@@ -176,14 +177,14 @@ def _clipping(net: Layer, cost: Cost, bound: Any, noise: Any, micro_batch: Any) 
                 "clipped_value_and_grad: expected a key to draw the noise with, got None; pass key=jax.random.key(seed), a "
                 "new one each step"
             )
-        return run(params, x, y, key, mask, weights, *given)
+        return run(params, x, y, mask, weights, key, placed(bound), placed(noise))
 
     return clipped_value_and_gradients
 
 
-def _clipped(net, cost, params, x, y, key, mask, weights, bound, noise, *, micro_batch):
+def _clipped(net, cost, params, x, y, mask, weights, key, bound, noise, *, micro_batch):
     def chunk(x, y, mask, weights, key):
-        value, cache, errors = _errors(net, cost, params, x, y, key, mask, weights)
+        value, cache, errors = _errors(net, cost, params, x, y, mask, weights, key)
         norms = jnp.sqrt(net.square_norms(params, cache, errors))
         within = norms <= bound.astype(norms.dtype)
         factors = jnp.where(within, 1, bound.astype(norms.dtype) / jnp.where(within, 1, norms))
@@ -236,10 +237,10 @@ def _run(
     function: Callable, net: Any, cost: Any, params: Params, x: Any, y: Any, key: Any, mask: Any, weights: Any
 ) -> Any:
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
-    return program(function, net, cost)(params, x, y, key, mask, weights)
+    return program(function, net, cost)(params, x, y, mask, weights, key)
 
 
-def _errors(net, cost, params, x, y, key, mask, weights) -> tuple[Array, Cache, Delta]:
+def _errors(net, cost, params, x, y, mask, weights, key) -> tuple[Array, Cache, Delta]:
     """C, the cache and all errors, in training mode."""
     a, cache = run_forward(net, params, counted(x, weights), key=key, train=True, mask=mask)
     value = cost(a, y, weights=weights, output=net.output(params, cache))
@@ -251,9 +252,14 @@ def _example_gradients(net, cost, params, *given):
     return net.example_gradients(params, cache, errors)
 
 
-def _gradient_norms(net, cost, params, *given):
-    _, cache, errors = _errors(net, cost, params, *given)
-    return jnp.sqrt(net.square_norms(params, cache, errors))
+def _gradient_norms(net, cost, params, x, y, mask, weights, key):
+    def chunk(index, x, y, mask, weights):
+        keys = key if size == m or key is None else ExampleKeys(key, index)
+        _, cache, errors = _errors(net, cost, params, x, y, mask, weights, keys)
+        return net.square_norms(params, cache, errors)
+
+    m, size = len(x), chunk_size(net, params, x, key, mask, "auto")
+    return jnp.sqrt(concatenated(chunk, (jnp.arange(m), x, y, mask, weights), size))
 
 
 def _gradient_gram(net, cost, params, *given):
@@ -261,11 +267,15 @@ def _gradient_gram(net, cost, params, *given):
     return net._gram(params, cache, errors)
 
 
-def _gradient_statistics(net, cost, params, *given):
-    _, cache, errors = _errors(net, cost, params, *given)
-    mean = net.gradients(params, cache, errors)
+def _gradient_statistics(net, cost, params, x, y, mask, weights, key):
+    def chunk(*batch):
+        _, cache, errors = _errors(net, cost, params, *batch)
+        return net.gradients(params, cache, errors), net.second_moment(params, cache, errors)
+
+    size = chunk_size(net, params, x, key, mask, "auto")
+    mean, moment = mean_over_chunks(chunk, (x, y, mask, weights), key, size)
     squares = jax.tree.map(lambda g: jnp.square(at_least_float32(g)), mean)
-    variance = jax.tree.map(lambda s, g: jnp.maximum(s - g, 0), net.second_moment(params, cache, errors), squares)
+    variance = jax.tree.map(lambda s, g: jnp.maximum(s - g, 0), moment, squares)
     ratio = jax.tree.map(lambda g, v: jnp.where(g == 0, 0, g / v), squares, variance)
     noise, signal = (sum(map(jnp.sum, jax.tree.leaves(tree))) for tree in (variance, squares))
     return GradientStatistics(mean, variance, ratio, jnp.asarray(noise) / signal)

@@ -69,3 +69,346 @@ def test_every_layer_of_the_table(case):
 @pytest.mark.parametrize("case", thorough(*(case for case in LAYERS if not case.loose)), ids=repr)
 def test_every_layer_in_float32(case):
     check(*of_a_layer(case, "float32"), TOLERANCE["float32"])
+
+
+@fn.layer
+class Scale:
+    """An own layer with nothing written beyond the contract: a = s ⊙ a_in."""
+
+    independent = True
+
+    def init(self, key, input_shape):
+        return {"scale": jnp.ones(input_shape)}
+
+    def forward(self, params, a_in):
+        return params["scale"] * a_in, a_in
+
+    def propagate(self, params, cache, delta):
+        return params["scale"] * delta
+
+    def gradients(self, params, cache, delta):
+        return {"scale": jnp.mean(delta * cache, axis=0)}
+
+
+@fn.layer
+class Doubled(fn.Dense):
+    """Dense with an equation replaced: every example's share follows it."""
+
+    def gradients(self, params, cache, delta):
+        return jax.tree.map(lambda g: 2 * g, super().gradients(params, cache, delta))
+
+
+def small_gpt(block):
+    net = gpt(7, 4, (fn.Repeat(fn.Recompute(fn.Network(*block)), 2),))
+    return net, (5,), 7
+
+
+OF_STEPS = fn.Network(fn.Bidirectional(fn.GRU(3)), fn.Dropout(0.3), fn.LSTM(3, recompute=True), fn.Dense(4, fn.softmax))
+NETWORKS = {
+    "dense": (fn.Network(fn.Dense(5, fn.tanh), fn.Dropout(0.4), Scale(), fn.Dense(3, fn.softmax)), (4,), 0),
+    "steps": (OF_STEPS, (4, 2), 0),
+    "gpt": small_gpt(gpt_block(4, fn.Attention(2), wide=2)),
+    "conv": (
+        fn.Network(
+            fn.Conv(3, 2, fn.tanh), fn.GroupNorm(3), fn.MaxPool(2), fn.Residual(fn.Conv(3, 1, fn.silu)), fn.Flatten(),
+            fn.Dense(3, fn.softmax),
+        ),
+        (5, 5, 1),
+        0,
+    ),
+    "tied": (fn.Tied(fn.Network(*(fn.Dense(4, fn.tanh),) * 3, fn.Dense(4, fn.softmax)), "0.w", "1.w", "-1.w"), (4,), 0),
+}  # fmt: skip
+
+
+def of_a_network(name, m=M, dtype="float64"):
+    """(net, params, x, y, the rest), with masks and weights for sequences, and weights for rows; one weight is 0."""
+    net, shape, tokens = NETWORKS[name]
+    case = Case(name, net, shape, tokens=tokens)
+    params, x = case.params(dtype), case.inputs(m, dtype)
+    out = jax.eval_shape(lambda p, x: run_forward(net, p, x)[0], params, x).shape
+    y = jnp.asarray(np.random.default_rng(2).integers(out[-1], size=out[:-1]))
+    given = {"weights": jnp.asarray(np.random.default_rng(4).uniform(0, 2, out[:-1]), dtype)}
+    if len(out) == 3:
+        given["mask"] = fn.length_mask(jnp.arange(m) % 2 + out[1] - 1, out[1])
+        given["weights"] = jnp.where(given["mask"], given["weights"], 0)
+    return net, params, x, y, {"key": KEY, **given}
+
+
+def one_by_one(net, params, x, y, given, argnums=0):
+    """``vmap(jax.grad(objective))``, each example with the keys that it has in the batch."""
+    objective = fn.objective(net, fn.log_likelihood)
+
+    def of_one(i, x, y, rest):
+        at = lambda params, x: objective(params, x, y[None], key=fn.ExampleKeys(KEY, i[None]), **rest)  # noqa: E731
+        return jax.grad(at, argnums)(params, x[None])
+
+    rest = {name: value[:, None] for name, value in given.items() if name != "key"}
+    return jax.jit(jax.vmap(of_one))(jnp.arange(len(x)), x, y, rest)
+
+
+@pytest.mark.parametrize("name", ["dense", "steps", "tied", *thorough("gpt", "conv")])
+def test_the_functions_on_networks(name):
+    net, params, x, y, given = of_a_network(name)
+    of = net, fn.log_likelihood, params, x, y
+    reference = one_by_one(net, params, x, y, given)
+    rows = rows_of(reference)
+    norms = np.linalg.norm(rows, axis=1)
+    assert_agree(fn.example_gradients(*of, **given), reference, 1e-12)
+    agree(fn.gradient_norms(*of, **given), norms, 1e-12)
+    agree(fn.gradient_gram(*of, **given), rows @ rows.T, 1e-12)
+
+    found = fn.gradient_statistics(*of, **given)
+    mean, variance = rows.mean(0), rows.var(0)
+    agree(rows_of(found.mean, 1)[0], mean, 1e-12)
+    agree(rows_of(found.variance, 1)[0], variance, 1e-12)
+    agree(rows_of(found.signal_to_noise, 1)[0] * variance, mean**2, 1e-10)
+    agree(found.noise_scale, variance.sum() / (mean**2).sum(), 1e-12)
+
+    bound = float(np.median(norms))
+    value, gradients = fn.clipped_value_and_grad(net, fn.log_likelihood, bound)(params, x, y, **given)
+    agree(value, fn.objective(net, fn.log_likelihood)(params, x, y, **given), 1e-12)
+    agree(rows_of(gradients, 1)[0], np.mean(np.minimum(1, bound / norms)[:, None] * rows, axis=0), 1e-12)
+    assert jax.tree.structure(gradients) == jax.tree.structure(params)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        da = fn.input_gradient(*of, **given)
+        agree(da, one_by_one(net, params, x, y, given, argnums=1)[:, 0], 1e-12)
+
+
+@pytest.mark.parametrize("name", ["dense", *thorough("steps", "gpt", "conv", "tied")])
+def test_in_chunks_as_the_whole_batch(name, monkeypatch):
+    net, params, x, y, given = of_a_network(name, 5)
+    of = net, fn.log_likelihood, params, x, y
+    clip = functools.partial(fn.clipped_value_and_grad, net, fn.log_likelihood, 0.3, 0.5)
+    whole = clip(micro_batch=None)(params, x, y, **given)
+    for size in (1, 2):
+        jax.tree.map(functools.partial(agree, tolerance=1e-12), clip(micro_batch=size)(params, x, y, **given), whole)
+    norms, statistics = fn.gradient_norms(*of, **given), fn.gradient_statistics(*of, **given)
+    monkeypatch.setattr("fnnet.shares.chunk_size", lambda *given: 2)
+    fn.programs.program.cache_clear()
+    agree(fn.gradient_norms(*of, **given), norms, 1e-12)
+    jax.tree.map(functools.partial(agree, tolerance=1e-9), fn.gradient_statistics(*of, **given), statistics)
+    fn.programs.program.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["dense", *thorough("steps", "gpt", "conv", "tied")])
+def test_in_float32_and_of_one_example(name):
+    net, params, x, y, given = of_a_network(name, 1, "float32")
+    shares = fn.example_gradients(net, fn.log_likelihood, params, x, y, **given)
+    _, gradients = fn.value_and_grad(net, fn.log_likelihood)(params, x, y, **given)
+    assert_agree(jax.tree.map(lambda g: g[0], shares), gradients, 1e-5)
+    norms = fn.gradient_norms(net, fn.log_likelihood, params, x, y, **given)
+    assert norms.dtype == jnp.float32
+    agree(norms, np.linalg.norm(rows_of(shares, 1), axis=1), 1e-5)
+
+
+def test_under_jit_and_vmap():
+    net, params, x, y, given = of_a_network("dense")
+    several = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
+    clip = lambda p, bound: fn.clipped_value_and_grad(net, fn.log_likelihood, bound, 0.1)(p, x, y, **given)[1]  # noqa: E731
+    functions = (
+        lambda p: fn.gradient_norms(net, fn.log_likelihood, p, x, y, **given),
+        lambda p: fn.gradient_gram(net, fn.log_likelihood, p, x, y, **given),
+        lambda p: fn.gradient_statistics(net, fn.log_likelihood, p, x, y, **given),
+        lambda p: clip(p, 0.2),
+    )
+    for f in functions:
+        together = jax.jit(jax.vmap(f))(several)
+        for i in range(2):
+            alone = f(jax.tree.map(lambda p, i=i: p[i], several))
+            jax.tree.map(lambda a, b, i=i: agree(a[i], b, 1e-10), together, alone)
+    bounds = jnp.array([0.1, 0.3])
+    traced = jax.vmap(clip, (None, 0))(params, bounds)
+    jax.tree.map(lambda a, b: agree(a[1], b, 1e-12), traced, clip(params, 0.3))
+
+
+def test_a_layer_with_an_equation_replaced():
+    net = Doubled(3, fn.softmax)
+    params, x, y = net.init(KEY, (4,)), jax.random.normal(KEY, (M, 4)), jnp.array([0, 1, 2])
+    plain = fn.gradient_norms(fn.Dense(3, fn.softmax), fn.log_likelihood, params, x, y)
+    agree(fn.gradient_norms(net, fn.log_likelihood, params, x, y), 2 * plain)
+    statistics = fn.gradient_statistics(net, fn.log_likelihood, params, x, y)
+    agree(statistics.mean["w"], fn.value_and_grad(net, fn.log_likelihood)(params, x, y)[1]["w"])
+
+
+@fn.layer
+class Centred:
+    """A layer whose cache holds a mean of the batch."""
+
+    def init(self, key, input_shape):
+        return {"scale": jnp.ones(input_shape)}
+
+    def forward(self, params, a_in):
+        mean = jnp.mean(a_in, axis=0, keepdims=True)
+        return params["scale"] * (a_in - mean), (a_in, mean)
+
+    def gradients(self, params, cache, delta):
+        return {"scale": jnp.mean(delta * (cache[0] - cache[1]), axis=0)}
+
+
+def test_batch_normalisation():
+    net = fn.Network(fn.Dense(4, fn.tanh), fn.BatchNorm(), fn.Dense(3, fn.softmax))
+    params, x, y = net.init(KEY, (4,)), jax.random.normal(KEY, (M, 4)), jnp.array([0, 1, 2])
+    shares = fn.example_gradients(net, fn.log_likelihood, params, x, y)
+    _, gradients = fn.value_and_grad(net, fn.log_likelihood)(params, x, y)
+    jax.tree.map(lambda g, mean: agree(jnp.mean(g, axis=0), mean), shares, gradients)
+    agree(fn.gradient_norms(net, fn.log_likelihood, params, x, y), np.linalg.norm(rows_of(shares), axis=1))
+    message = (
+        r"layer 1 BatchNorm\(\): expected an independent layer, .* use fn.GroupNorm or fn.LayerNorm for fn.BatchNorm"
+    )
+    with pytest.raises(fn.LayerError, match=message):
+        fn.clipped_value_and_grad(net, fn.log_likelihood, 1.0)
+    with pytest.raises(fn.LayerError, match=r"layer 0 Centred\(\): .* says so by independent = True in its class"):
+        fn.clipped_value_and_grad(fn.Network(Centred(), fn.Dense(3, fn.softmax)), fn.log_likelihood, 1.0)
+
+
+def test_a_cache_without_examples_on_axis_0():
+    params, x, y = Centred().init(KEY, (3,)), jax.random.normal(KEY, (M, 3)), jnp.zeros((M, 3))
+    message = (
+        r"Centred\(\): expected a cache of arrays with 3 examples on axis 0, got \(1, 3\); write example_gradients"
+    )
+    with pytest.raises(fn.LayerError, match=message):
+        fn.gradient_norms(Centred(), fn.quadratic, params, x, y)
+
+
+def test_clipping_and_noise():
+    net, params, x, y, given = of_a_network("dense", 4)
+    plain = fn.value_and_grad(net, fn.log_likelihood)(params, x, y, **given)
+    make = functools.partial(fn.clipped_value_and_grad, net, fn.log_likelihood)
+    same = functools.partial(jax.tree.map, functools.partial(agree, tolerance=1e-12))
+    same(make(1e9)(params, x, y, **given), plain)
+    same(make(1e9, 0)(params, x, y, **given), plain)
+    same(make(np.inf)(params, x, y, **given), plain)
+
+    _, zero = make(1.0)(params, x, y, key=KEY, weights=jnp.zeros(4))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(zero))  # a norm of 0 has the factor 1
+
+    keys = jax.random.split(KEY, 400)
+    sums = lambda bound, noise: rows_of(  # noqa: E731
+        jax.vmap(lambda k: make(bound, noise)(params, x, y, key=k, weights=jnp.zeros(4))[1])(keys), 400
+    )
+    drawn = sums(0.5, 2.0)
+    assert abs(drawn.std() / (2.0 * 0.5 / 4) - 1) < 4 / np.sqrt(2 * drawn.size)
+    assert abs(drawn.mean()) < 4 * 0.25 / np.sqrt(drawn.size)
+    assert np.unique(drawn).size == drawn.size
+    np.testing.assert_array_equal(sums(0.5, 2.0)[:1], drawn[:1])
+
+
+def test_equal_arguments_are_one_function():
+    net, params, x, y, given = of_a_network("dense")
+    clip = fn.clipped_value_and_grad(net, fn.log_likelihood, 0.5, 1.0)
+    assert clip is fn.clipped_value_and_grad(fn.Network(*net), fn.log_likelihood, 0.5, 1.0)
+    given.pop("weights")
+    compiled = fn.programs.program(fn.shares._clipped, net, fn.log_likelihood, micro_batch="auto")
+    sizes = []
+    for bound in (0.5, 0.7):
+        fn.clipped_value_and_grad(net, fn.log_likelihood, bound, 1.0)(params, x, y, **given)
+        sizes.append(compiled._cache_size())
+    assert sizes[0] == sizes[1]
+
+
+def test_fit_takes_the_clipped_gradient(digits):
+    (x, y), _ = digits
+    x, y = x[:50].reshape(50, -1), y[:50]
+    net = fn.Network(fn.Dense(5, fn.tanh), fn.Dropout(0.2), fn.Dense(10, fn.softmax))
+    params = cast(net.init(KEY, (784,)), x.dtype)
+    run = functools.partial(
+        fn.fit, net, fn.log_likelihood, params, (x, y), key=KEY, epochs=2, batch_size=20, optimizer=fn.sgd(0.1),
+        monitor_training=False, progress=False,
+    )  # fmt: skip
+    private, history = run(gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 1.0, 0.5))
+    assert history.cost.shape == (2,)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(private))
+    plain, _ = run()
+    unbound, _ = run(gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 1e6))
+    assert_agree(unbound, plain, TOLERANCE[str(plain[0]["w"].dtype)])
+
+
+def test_bad_input():
+    net, params, x, y, given = of_a_network("dense")
+    make = functools.partial(fn.clipped_value_and_grad, net, fn.log_likelihood)
+    for bound in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"clipped_value_and_grad: expected bound > 0, got .* the largest norm of"):
+            make(bound)
+    for bound in ("1", None, True, jnp.ones(2)):
+        with pytest.raises(ValueError, match=r"clipped_value_and_grad: expected bound to be one number, got"):
+            make(bound)
+    with pytest.raises(ValueError, match=r"expected noise ≥ 0, got -0.1; it multiplies the bound; None adds none"):
+        make(1.0, -0.1)
+    with pytest.raises(ValueError, match="micro_batch: expected a positive integer, 'auto' or None, got 0"):
+        make(1.0, micro_batch=0)
+    with pytest.raises(ValueError, match=r"expected a key to draw the noise with, got None; pass key=jax.random.key"):
+        make(1.0, 1.0)(params, x, y)
+    with pytest.raises(ValueError, match=r"net: expected an fn.Network or another layer, got str"):
+        fn.clipped_value_and_grad("net", fn.log_likelihood, 1.0)
+    with pytest.raises(ValueError, match=r"cost: expected an fn.Cost such as fn.cross_entropy, got str"):
+        fn.clipped_value_and_grad(net, "cost", 1.0)
+    for function in (
+        fn.example_gradients, fn.gradient_norms, fn.gradient_statistics, fn.gradient_gram, fn.input_gradient
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"y: expected as many targets as there are examples in x"):
+            function(net, fn.log_likelihood, params, x, y[:2], **given)
+        with pytest.raises(ValueError, match=r"net: expected an fn.Network or another layer, got str"):
+            function("net", fn.log_likelihood, params, x, y)
+        with pytest.raises(ValueError, match=r"a key while training, got key=None"):
+            function(net, fn.log_likelihood, params, x, y)
+    tokens, params, x, y, given = of_a_network("gpt")
+    with pytest.raises(
+        ValueError, match=r"input_gradient: expected inputs of a float dtype, got int32: integers have no"
+    ):
+        fn.input_gradient(tokens, fn.log_likelihood, params, x, y, **given)
+    with pytest.raises(
+        ValueError, match=r"expected a first layer with a propagate\(params, cache, delta\), got none in"
+    ):
+        fn.input_gradient(Centred(), fn.quadratic, {"scale": jnp.ones(3)}, jnp.ones((2, 3)), jnp.ones((2, 3)))
+
+
+def compiled(f, *given):
+    return jax.jit(f).lower(*given).compile()
+
+
+def test_memory_and_work_of_a_dense_network():
+    net, m = fn.Network(fn.Dense(100, fn.sigmoid), fn.Dense(10, fn.softmax)), 128
+    params = cast(net.init(KEY, (784,)), jnp.float32)
+    given = params, jnp.ones((m, 784), jnp.float32), jnp.zeros(m, jnp.int32)
+    objective = fn.objective(net, fn.log_likelihood)
+    of_each = jax.vmap(jax.grad(lambda p, x, y: objective(p, x[None], y[None])), (None, 0, 0))
+
+    def by_autodiff(*given):
+        shares = of_each(*given)
+        norms = jnp.sqrt(sum(jnp.sum(g.reshape(m, -1) ** 2, axis=1) for g in jax.tree.leaves(shares)))
+        return jax.tree.map(lambda g: jnp.tensordot(jnp.minimum(1, 1 / norms), g, 1) / m, shares)
+
+    clip = compiled(fn.clipped_value_and_grad(net, fn.log_likelihood, 1.0), *given)
+    plain = compiled(fn.value_and_grad(net, fn.log_likelihood), *given)
+    theirs = compiled(by_autodiff, *given)
+    bytes_of = lambda program: program.memory_analysis().temp_size_in_bytes  # noqa: E731
+    assert 50 * bytes_of(clip) <= bytes_of(theirs)
+    assert clip.cost_analysis()["flops"] <= 1.1 * plain.cost_analysis()["flops"]
+    norms = compiled(functools.partial(fn.gradient_norms, net, fn.log_likelihood), *given)
+    assert bytes_of(norms) <= 2 * bytes_of(plain)
+    assert norms.cost_analysis()["flops"] <= plain.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("places", [1, 2, 9])
+def test_the_forms_of_products(places, monkeypatch):
+    """From inner products, and from the gradients, in chunks with and without a rest."""
+    from fnnet.layers import _products
+
+    monkeypatch.setattr("fnnet.forms.SHARE_BYTES", 2 * 8 * 6)
+    delta, a = jax.random.normal(KEY, (5, places, 2)), jax.random.normal(KEY, (5, places, 3))
+    for other in (a, None):
+        g = np.asarray(_products.share(delta, other)).reshape(5, -1)
+        agree(_products.share_square_norms.__wrapped__(delta, other), (g**2).sum(1))
+        agree(_products.share_second_moment.__wrapped__(delta, other).ravel(), (g**2).mean(0))
+        agree(_products.share_gram.__wrapped__(delta, other), g @ g.T)
+
+
+def test_half_precision_is_summed_in_float32():
+    layer = fn.Dense(3, fn.tanh)
+    params = cast(layer.init(KEY, (300,)), jnp.bfloat16)
+    x, y = jnp.ones((2, 300), jnp.bfloat16), jnp.zeros((2, 3), jnp.bfloat16)
+    norms = fn.gradient_norms(layer, fn.quadratic, params, x, y)
+    assert norms.dtype == jnp.float32
+    agree(norms, np.linalg.norm(rows_of(fn.example_gradients(layer, fn.quadratic, params, x, y), 2), axis=1), 1e-2)
+    found = fn.gradient_statistics(layer, fn.quadratic, params, x, y)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.variance)} == {jnp.dtype(jnp.float32)}

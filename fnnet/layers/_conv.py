@@ -232,10 +232,15 @@ def weight_second_moment(delta: Array, a_in: Array, win: Window, groups: int = 1
 
 
 def in_windows(delta: Array, a_in: Array, win: Window, groups: int) -> list[tuple[Array, Array]]:
-    """Of each group the windows' entries (m, P, ∏k · c_in / groups) and the errors (m, P, c_out / groups) of the P places."""
-    entries = jnp.stack(taps(a_in, win), axis=-2)
-    parts = zip(jnp.split(entries, groups, axis=-1), jnp.split(delta, groups, axis=-1), strict=True)
-    return [(e.reshape(len(e), math.prod(win.n_out), -1), d.reshape(len(d), -1, d.shape[-1])) for e, d in parts]
+    """Of each group the windows' entries (m, P, ∏k · c_in / groups) and the errors (m, P, c_out / groups) of the P places.
+
+    Entries are laid out place by place last, as slices of one channel each.
+    """
+    (m, *n_in, c), n_out = a_in.shape, math.prod(win.n_out)
+    channels = stored(jnp.moveaxis(a_in, -1, 1)).reshape(m * c, *n_in, 1)
+    entries = jnp.stack([t.reshape(m, c, n_out) for t in taps(channels, win)], axis=1)
+    parts = zip(jnp.split(entries, groups, axis=2), jnp.split(delta, groups, axis=-1), strict=True)
+    return [(jnp.swapaxes(stored(e.reshape(m, -1, n_out)), 1, 2), d.reshape(m, n_out, -1)) for e, d in parts]
 
 
 def chunk(delta: Array, a_in: Array, win: Window) -> int:
