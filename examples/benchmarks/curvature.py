@@ -5,8 +5,8 @@
 The diagonal of the Gauss-Newton matrix: by the columns of a root of the output's Hessian, one backward pass each (fnnet), and
 as one writes it with autodiff: each example's Jacobian of the outputs by ``vmap`` of ``jax.jacrev``, then J ⊙ H J summed over
 the outputs; that for one example after the other, which saves memory; or columns as fnnet's, each example's ``jax.vjp`` of
-them squared. Products with the Hessian: `fn.hvp`, ``jax.jvp`` of ``jax.grad``, and ``jax.grad`` of the inner product of gradient
-and v. float32, random data; medians of ratios, round by round, with quartiles; compiled temporaries beside them.
+them squared. Products with the Hessian: `fn.hvp`, ``jax.jvp`` of ``jax.grad``, and ``jax.grad`` of gradient · v. float32,
+random data; medians of ratios, round by round, with quartiles; compiled temporaries beside them.
 """
 
 # %%
@@ -28,11 +28,6 @@ def nets(small):
     wide = 16 if small else 128
     return {
         "dense 784-100-10": (fn.Network(fn.Dense(100, fn.tanh), fn.Dense(10, fn.softmax)), (784,), wide),
-        "dense 784-100-10, large batch": (
-            fn.Network(fn.Dense(100, fn.tanh), fn.Dense(10, fn.softmax)),
-            (784,),
-            4 * wide,
-        ),
         "conv 20@5x5, 40@5x5": (
             fn.Network(
                 fn.Conv(20, 5, fn.tanh), fn.MaxPool(2), fn.Conv(40, 5, fn.tanh), fn.MaxPool(2),
