@@ -18,6 +18,7 @@ from pathlib import Path
 COMMANDS = """
     quickstart.py --epochs 2 --examples 500
     feedback_alignment.py --epochs 1 --examples 500
+    private.py --epochs 2 --examples 200 --batch 50
     find_the_bug.py --epochs 2 --examples 500
     convolutional.py --epochs 1 --examples 300
     convolutional.py --epochs 1 --examples 60 --shift
@@ -36,6 +37,7 @@ COMMANDS = """
     hyperparameters.py --epochs 0.03 --search 1 --examples 200 --seeds 2
     benchmarks/likelihood.py --epochs 2 --k 3 --hidden 8 --examples 500
     benchmarks/composition.py --rounds 1 --only LayerNorm RMSNorm
+    benchmarks/shares.py --rounds 1 --only inner
     benchmarks/audits.py --mistakes 2
     benchmarks/rules.py --count 2 --rules 2
     benchmarks/gradients.py --rounds 2 --sizes 10

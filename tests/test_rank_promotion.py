@@ -41,7 +41,9 @@ def test_layers_penalties_and_optimizers(case):
             grads = jax.tree.map(jnp.add, grads, penalty.gradient(params, penalty.value(params, 3)))
         for optimizer in (OPTIMIZER, fn.adam()):
             params = fn.apply_updates(params, optimizer.update(grads, optimizer.init(params), params)[0])
-        return params, case.layer.propagate(params, cache, delta), case.layer.backward(params, cache, a)
+        layer = case.layer
+        shares = [f(params, cache, delta) for f in (layer.example_gradients, layer.square_norms, layer.second_moment)]
+        return params, layer.propagate(params, cache, delta), layer.backward(params, cache, a), shares
 
     jax.eval_shape(run, case.inputs(5, "float64"))
 
@@ -135,3 +137,12 @@ def test_runs():
     fitting = functools.partial(rbm.fit, rbm.init(KEY, 4, 2), x, key=KEY, optimizer=fn.adam(), validation=x, **given)
     fitting(persistent=True, sparsity=rbm.Sparsity(0.1, 0.1), penalty=fn.L1(0.1))
     assert fn.check_layer(fn.Dense(2, fn.tanh), params | {"w": params["w"][:2], "b": params["b"][:2]}, x).ok
+
+
+def test_shares():
+    net = fn.Network(fn.Embedding(5, 3), fn.LSTM(2), fn.Dense(4, fn.softmax))
+    params, x, y = net.init(KEY, (3,)), jnp.zeros((2, 3), int), jnp.zeros((2, 3), int)
+    functions = fn.example_gradients, fn.gradient_norms, fn.gradient_statistics, fn.gradient_gram
+    jax.eval_shape(lambda p: [f(net, fn.log_likelihood, p, x, y) for f in functions], params)
+    jax.eval_shape(lambda p: fn.clipped_value_and_grad(net, fn.log_likelihood, 1.0, 1.0)(p, x, y, key=KEY), params)
+    jax.eval_shape(lambda p, x: fn.input_gradient(net[1:], fn.log_likelihood, p, x, y), params[1:], jnp.ones((2, 3, 3)))

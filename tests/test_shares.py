@@ -186,7 +186,10 @@ def test_in_chunks_as_the_whole_batch(name, monkeypatch):
     monkeypatch.setattr("fnnet.shares.chunk_size", lambda *given: 2)
     fn.programs.program.cache_clear()
     agree(fn.gradient_norms(*of, **given), norms, 1e-12)
-    jax.tree.map(functools.partial(agree, tolerance=1e-9), fn.gradient_statistics(*of, **given), statistics)
+    chunked = fn.gradient_statistics(*of, **given)
+    for ours, theirs in ((chunked.mean, statistics.mean), (chunked.variance, statistics.variance)):
+        agree(rows_of(ours, 1), rows_of(theirs, 1), 1e-12)
+    agree(chunked.noise_scale, statistics.noise_scale, 1e-12)
     fn.programs.program.cache_clear()
 
 

@@ -73,7 +73,7 @@ def rows_gram(delta: Array, tokens: Array, like: Array) -> Array:
     delta, tokens = places(delta), _index(tokens, len(like)).reshape(len(tokens), -1)
 
     def of_chunk(of_some: Array, theirs: Array) -> Array:
-        same = (theirs[:, :, None, None] == tokens) & (tokens < len(like))
+        same = (theirs[:, :, None, None] == tokens[None, None]) & (tokens < len(like))[None, None]
         return jnp.sum(jnp.where(same, jnp.einsum("xpj,yqj->xpyq", of_some, delta), 0), axis=(1, 3))
 
     return concatenated(
