@@ -26,6 +26,7 @@ COMMANDS = """
     adding.py --steps 20 --epochs 1 --examples 500
     characters.py --epochs 1 --characters 20000 --units 32
     gpt.py --steps 20 --rounds 2 --characters 20000 --length 20
+    spectrum.py --epochs 2 --examples 200 --steps 15
     residual.py --epochs 2 --blocks 1 --seeds 2 --examples 100
     contrastive_divergence.py --stages 1,2 --steps 1,2 --chains 2 --groups 3
     belief_network.py --sizes 40,30 --labels 50,100 --seeds 2 --pretraining 2 --steps 20 --examples 500
@@ -37,6 +38,7 @@ COMMANDS = """
     hyperparameters.py --epochs 0.03 --search 1 --examples 200 --seeds 2
     benchmarks/likelihood.py --epochs 2 --k 3 --hidden 8 --examples 500
     benchmarks/composition.py --rounds 1 --only LayerNorm RMSNorm
+    benchmarks/curvature.py --rounds 1 --small --only dense
     benchmarks/shares.py --rounds 1 --only inner
     benchmarks/audits.py --mistakes 2
     benchmarks/rules.py --count 2 --rules 2

@@ -21,9 +21,12 @@ from .activations import (
 )
 from .backpropagation import Backprop, backprop, objective, value_and_grad
 from .calibration import calibrate
-from .costs import Cost, accuracy, cross_entropy, log_likelihood, quadratic
+from .costs import Cost, Curvature, accuracy, cross_entropy, log_likelihood, quadratic
+from .curvature import fisher_diagonal, ggn_diagonal, ggnvp, hutchinson_diagonal, hvp
 from .gradcheck import Report, Row, assert_gradients, audit, check_gradient, check_layer, check_vjp, compare_gradients
 from .interop import as_function, from_torch, manual_vjp, to_torch
+from .kfac import Factors, kfac_factors
+from .lanczos import Spectrum, spectrum
 from .layers import (
     GRU,
     LSTM,
@@ -82,6 +85,7 @@ from .optimizers import (
     chain,
     clip,
     clip_by_global_norm,
+    natural_gradient,
     sgd,
 )
 from .penalties import L1, L2
@@ -105,7 +109,7 @@ __all__ = [
     "Activation", "elu", "gelu", "gelu_tanh", "leaky_relu", "linear", "relu", "sigmoid", "silu", "softmax", "softplus",
     "step", "tanh",
     # costs
-    "Cost", "accuracy", "cross_entropy", "log_likelihood", "quadratic",
+    "Cost", "Curvature", "accuracy", "cross_entropy", "log_likelihood", "quadratic",
     # layers
     "Attention", "BatchNorm", "Bidirectional", "Conv", "ConvTranspose", "Dense", "Dropout", "Embedding", "Flatten", "GRU",
     "GlobalMeanPool", "GroupNorm", "LSTM", "LastStep", "LayerNorm", "MaxPool", "MeanPool", "Network", "Position", "RMSNorm",
@@ -122,6 +126,9 @@ __all__ = [
     "ExampleKeys", "Layer", "LayerError", "example_keys", "layer",
     # backpropagation
     "Backprop", "as_function", "backprop", "manual_vjp", "objective", "value_and_grad",
+    # curvature
+    "Factors", "Spectrum", "fisher_diagonal", "ggn_diagonal", "ggnvp", "hutchinson_diagonal", "hvp", "kfac_factors",
+    "spectrum",
     # every example's share
     "GradientStatistics", "clipped_value_and_grad", "example_gradients", "gradient_gram", "gradient_norms",
     "gradient_statistics", "input_gradient",
@@ -131,7 +138,8 @@ __all__ = [
     "Report", "Row", "assert_gradients", "audit", "check_gradient", "check_layer", "check_vjp", "compare_gradients",
     # training
     "Diverged", "EarlyStopping", "History", "L1", "L2", "Sweep", "TrainingState", "adam", "adamw", "apply_updates",
-    "calibrate", "chain", "clip", "clip_by_global_norm", "evaluate", "fit", "load", "save", "sgd", "sweep",
+    "calibrate", "chain", "clip", "clip_by_global_norm", "evaluate", "fit", "load", "natural_gradient", "save",
+    "sgd", "sweep",
     # learning-rate schedules
     "CosineDecay", "ExponentialDecay", "StepDecay",
     # modules

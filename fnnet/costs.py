@@ -30,8 +30,10 @@ from .activations import (
     unwrapped,
     wide_dtype,
 )
+from .cost_curvature import Curvature, quadratic_curvature, sigmoid_curvature, softmax_curvature
+from .layers._layer import example_keys
 
-__all__ = ["Cost", "accuracy", "cross_entropy", "log_likelihood", "quadratic"]
+__all__ = ["Cost", "Curvature", "accuracy", "cross_entropy", "log_likelihood", "quadratic"]
 
 Output = tuple[Activation, Array] | None
 
@@ -67,6 +69,7 @@ class Cost:
         matched_error: (z, y) -> δ^L of a matched layer.
         probabilities: whether outputs and targets have to lie in [0, 1].
         composed: forms in z for other activations.
+        curvature: the second derivative by z of a matched layer, or None.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Cost:
     matched_error: Callable[[Array, Array], Array] | None = None
     probabilities: bool = False
     composed: tuple[Composed, ...] = ()
+    curvature: Curvature | None = None
 
     def __call__(self, a: Any, y: Any, *, weights: Any = None, output: Output = None) -> Array:
         """C = (1/m) Σ_x C_x, a scalar in at least float32.
@@ -129,6 +133,78 @@ class Cost:
         if composed := self._composed(output):
             return self._error(composed.error, output[1], y, weights)  # pyright: ignore
         return None
+
+    def hessian_product(self, z: Any, y: Any, u: Any, *, weights: Any = None) -> Array:
+        """H u with H = ∂²C_x/∂z∂z of each example (and step) of a matched last layer.
+
+        Args:
+            z: its weighted input (m, ..., n).
+            y: targets, as of a call.
+            u: shaped like z.
+            weights: as of a call; they multiply H.
+
+        Returns:
+            Shaped like z.
+
+        Raises:
+            ValueError: for a cost without `Curvature`, or a u of another shape.
+        """
+        z, u, curvature = integers_as_floats(z), at_least_float32(u), self._curved()
+        if u.shape != z.shape:
+            raise ValueError(
+                f"{self.name}: expected u of shape {z.shape}, as z, got {u.shape}; it is what H multiplies"
+            )
+        return _weighted(
+            curvature.product, z, self.targets(z, y, weights), weights, u.astype(wide_dtype(z.dtype))
+        ).astype(z.dtype)
+
+    def hessian_root(self, z: Any, y: Any, *, weights: Any = None) -> Array:
+        """S with S Sᵀ = H, as of `hessian_product`: (m, ..., n, k), its columns on the last axis.
+
+        A column is an error δ^L. Where steps or positions share the weights below, H of the whole example has a column for
+        each k *and* each step, which is 0 at the others.
+
+        Raises:
+            ValueError: as `hessian_product`. A negative weight has no root: NaN.
+        """
+        z = integers_as_floats(z)
+        return jax.vmap(lambda k: self.root_column(z, y, k, weights=weights), out_axes=-1)(jnp.arange(z.shape[-1]))
+
+    def root_column(self, z: Any, y: Any, k: Any, *, weights: Any = None) -> Array:
+        """The k-th column of `hessian_root`, shaped like z."""
+        z, curvature, roots = integers_as_floats(z), self._curved(), _roots(weights)
+        return _weighted(lambda z, y: curvature.column(z, y, k), z, self.targets(z, y, weights), roots).astype(z.dtype)
+
+    def sampled_error(self, z: Any, key: Any, *, y: Any = None, weights: Any = None) -> Array:
+        """δ^L of targets that are drawn from the model, so that E[δ δᵀ] = H, as of `hessian_product`.
+
+        Of softmax a − e_k with the class k ~ a, of sigmoid a − b with b ~ Bernoulli(a), of linear outputs N(0, 1).
+
+        Args:
+            z: the weighted input (m, ..., n) of a matched last layer.
+            key: each example draws by a key of its own, so that a batch in chunks draws what the whole batch does.
+            y: the targets, of whose values only the sum counts: for soft ones that do not add up to 1.
+            weights: as of a call.
+
+        Returns:
+            Shaped like z.
+
+        Raises:
+            ValueError: for a cost without `Curvature`, or no key.
+        """
+        z, curvature, roots = integers_as_floats(z), self._curved(), _roots(weights)
+        if key is None:
+            raise ValueError(f"{self.name}: expected a key to draw targets with, got None; give jax.random.key(seed)")
+        keys = example_keys(key, z.shape[0])
+        targets = jnp.zeros_like(at_least_float32(z)).at[..., 0].set(1) if y is None else self.targets(z, y, weights)
+        return _weighted(lambda z, y: curvature.sample(z, y, keys), z, targets, roots).astype(z.dtype)
+
+    def _curved(self) -> Curvature:
+        if self.curvature is None:
+            raise ValueError(
+                f"{self.name}: expected a cost with second derivatives, got none; give Cost(..., curvature=fn.Curvature(...))"
+            )
+        return self.curvature
 
     def _error(self, error: Callable[[Array, Array], Array], z: Any, y: Any, weights: Any) -> Array:
         z = integers_as_floats(z)
@@ -269,14 +345,19 @@ def _hint(a: Array, shape: tuple[int, ...]) -> str:
     return ""
 
 
-def _weighted(f: Callable[[Array, Array], Array], a: Array, y: Array, weights: Any) -> Array:
-    """weights ⊙ f(a, y), in at least float32. Where a weight is 0 f is given ordinary numbers instead, as 0 · NaN is NaN, in
-    f and in its derivative."""
-    a = at_least_float32(a)
+def _roots(weights: Any) -> Any:
+    """√weights, for what is squared later."""
+    return None if weights is None else jnp.sqrt(at_least_float32(_real("weights", "numbers", weights)))
+
+
+def _weighted(f: Callable[..., Array], a: Array, y: Array, weights: Any, u: Any = None) -> Array:
+    """weights ⊙ f(a, y) or f(a, y, u), in at least float32. Where a weight is 0 f is given ordinary numbers instead, as
+    0 · NaN is NaN, in f and in its derivative."""
+    a, more = at_least_float32(a), () if u is None else (u,)
     if weights is None:
-        return f(a, y)
+        return f(a, y, *more)
     weights = _real("weights", "numbers", weights)
-    terms = jax.eval_shape(f, a, y)
+    terms = jax.eval_shape(f, a, y, *more)
     if weights.shape != terms.shape[: weights.ndim] or weights.ndim == 0:
         raise ValueError(
             f"weights: expected shape ({terms.shape[0]},) or one that begins the shape of the terms {terms.shape}, "
@@ -286,8 +367,10 @@ def _weighted(f: Callable[[Array, Array], Array], a: Array, y: Array, weights: A
     def beside(array: Any) -> Array:
         return weights.reshape(weights.shape + (1,) * (len(array.shape) - weights.ndim))
 
-    a, y = (jnp.where(beside(array).astype(bool), array, number) for array, number in ((a, 0.5), (y, 0.25)))
-    return f(a, y) * beside(terms).astype(terms.dtype)
+    given = zip((a, y, *more), (0.5, 0.25, 0.0), strict=False)
+    return f(*(jnp.where(beside(array).astype(bool), array, number) for array, number in given)) * beside(terms).astype(
+        terms.dtype
+    )
 
 
 @jax.jit
@@ -439,6 +522,7 @@ quadratic = Cost(
     matched=linear,
     matched_terms=quadratic_terms,
     matched_error=quadratic_gradient,
+    curvature=quadratic_curvature,
 )
 cross_entropy = Cost(
     "cross_entropy",
@@ -456,6 +540,7 @@ cross_entropy = Cost(
             cross_entropy_error_of_softmax,
         ),
     ),
+    curvature=sigmoid_curvature,
 )
 log_likelihood = Cost(
     "log_likelihood",
@@ -473,6 +558,7 @@ log_likelihood = Cost(
             log_likelihood_error_of_sigmoid,
         ),
     ),
+    curvature=softmax_curvature,
 )
 
 

@@ -180,6 +180,27 @@ def summed(f: Callable, arrays: Any, size: int) -> Any:
     return jax.lax.scan(add_one, f(*part(0, first)), jnp.arange((m - first) // size))[0]
 
 
+def summed_squares(delta: Array, a: Array) -> Array:
+    """Σ_x (Σ_p δ_p a_pᵀ)² entry by entry, (n_out, n_in), from (m, P, n_out) and (m, P, n_in).
+
+    On a CPU one example after the other: of JAX 0.10.2 a batch of products takes 15 times as long there (32 examples of 28
+    places, 512 and 128 units), of 0.12.0.1 as long."""
+
+    def in_turn(delta: Array, a: Array) -> Array:
+        def add_one(total: Array, example: tuple[Array, Array]) -> tuple[Array, None]:
+            delta, a = stored(example)
+            return total + jnp.square(a.T @ delta), None
+
+        zeros = jnp.zeros((a.shape[-1], delta.shape[-1]), delta.dtype)
+        return jax.lax.scan(add_one, zeros, (delta, a))[0].T
+
+    def in_chunks(delta: Array, a: Array) -> Array:
+        of_chunk = lambda delta, a: jnp.sum(jnp.square(jnp.einsum("mpj,mpk->mjk", delta, a)), axis=0)  # noqa: E731
+        return summed(of_chunk, (delta, a), examples_at_a_time(len(a), delta.shape[-1] * a.shape[-1], a.dtype))
+
+    return jax.lax.platform_dependent(delta, a, cpu=in_turn, default=in_chunks)
+
+
 def _chunks(arrays: Any) -> tuple[int, Callable]:
     """m, and (start, size) -> those examples."""
     take = lambda start, size: jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), arrays)  # noqa: E731

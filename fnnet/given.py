@@ -44,18 +44,21 @@ def check_number(owner: str, name: str, value: Any, remedy: str, *, positive: bo
 
 def check_feedback(params: Params, feedback: Params | None) -> None:
     """Raise a ValueError unless feedback is None or a pytree of the parameters' structure and shapes."""
-    if feedback is None:
-        return
+    if feedback is not None:
+        remedy = "draw it like the parameters, net.init(another_key, input_shape)"
+        check_like("feedback", params, feedback, remedy)
+
+
+def check_like(what: str, params: Params, tree: Any, remedy: str) -> None:
+    """Raise a ValueError unless the tree has the parameters' places and shapes."""
     wanted, got = (
         {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (params, feedback)
+        for tree in (params, tree)
     )
     for name in sorted(wanted.keys() | got.keys()):
         if wanted.get(name) != got.get(name):
-            raise ValueError(
-                f"feedback: expected {name} of shape {wanted.get(name)}, as in params, got {got.get(name)}; draw it like the "
-                f"parameters, net.init(another_key, input_shape)"
-            )
+            expected = f"{name} of shape {wanted[name]}" if name in wanted else f"nothing at {name or 'the top'}"
+            raise ValueError(f"{what}: expected {expected}, as in params, got {got.get(name)}; {remedy}")
 
 
 def check_net(net: Any) -> None:

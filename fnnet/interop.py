@@ -36,8 +36,9 @@ def as_function(net: Layer, *, train: bool = False) -> Callable[..., Array]:
     another library. The cotangent of a_out is ∂C/∂a_out as it comes, 1/m and all, and the equations are linear in it: the
     gradients of `Layer.backward`, which are means over the batch, are multiplied by m.
 
-    Lost is forward mode (``jax.jvp``, ``jax.jacfwd``, ``jax.hessian``): for it, use ``net.forward(params, x)[0]``, which
-    autodiff differentiates both ways.
+    Lost is forward mode of the function itself (``jax.jvp``, ``jax.jacfwd``): for it, use ``net.forward(params, x)[0]``,
+    which autodiff differentiates both ways. Forward mode of its *gradient* works, as the equations are ordinary JAX:
+    ``jax.hessian``, and ``jax.jvp`` of ``jax.grad``.
 
     Args:
         net: a layer or a network.

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.scipy.sparse.linalg import cg
 
 from .activations import at_least_float32
 from .given import check_number
@@ -32,6 +33,7 @@ __all__ = [
     "ClipByValue",
     "CosineDecay",
     "ExponentialDecay",
+    "NaturalGradient",
     "Optimizer",
     "Sgd",
     "StepDecay",
@@ -41,6 +43,7 @@ __all__ = [
     "chain",
     "clip",
     "clip_by_global_norm",
+    "natural_gradient",
     "sgd",
 ]
 
@@ -84,13 +87,14 @@ def traceable(value: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.tree_util.Partial(leaf) if callable(leaf) else leaf, value)
 
 
-EXTRA = "value", "grad", "value_fn"
+EXTRA = "value", "grad", "value_fn", "ggnvp"
 
 
 def updated(function: str, optimizer: Any, grads: Any, state: Any, params: Any, **given: Any) -> tuple[Any, Any]:
     """(updates, state) of ``optimizer.update(grads, state, params)``, the state in the dtypes that it had.
 
-    An update that declares more keywords gets those that are given; one that takes any gets optax's three, `EXTRA`.
+    An update that declares more keywords gets those that are given; one that takes any gets `EXTRA`, optax's three and
+    what `natural_gradient` asks for.
 
     Raises:
         ValueError: where it needs one that is not given.
@@ -337,6 +341,55 @@ def adamw(
     """
     _check("adamw", weight_decay=weight_decay)
     return AdamW(adam(learning_rate, b1, b2, eps), weight_decay)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NaturalGradient:
+    """See `natural_gradient`."""
+
+    learning_rate: Any
+    damping: Any
+    iterations: Any
+
+    def init(self, params: Any) -> Array:
+        """The step number 0."""
+        return jnp.zeros((), jnp.int32)
+
+    def update(self, grads: Any, state: Array, params: Any, *, ggnvp: Callable[[Any], Any]) -> tuple[Any, Array]:
+        """−η d, with d from conjugate gradients on (G + λ) d = g."""
+
+        def damped(d: Any) -> Any:
+            v = jax.tree.map(lambda d, p: d.astype(jnp.result_type(p)), d, params)
+            return jax.tree.map(lambda gd, d: gd.astype(d.dtype) + _times(self.damping, d), ggnvp(v), d)
+
+        d, _ = cg(damped, jax.tree.map(at_least_float32, grads), maxiter=self.iterations)
+        eta = _at(self.learning_rate, state)
+        return jax.tree.map(lambda d, g: -_times(eta, d).astype(g.dtype), d, grads), state + 1
+
+
+def natural_gradient(learning_rate: Any = 1.0, damping: Any = 1e-2, iterations: Any = 20) -> NaturalGradient:
+    """The natural gradient: steps along (G + λ)⁻¹ g, with G the Gauss-Newton matrix of the mini-batch, which for a matched
+    cost is the Fisher information of the model.
+
+    Solved by conjugate gradients on products G v, `ggnvp`, which every layer and composition has; G is never there. The
+    damping λ bounds the step where G is flat: for large λ it is gradient descent with η/λ.
+
+    `fit` hands ``ggnvp`` to it, v -> G v on the mini-batch, the penalty's Hessian added. In a loop of one's own:
+    ``update(grads, state, params, ggnvp=lambda v: fn.ggnvp(net, cost, params, x, y, v))``.
+
+    Args:
+        learning_rate: η, a number or a function of the step.
+        damping: λ.
+        iterations: of conjugate gradients at most; fewer where the residual is below 1e-5 of g.
+
+    Raises:
+        ValueError: for a negative number; by `fit`, for a cost that is not matched to the last layer.
+
+    Source: Amari (1998); Martens (2010, 2014).
+    """
+    _check("natural_gradient", learning_rate=learning_rate, damping=damping, iterations=iterations)
+    return NaturalGradient(traceable(learning_rate), damping, iterations)
 
 
 @jax.tree_util.register_dataclass

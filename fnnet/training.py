@@ -21,6 +21,7 @@ from .backpropagation import counted, value_and_grad
 from .checkpoints import fingerprint, keeping, resumed
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost, accuracy
+from .curvature import gauss_newton_vector
 from .given import check_batch, whole
 from .layers._composite import has_moving, visited
 from .layers._layer import Layer, Params, as_array, check_key, run_forward
@@ -178,7 +179,8 @@ def fit(
         epochs: passes over the data in all, those of ``resume`` included.
         batch_size: examples in a mini-batch.
         optimizer: ``fn.sgd``, ``fn.adam`` or any optax transformation. One that asks for more gets it: ``value``, the
-            mini-batch's objective, ``grad``, its gradient, ``value_fn`` and ``grad_fn``, both as functions of the parameters.
+            mini-batch's objective, ``grad``, its gradient, ``value_fn`` and ``grad_fn``, both as functions of the parameters,
+            and ``ggnvp``, the product with its Gauss-Newton matrix.
         penalty: ``fn.L2``, ``fn.L1`` or your own; N is the size of the training set.
         validation: like ``data``; monitored after each epoch.
         early_stopping: when to stop; ``params`` are then those of the best epoch.
@@ -296,9 +298,12 @@ def _epoch(
     moves = has_moving(net)
     gradient = gradient or value_and_grad(net.in_loop(), cost, micro_batch=micro_batch, carry=window is not None)
 
-    def improved(params: Params, opt_state: Any, run: Callable, seen: Callable) -> tuple[Params, Any, Any]:
+    def improved(
+        params: Params, opt_state: Any, run: Callable, seen: Callable, curved: Callable
+    ) -> tuple[Params, Any, Any]:
         """(params, optimiser state, value) after a step, with run(params) -> value, gradients of the mini-batch; value is a
-        cost, or (cost, state). ``seen(params)`` is the forward pass of that batch, which the compiler shares with run's."""
+        cost, or (cost, state). ``seen(params)`` is the forward pass of that batch, which the compiler shares with run's, and
+        ``curved(params, v)`` the product with its Gauss-Newton matrix."""
 
         def penalised(params: Params, value: Any, grads: Params) -> tuple[Array, Params]:
             value = jnp.asarray(value if window is None else value[0])
@@ -310,7 +315,15 @@ def _epoch(
 
         value, grads = run(params)
         objective, grads = penalised(params, value, grads)
-        asked = extra_arguments(objective, grads, lambda params: penalised(params, *run(params)))
+
+        def ggnvp(v: Params) -> Params:
+            product = curved(params, v)
+            if penalty is None:
+                return product
+            added = jax.jvp(lambda params: penalty.gradient(params, n), (params,), (v,))[1]
+            return jax.tree.map(lambda g, p: g + p.astype(g.dtype), product, added)
+
+        asked = extra_arguments(objective, grads, lambda params: penalised(params, *run(params))) | {"ggnvp": ggnvp}
         updates, opt_state = updated("fit", optimizer, grads, opt_state, params, **asked)
         new_params = apply_updates(params, updates)
         if moves:
@@ -321,6 +334,10 @@ def _epoch(
         about = {"key": key, "train": True, "mask": given.get("mask"), "state": state}
         return lambda params: run_forward(net, params, counted(x, given["weights"]), **about)
 
+    def curved(x: Array, y: Array, key: Array, given: dict[str, Any], state: Any = None) -> Callable:
+        about = key, given.get("mask"), given["weights"], state
+        return lambda params, v: gauss_newton_vector(net, cost, params, x, y, v, *about)
+
     def step(carry: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Any], Array]:
         rows, i = batch
         x, y, extras = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds", unique_indices=True), data)
@@ -328,7 +345,7 @@ def _epoch(
         if window is not None:
             return through_windows(carry, x, y, given, key, min(window, x.shape[1]))
         run = lambda params: gradient(params, x, y, key=key, **given)  # noqa: E731
-        params, opt_state, value = improved(*carry, run, forward(x, key, given))
+        params, opt_state, value = improved(*carry, run, forward(x, key, given), curved(x, y, key, given))
         return (params, opt_state), value
 
     def through_windows(carry: Any, x: Array, y: Array, given: dict[str, Any], key: Array, window: int) -> Any:
@@ -342,8 +359,8 @@ def _epoch(
             x_part, y_part, more = jax.tree.map(lambda a: part(a, start, size), (x, y, given))
             own = jax.random.fold_in(key, start)
             run = lambda params: gradient(params, x_part, y_part, key=own, state=state, **more)  # noqa: E731
-            seen = forward(x_part, own, more, state)
-            params, opt_state, (value, state) = improved(params, opt_state, run, seen)
+            seen, product = forward(x_part, own, more, state), curved(x_part, y_part, own, more, state)
+            params, opt_state, (value, state) = improved(params, opt_state, run, seen, product)
             return (params, opt_state, state), value
 
         zero_state = jax.tree.map(jnp.zeros_like, _state_after(net, carry[0], part(x, 0, window)))

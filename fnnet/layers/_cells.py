@@ -220,6 +220,7 @@ class GRU(Recurrent):
     recompute: bool = False
 
     n_gates: ClassVar[int] = 3
+    one_error: ClassVar[bool] = False
     _example = "fn.GRU(64)"
 
     def init(self, key, input_shape):

@@ -257,6 +257,9 @@ class Composite(Layer):
             return second_moment_of(self.example_gradients(params, cache, delta))
         return self.joined(self._of_parts("second_moment", params, cache, delta))
 
+    def factor_rows(self, params, cache, delta):
+        return self._of_parts("factor_rows", params, cache, delta)
+
     def _gram(self, params, cache, delta):
         if not self._apart:
             return gram_of(self.example_gradients(params, cache, delta), delta)

@@ -27,6 +27,7 @@ from ..forms import (
     input_error_by_product,
     stored,
     summed,
+    summed_squares,
     weight_gradient_by_product,
     weighted_input_by_product,
 )
@@ -223,7 +224,9 @@ def weight_second_moment(delta: Array, a_in: Array, win: Window, groups: int = 1
     """(1/m) Σ_x (∂C_x/∂w)² entry by entry, shaped like w, a chunk of examples at a time. Arguments as `weight_shares`."""
 
     def of_chunk(delta: Array, a_in: Array) -> Array:
-        return jnp.sum(jnp.square(weight_shares(delta, a_in, win, groups)), axis=0)
+        pairs = [map(at_least_float32, pair) for pair in in_windows(delta, a_in, win, groups)]
+        g = jnp.concatenate([summed_squares(*pair) for pair in pairs], axis=-1)
+        return g.reshape(*win.size, a_in.shape[-1] // groups, g.shape[-1])
 
     return summed(of_chunk, (delta, a_in), chunk(delta, a_in, win)) / len(delta)
 
@@ -491,6 +494,17 @@ class Conv(Convolution):
     def correlated(self, cache, delta):
         a_in, _, _ = cache
         return delta, a_in.astype(delta.dtype), self.window(a_in.shape[1:-1])
+
+    def factor_rows(self, params, cache, delta):
+        if self.groups > 1:
+            return None
+        a_in, delta = at_least_float32(cache[0]), at_least_float32(delta)
+        places = tuple(range(1, a_in.ndim - 1))
+        entries = [jnp.mean(tap, places) for tap in taps(a_in, self.window(a_in.shape[1:-1]))]
+        rows = {"w": jnp.concatenate(entries, axis=1)}
+        if self.bias:
+            rows["b"] = jnp.ones((len(delta), 1), delta.dtype)
+        return rows, jnp.sum(delta, places)
 
 
 @layer

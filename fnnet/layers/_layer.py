@@ -177,6 +177,15 @@ class Layer:
         """(1/m) Σ_x g_x² for each entry, a pytree like params, in at least float32."""
         return second_moment_of(self.example_gradients(params, cache, delta))
 
+    def factor_rows(self, params: Params, cache: Cache, delta: Delta) -> Any:
+        """(a, δ) where each example's gradient is, or is taken to be, the outer product δ_x a_xᵀ: the inputs (m, k) by the
+        leaf that they belong to, in a dict, 1 for a bias, and the errors (m, n_out). None (the default) for a layer without
+        such a form; a composite's is the tuple of its parts'.
+
+        Where places share the weights, a is their mean and δ their sum.
+        """
+        return None
+
     def _gram(self, params: Params, cache: Cache, delta: Delta) -> Array:
         """⟨g_x, g_x'⟩ of each two examples, (m, m), in at least float32."""
         return gram_of(self.example_gradients(params, cache, delta), delta)
@@ -254,7 +263,7 @@ class Layer:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-SHARES = ("gradients", "example_gradients", "square_norms", "second_moment", "_gram")
+SHARES = ("gradients", "example_gradients", "square_norms", "second_moment", "_gram", "factor_rows")
 """The first two of these methods, of which the others follow."""
 
 

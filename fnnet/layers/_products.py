@@ -11,14 +11,14 @@ Source: Goodfellow (2015), the norm of a row; Rochette et al. (2019), convolutio
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ..activations import at_least_float32
-from ..forms import by_inner_products, concatenated, examples_at_a_time, mean_of_products, summed
+from ..forms import by_inner_products, concatenated, examples_at_a_time, mean_of_products, summed_squares
 from ._layer import Layer, added_up, gram_of
 
 __all__ = ["SumsOfProducts", "share", "share_gram", "share_second_moment", "share_square_norms"]
@@ -78,9 +78,7 @@ def share_second_moment(delta: Array, a: Array | None) -> Array:
     a = places(a)
     if delta.shape[1] == 1:
         return mean_of_products(jnp.square(delta[:, 0]), jnp.square(a[:, 0]))
-    of_chunk = lambda delta, a: jnp.sum(jnp.square(share(delta, a)), axis=0)  # noqa: E731
-    size = examples_at_a_time(len(a), delta.shape[-1] * a.shape[-1], a.dtype)
-    return summed(of_chunk, (delta, a), size) / len(a)
+    return summed_squares(delta, a) / len(a)
 
 
 @jax.jit
@@ -121,6 +119,19 @@ class SumsOfProducts(Layer):
     def products(self, params: Any, cache: Any, delta: Any) -> dict[str, tuple[Array, Array | None]]:
         """(δ, a) for each leaf, (m, ..., n_out) and (m, ..., n_in); (δ, None) for a sum of δ alone."""
         raise NotImplementedError(f"{type(self).__name__} defines no products(params, cache, delta)")
+
+    one_error: ClassVar[bool] = True
+    """Whether the leaves have the same δ."""
+
+    def factor_rows(self, params, cache, delta):
+        products = self.products(params, cache, delta)
+        error = next((delta for delta, a in products.values() if a is not None), None)
+        if error is None or not self.one_error:
+            return None
+        error = places(error)
+        ones = jnp.ones((len(error), 1), error.dtype)
+        rows = {name: ones if a is None else jnp.mean(places(a), axis=1) for name, (_, a) in products.items()}
+        return rows, jnp.sum(error, axis=1)
 
     def example_gradients(self, params, cache, delta):
         shares = self._of_products(share, params, cache, delta)

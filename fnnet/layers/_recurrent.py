@@ -182,14 +182,15 @@ class Recurrent(Cell):
     def gradients(self, params, cache, delta):
         kept = self.all_kept(cache)
         delta = jnp.swapaxes(delta, 0, 1).astype(kept.gates.dtype)
-        return _like(self.sums(kept.x, kept.before[0], delta, self.extra_errors(kept, delta)), params)
+        return _like(self.sums(kept.x, kept.h_before, delta, self.extra_errors(kept, delta)), params)
 
     def products(self, params, cache, delta):
         kept = self.all_kept(cache)
         delta = jnp.swapaxes(delta, 0, 1).astype(kept.gates.dtype)
         x = jnp.swapaxes(kept.x, 0, 1)
-        terms = self.terms(x, kept.before[0], delta, self.extra_errors(kept, delta))
-        return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), terms)
+        terms = self.terms(x, kept.h_before, delta, self.extra_errors(kept, delta))
+        swapped = lambda a: None if a is None else jnp.swapaxes(a, 0, 1)  # noqa: E731
+        return {name: (swapped(d), swapped(a)) for name, (d, a) in terms.items()}
 
     def backward(self, params, cache, da_out):
         wide, da = _wide(params), da_out.astype(cache.last[0].dtype)

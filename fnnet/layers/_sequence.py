@@ -79,6 +79,9 @@ class Reversed(Layer):
     def second_moment(self, params, cache, delta):
         return self.cell.second_moment(params, cache, _reversed(delta))
 
+    def factor_rows(self, params, cache, delta):
+        return self.cell.factor_rows(params, cache, _reversed(delta))
+
     def _gram(self, params, cache, delta):
         return self.cell._gram(params, cache, _reversed(delta))
 

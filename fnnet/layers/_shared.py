@@ -219,6 +219,33 @@ class Tied(Around):
         first = self._at(moments, self.places[0])
         return self._changed(moments, first, lambda leaves: {**leaves, first[-1]: second_moment_of(total)})
 
+    def factor_rows(self, params, cache, delta):
+        """The network's. In the first place the array is taken with the mean of its inputs and the sum of its errors over the
+        places, in the others what is left of their layers; None in the first where some place's layer has no such form."""
+        params = self.expanded(params)
+        rows = self.net.factor_rows(params, cache, delta)
+        keys = [[key for key in self._at(params, place) if isinstance(key, int)] for place in self.places]
+        names = [place.rpartition(".")[2] for place in self.places]
+        uses, errors = [], []
+        for place, at, name in zip(self.places, keys, names, strict=True):
+            own = functools.reduce(lambda tree, key: tree[key] if isinstance(tree, tuple) else None, at, rows)
+            if own is None:
+                continue
+            if not isinstance(own[0], dict):
+                remedy = "tie layers that stand by themselves in a network"
+                raise LayerError(
+                    self, "a single layer for the factors of a tied array", f"several at {place!r}", remedy
+                )
+            uses.append(own[0][name])
+            errors.append(own[1])
+            left = _without(own[0], name)
+            rows = _put(rows, at, (left, own[1]) if left else None)
+        if len(uses) < len(self.places):
+            return rows
+        mean, total = functools.reduce(jnp.add, uses) / len(uses), functools.reduce(jnp.add, errors)
+        rest = _leaf(rows, keys[0])
+        return _put(rows, keys[0], ({names[0]: mean, **(rest[0] if rest else {})}, total))
+
     def _gram(self, params, cache, delta):
         params = self.expanded(params)
         own = [at_least_float32(g).reshape(len(g), -1) for g in self._own(params, cache, delta)]
@@ -240,6 +267,13 @@ class Tied(Around):
 
     def __repr__(self) -> str:
         return f"Tied({self.net!r}, {', '.join(map(repr, self.places))})"
+
+
+def _put(tree: tuple, keys: list[int], value: Any) -> Any:
+    """The tuples with another value in the place of these keys."""
+    if not keys:
+        return value
+    return tuple(_put(t, keys[1:], value) if i == keys[0] else t for i, t in enumerate(tree))
 
 
 def _without(leaves: dict, name: str) -> dict:
@@ -354,6 +388,10 @@ class Repeat(Composite):
 
     def second_moment(self, params, cache, delta):
         return self._of_each(self.layer.second_moment, params, cache, delta)
+
+    def factor_rows(self, params, cache, delta):
+        given = ((_sliced(params, i), _sliced(cache, i), delta[i]) for i in range(self.n))
+        return tuple(self.layer.factor_rows(*of_one) for of_one in given)
 
     def _gram(self, params, cache, delta):
         return jnp.sum(self._of_each(self.layer._gram, params, cache, delta), axis=0)
@@ -486,6 +524,9 @@ class Recompute(Around):
 
     def second_moment(self, params, cache, delta):
         return self.net.second_moment(params, *self._after(params, cache, delta))
+
+    def factor_rows(self, params, cache, delta):
+        return self.net.factor_rows(params, *self._after(params, cache, delta))
 
     def _gram(self, params, cache, delta):
         return self.net._gram(params, *self._after(params, cache, delta))

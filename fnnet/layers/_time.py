@@ -65,6 +65,11 @@ class Kept(NamedTuple):
     valid: Array | None
     cut: Array | None
 
+    @property
+    def h_before(self) -> Array:
+        """h_{t−1} of every step as it reads it (T, m, n)."""
+        return as_read(self.before[:1], None if self.cut is None else self.cut[:, None, None])[0]
+
 
 class Cell(SumsOfProducts):
     """What the scans ask of a cell: its numbers of gates and states, its step, the step's error, and what BP3 and BP4 sum."""
@@ -154,8 +159,7 @@ def _forward(
     w = stored(params["w_h"].T)
 
     def advance(z: Array, states: tuple, valid: Any, cut: Any) -> tuple[Array, tuple, tuple]:
-        if cut is not None:
-            states = tuple(jnp.where(cut, jax.lax.stop_gradient(state), state) for state in states)
+        states = as_read(states, cut)
         gates, extra, new = cell.step(params, z, states[0] @ w, states)
         if valid is not None:
             new = tuple(jnp.where(valid, ours, held) for ours, held in zip(new, states, strict=True))
@@ -182,6 +186,14 @@ def _forward(
         last, (gates, extra, before) = jax.lax.scan(in_turn, start, (z, valid, cut))
     h = jnp.concatenate([before[0][1:], last[0][None]])
     return jnp.swapaxes(h, 0, 1), Kept(x, gates, extra, before, last, valid, cut)
+
+
+def as_read(states: tuple[Array, ...], cut: Array | None) -> tuple[Array, ...]:
+    """The states before a step as it reads them: to a derivative constants where the error is cut. Of the backward pass, too,
+    whose tangent then is that of one function. (Compiled without derivatives nothing is left of it.)"""
+    if cut is None:
+        return states
+    return tuple(jnp.where(cut, jax.lax.stop_gradient(state), state) for state in states)
 
 
 def _at(a: Any, t: Array) -> Any:
@@ -229,15 +241,16 @@ def _through_time(cell: Cell, params: Params, kept: Kept, da: Array, d_last: Any
         da_t = jax.lax.dynamic_index_in_dim(da, t, 1, keepdims=False)
         before, da_t = stored((before, da_t))
         d_states = (d_states[0] + da_t, *d_states[1:])
-        delta, extra, back = cell.step_error(gates, extra, before, after, d_states)
+        cut = None if kept.cut is None else _at(kept.cut, t)
+        delta, extra, back = cell.step_error(gates, extra, as_read(before, cut), after, d_states)
         if kept.valid is not None:
             valid = _at(kept.valid, t)
             delta, extra = jax.tree.map(lambda d: jnp.where(valid, d, 0), (delta, extra))
             back = tuple(jnp.where(valid, ours, held) for ours, held in zip(back, d_states, strict=True))
         delta, extra, back = stored((delta, extra, back))
         back = (back[0] + cell.of_states(delta, extra) @ params["w_h"], *back[1:])
-        if kept.cut is not None:
-            back = tuple(jnp.where(_at(kept.cut, t), 0, d) for d in back)
+        if cut is not None:
+            back = tuple(jnp.where(cut, 0, d) for d in back)
         buffers = _put(buffers, (delta, extra), t)
         return (buffers, _at(buffers, jnp.maximum(t - 1, 0)), before, back), d_states[0] if states else None
 
@@ -270,7 +283,7 @@ def backward_products(
     def block(i: Any, carry: tuple) -> tuple:
         da_in, total = carry
         first = jnp.minimum(i * size, steps - size)
-        part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), (kept.before[0], delta, extra))
+        part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), (kept.h_before, delta, extra))
         x = jax.lax.dynamic_slice_in_dim(kept.x, first, size, 1)
         h, delta_part, extra_part = part
         own = jnp.swapaxes(stored(input_error(params["w_x"], delta_part)), 0, 1)
