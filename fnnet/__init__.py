@@ -86,6 +86,16 @@ from .optimizers import (
 )
 from .penalties import L1, L2
 from .saving import load, save
+from .swaps import (
+    Clip,
+    DirectFeedback,
+    EProp,
+    FeedbackAlignment,
+    KolenPollack,
+    Noise,
+    SignSymmetry,
+    TargetPropagation,
+)
 from .sweep import Sweep, sweep
 from .training import Diverged, EarlyStopping, History, TrainingState, evaluate, fit
 
@@ -104,7 +114,8 @@ __all__ = [
     # composition
     "Composite", "Identity", "Join", "Parallel", "Recompute", "Repeat", "Residual", "Tied", "add", "concatenate",
     # an equation replaced
-    "Rule", "Swapped",
+    "Clip", "DirectFeedback", "EProp", "FeedbackAlignment", "KolenPollack", "Noise", "Rule", "SignSymmetry", "Swapped",
+    "TargetPropagation",
     # convolution and pooling in the notes' words
     "convolve", "cross_correlate", "pad_full", "rot180", "unsample_max", "unsample_mean",
     # sequences

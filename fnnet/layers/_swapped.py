@@ -57,13 +57,18 @@ class Rule:
         Args:
             layer: and ``params``, ``back``, ``cache``: as above.
             delta: δ of the layer.
-            top: δ^L, the error of the network's output.
+            top: δ^L, the error of the layer whose output is the `Swapped` network's; None where there is no such layer.
         """
         return layer.propagate(self.weights(layer, params, back), cache, delta)
 
     def learn(self, layer: Layer, params: Params, back: Any, cache: Any, delta: Any) -> Any:
         """The gradient of ``back``, a pytree like it: a mean over the batch, as BP3 and BP4 are."""
         return jax.tree.map(jnp.zeros_like, back)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it needs a key, which a forward pass in training mode then asks for: some method declares one."""
+        return any(_declares_key(type(self), method) for method in METHODS)
 
 
 @functools.lru_cache(maxsize=256)
@@ -72,7 +77,7 @@ def _written(rule: type, method: str) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _draws(rule: type, method: str) -> bool:
+def _declares_key(rule: type, method: str) -> bool:
     return "key" in inspect.signature(getattr(rule, method)).parameters
 
 
@@ -97,7 +102,7 @@ class Ruled(Layer):
 
     @property
     def keywords(self) -> frozenset[str]:
-        return self.layer.keywords | ({"key", "train"} if self.draws else frozenset())
+        return self.layer.keywords | ({"key", "train"} if self.rule.draws else frozenset())
 
     @property
     def moves(self) -> bool:
@@ -111,18 +116,13 @@ class Ruled(Layer):
     def kept(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.layer.kept
 
-    @property
-    def draws(self) -> bool:
-        """Whether the rule asks for a key."""
-        return any(_draws(type(self.rule), method) for method in METHODS)
-
     def in_loop(self):
         return Ruled(self.layer.in_loop(), self.rule)
 
     def forward(self, params, a_in, *, key=None, train=False, **given):
         a, cache = run_forward(self.layer, params["net"], a_in, key=key, train=train, **given)
-        if not self.draws:
-            return a, (cache,)
+        if not self.rule.draws:
+            return a, (cache, None)
         if train and key is None:
             remedy = "give one: key=jax.random.key(seed)"
             raise LayerError(self, f"a key, since {self.rule!r} draws random numbers", "None", remedy)
@@ -191,12 +191,14 @@ class Ruled(Layer):
         return self._by_rule("weights", params, cache)
 
     def _by_rule(self, method: str, params: Params, cache: Any, *given: Any) -> Any:
-        drawn = {}
-        if _draws(type(self.rule), method):
-            key, number = cache[1], APART + METHODS.index(method)
-            of_examples = isinstance(key, ExampleKeys)
-            drawn["key"] = ExampleKeys(_folded(key.key, number), key.index) if of_examples else _folded(key, number)
+        drawn = {"key": self._key(method, cache[1])} if _declares_key(type(self.rule), method) else {}
         return getattr(self.rule, method)(self.layer, params["net"], params["back"], *given, **drawn)
+
+    def _key(self, method: str, key: Any) -> Any:
+        number = APART + METHODS.index(method)
+        if isinstance(key, ExampleKeys):
+            return ExampleKeys(_folded(key.key, number), key.index)
+        return None if key is None else _folded(key, number)
 
 
 @layer
@@ -338,12 +340,15 @@ class Swapped(Around):
         return params if top is None or "top" in params else {**params, "top": top}
 
     def _top(self, params: Params, cache: Any, da: Any, at_output: bool) -> Any:
-        """δ^L: what is given, through the σ' of the layer whose output is the network's where there is one."""
+        """δ^L: what is given, through the σ' of the layer whose output is the network's; None where there is no such layer,
+        or no use for it."""
         part: Any = self
         p, c = params, cache
+        if "top" in params or not _written(type(self.rule), "propagate"):
+            return None
         while is_walked(part):
             if (i := part.output_part) is None:
-                return da
+                return None
             (part, p), c = part.parts(p)[i], c[i]
         return part.output_error(p, c, da) if at_output else part.error(p, c, da)
 
