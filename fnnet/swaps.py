@@ -154,7 +154,7 @@ class SignSymmetry(Rule):
         drawn = _drawn(key, self.weight_init, _weights(layer, params))
         return {f"M_{name}": jnp.abs(m) for name, m in drawn.items()}
 
-    def weights(self, layer, params, back, *, key=None):
+    def weights(self, layer, params, back, *, key: Any = None):
         weights = _weights(layer, params)
         if self.kind == "uSF":
             size = {name: _glorot_deviation(jnp.shape(w)) for name, w in weights.items()}
@@ -344,7 +344,7 @@ class Noise(Rule):
     def __post_init__(self) -> None:
         _check_number(self, "scale", self.scale, above_zero=False)
 
-    def propagate(self, layer, params, back, cache, delta, top, *, key=None):
+    def propagate(self, layer, params, back, cache, delta, top, *, key: Any = None):
         da: Any = layer.propagate(params, cache, delta)
         draw = jax.vmap(lambda k: jax.random.normal(k, da.shape[1:], jnp.float32))
         return da + (self.scale * draw(example_keys(key, da.shape[0]))).astype(da.dtype)
