@@ -56,6 +56,8 @@ from .layers import (
     Repeat,
     Residual,
     RMSNorm,
+    Rule,
+    Swapped,
     Tied,
     Upsample,
     add,
@@ -101,6 +103,8 @@ __all__ = [
     "RNN", "Upsample",
     # composition
     "Composite", "Identity", "Join", "Parallel", "Recompute", "Repeat", "Residual", "Tied", "add", "concatenate",
+    # an equation replaced
+    "Rule", "Swapped",
     # convolution and pooling in the notes' words
     "convolve", "cross_correlate", "pad_full", "rot180", "unsample_max", "unsample_mean",
     # sequences

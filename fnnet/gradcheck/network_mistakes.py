@@ -19,7 +19,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ..activations import Activation, linear
 from ..costs import Cost
 from ..layers._attention import Attention
-from ..layers._layer import Layer, Params, keywords, run_forward
+from ..layers._layer import Layer, Params, run_forward
 from ..layers._norm import Normalisation
 from ..layers._pool import MaxPool, laid_out, lowest, pool_window
 from ..layers._window import taps
@@ -232,7 +232,7 @@ class _LayerMistakes:
     def each(self) -> np.ndarray | None:
         """The gradient of each example alone; None where they do not add up to the whole."""
         reference = self.right.reference
-        if "key" in keywords(type(self.layer)) or self.m * reference.size > 2**26:
+        if "key" in self.layer.keywords or self.m * reference.size > 2**26:
             return None
         owner, fed = (self.layer, self.da) if self.composed else (self.twin, self.delta)
 

@@ -19,7 +19,7 @@ from ..activations import at_least_float32
 from ..backpropagation import backprop, value_and_grad
 from ..costs import Cost
 from ..layers._composite import add, bottom, composites, concatenate, is_walked, output_place, visited, walk
-from ..layers._layer import Layer, Params, keywords, run_forward
+from ..layers._layer import Layer, Params, run_forward
 from ..programs import program
 from .points import drawing
 from .rules import without_rules
@@ -176,7 +176,7 @@ def whole_network(plain: Plain, cost: Cost | None, linear: bool, given: Given, u
     about = {"key": key, "mask": mask, "weights": weights}
     _, errors, whole = backprop(net, cost, params, x, y, **about)
     errors = by_layer(net, errors)
-    probed = ["probe" in keywords(type(placed.layer)) for placed in places]
+    probed = ["probe" in placed.layer.keywords for placed in places]
     moved = {}
     for placed, yes, delta, output, a in zip(places, probed, errors, outputs, a_outs, strict=True):
         probe = jax.tree.map(jnp.zeros_like, _like(delta, output)) if yes else None
@@ -267,7 +267,7 @@ def products(u: Any, moved: Any, pulled: Any, v: Any) -> Two:
 
 def probe_for(layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array) -> Any:
     """Zeros shaped as `_like` says; None for a layer without ``probe``, or with parts without."""
-    if any("probe" not in keywords(type(part)) for part in (layer, *bottom(layer))):
+    if any("probe" not in part.keywords for part in (layer, *bottom(layer))):
         return None
 
     def like(params: Params, a_in: Array) -> Any:

@@ -13,6 +13,7 @@ from ._norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from ._pool import GlobalMeanPool, MaxPool, MeanPool, Upsample, unsample_max, unsample_mean
 from ._sequence import Bidirectional, LastStep, length_mask
 from ._shared import Recompute, Repeat, Tied
+from ._swapped import Rule, Swapped, unswapped
 from ._time import forward_in_time, state_errors, through_time
 
 __all__ = [
@@ -47,6 +48,8 @@ __all__ = [
     "Recompute",
     "Repeat",
     "Residual",
+    "Rule",
+    "Swapped",
     "Tied",
     "Upsample",
     "add",
@@ -67,4 +70,5 @@ __all__ = [
     "through_time",
     "unsample_max",
     "unsample_mean",
+    "unswapped",
 ]

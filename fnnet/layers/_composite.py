@@ -30,7 +30,6 @@ from ._layer import (
     Shape,
     as_floats,
     check_key,
-    keywords,
     layer,
     located,
     run_forward,
@@ -58,7 +57,7 @@ class Composite(Layer):
 
     Parameters, errors, states and probes are tuples with an entry for each part, and so are caches, with ``extra`` at the end
     where there is one. Each part gets a key of its own. A subclass with parameters of another structure also writes `parts`
-    and `joined`; one whose parts share arrays, of which `joined` adds up the gradients, `init` and `moving` as well.
+    and `joined`; one whose parts share arrays, of which `joined` adds up the gradients, `gathered` as well.
     """
 
     layers: tuple[Layer, ...]
@@ -80,8 +79,13 @@ class Composite(Layer):
         return tuple(zip(self.layers, self._entries("parameters", params, "init"), strict=True))
 
     def joined(self, of_parts: tuple[Params, ...]) -> Params:
-        """The parts' gradients or parameters in the structure of the composite's: the transpose of `parts`."""
+        """The parts' gradients in the structure of the composite's parameters: the transpose of `parts`."""
         return of_parts
+
+    def gathered(self, of_parts: tuple[Params, ...]) -> Params:
+        """The parts' parameters in the structure of the composite's: the inverse of `parts`. It is `joined` where the parts
+        share no arrays."""
+        return self.joined(of_parts)
 
     def _entries(self, what: str, tree: Any, source: str) -> tuple[Any, ...]:
         n = len(self.layers)
@@ -126,7 +130,7 @@ class Composite(Layer):
         for i, (part, k) in enumerate(zip(self.layers, split_key(key, len(shapes)), strict=True)):
             with located(i):
                 params.append(part.init(k, shapes[i]))
-        return self.joined(tuple(params))
+        return self.gathered(tuple(params))
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if not is_walked(self):
@@ -196,7 +200,7 @@ class Composite(Layer):
     def moving(self, params: Params, cache: Cache) -> Params:
         if not has_moving(self):
             return params
-        return self.joined(tuple(part.moving(p, cache[i]) for i, (part, p) in enumerate(self.parts(params))))
+        return self.gathered(tuple(part.moving(p, cache[i]) for i, (part, p) in enumerate(self.parts(params))))
 
     def final_state(self, cache: Cache) -> Any:
         states = []
@@ -293,7 +297,7 @@ def _run_part(i: int, part: Layer, params: Params, a_in: Array, **given: Any) ->
 
 def is_walked(net: Layer) -> bool:
     """Whether it is a composite whose forward pass is that of its parts: one with a forward pass of its own hides them."""
-    return isinstance(net, Composite) and "run" in keywords(type(net))
+    return isinstance(net, Composite) and "run" in net.keywords
 
 
 class Placed(NamedTuple):
@@ -306,7 +310,7 @@ class Placed(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{'.'.join(map(str, self.place or (0,)))} {type(self.layer).__name__}"
+        return f"{'.'.join(map(str, self.place or (0,)))} {self.layer.title}"
 
 
 def walk(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = ()) -> Iterator[Placed]:
@@ -376,7 +380,7 @@ def bottom(net: Layer) -> Iterator[Layer]:
 
 def has_moving(net: Layer) -> bool:
     """Whether some layer has moving statistics."""
-    return any(type(part).moving is not Layer.moving for part in bottom(net))
+    return any(part.moves for part in bottom(net))
 
 
 def output_place(net: Layer) -> tuple[int, ...] | None:

@@ -165,6 +165,21 @@ class Layer:
     looks cheap (a chain of comparisons does); above a layer that says False, `Network.in_loop` changes nothing, since a
     sum that is written out there would repeat it for every weight."""
 
+    @property
+    def title(self) -> str:
+        """The layer's kind, as tables of layers show it."""
+        return type(self).__name__
+
+    @property
+    def keywords(self) -> frozenset[str]:
+        """Those of the keywords key, train, mask, probe and state that ``forward`` declares, and a composite's run."""
+        return keywords(type(self))
+
+    @property
+    def moves(self) -> bool:
+        """Whether the layer has moving statistics: it writes `moving`."""
+        return type(self).moving is not Layer.moving
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the remembered hash: that of a string differs in another process, that of a changed copy with it."""
         return {name: value for name, value in self.__dict__.items() if name != "_hash"}
@@ -306,7 +321,7 @@ def run_forward(layer: Layer, params: Params, a_in: Array, **given: Any) -> tupl
     Raises:
         LayerError: for a forward that returns no pair, or a state for a layer that carries none.
     """
-    declared = keywords(type(layer))
+    declared = layer.keywords
     given = {**KEYWORDS, **given}
     if "state" not in declared and jax.tree.leaves(given["state"]):
         remedy = "give None for a layer without a state, as final_state and apply_from return it"

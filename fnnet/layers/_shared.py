@@ -30,11 +30,18 @@ class Around(Composite):
     def last(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.net.last
 
+    @property
+    def output_part(self) -> int | None:
+        return self.net.output_part
+
     def parts(self, params):
         return self.net.parts(params)
 
     def joined(self, of_parts):
         return self.net.joined(of_parts)
+
+    def gathered(self, of_parts):
+        return self.net.gathered(of_parts)
 
     def wire(self, run, a_in):
         return self.net.wire(run, a_in)
@@ -150,6 +157,9 @@ class Tied(Around):
 
     def joined(self, of_parts):
         return self.collapsed(self.net.joined(of_parts))
+
+    def gathered(self, of_parts):
+        return self._once(self.net.gathered(of_parts))
 
     def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
         given = {"key": key, "train": train, "mask": mask, "probe": probe, "state": state, "run": run}
