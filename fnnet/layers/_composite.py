@@ -378,6 +378,14 @@ def bottom(net: Layer) -> Iterator[Layer]:
         yield from bottom(part)
 
 
+def by_layer(net: Layer, errors: Any) -> list[Any]:
+    """The errors of each layer of `walk`."""
+    if not is_walked(net):
+        return [errors]
+    layers = net.layers  # pyright: ignore[reportAttributeAccessIssue]
+    return [leaf for part, entry in zip(layers, errors, strict=True) for leaf in by_layer(part, entry)]
+
+
 def has_moving(net: Layer) -> bool:
     """Whether some layer has moving statistics."""
     return any(part.moves for part in bottom(net))
