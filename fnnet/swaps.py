@@ -93,7 +93,7 @@ def _check_number(rule: Rule, name: str, value: Any, *, above_zero: bool) -> Non
         raise LayerError(rule, wanted, repr(value), f"give {name} as a number")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FeedbackAlignment(Rule):
     """BP2 with fixed random weights: ∂C/∂a_in = δ B, in a recurrent layer also from step to step, B shaped like w.
 
@@ -119,8 +119,11 @@ class FeedbackAlignment(Rule):
     def weights(self, layer, params, back):
         return _replaced(params, {name.removeprefix("B_"): b for name, b in back.items()})
 
+    def _neutral(self, layer, params, back):
+        return {f"B_{name}": w for name, w in _weights(layer, params).items()}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class SignSymmetry(Rule):
     """BP2 with the signs of the weights and other magnitudes: ∂C/∂a_in = δ (M ⊙ sign(w)), M ≥ 0.
 
@@ -164,6 +167,10 @@ class SignSymmetry(Rule):
             size = {name.removeprefix("M_"): m for name, m in back.items()}
         return _replaced(params, {name: size[name] * jnp.sign(w) for name, w in weights.items()})
 
+    def _neutral(self, layer, params, back):
+        magnitudes = {f"M_{name}": jnp.abs(w) for name, w in _weights(layer, params).items()}
+        return magnitudes if self.kind == "frSF" else None
+
 
 def _glorot_deviation(shape: Shape) -> float:
     shape = (1,) * (2 - len(shape)) + shape
@@ -171,7 +178,7 @@ def _glorot_deviation(shape: Shape) -> float:
     return math.sqrt(2 / (math.prod(shape) / shape[into] + math.prod(shape) / shape[out_of]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KolenPollack(Rule):
     """BP2 with weights B that learn by the gradient of w: ∂C/∂a_in = δ B, ∂C/∂B := ∂C/∂w.
 
@@ -201,8 +208,11 @@ class KolenPollack(Rule):
         gradients = _weights(layer, layer.gradients(params, cache, delta))
         return {name: gradients[name] for name in back}
 
+    def _neutral(self, layer, params, back):
+        return _weights(layer, params)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class DirectFeedback(Rule):
     """Direct feedback alignment: below each layer with parameters ∂C/∂a_in = δ^L B, whatever δ the layer has.
 
@@ -249,7 +259,7 @@ class DirectFeedback(Rule):
         raise LayerError(layer, wanted, str([leaf.shape for leaf in jax.tree.leaves(top)])[1:-1], remedy)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TargetPropagation(Rule):
     """Difference target propagation: the error is what a learnt inverse makes of it.
 
@@ -309,13 +319,18 @@ class TargetPropagation(Rule):
         like_w = layer.gradients(_replaced(params, {"w": back["V"]}), (e, *cache[1:]), z)["w"]
         return {"V": like_w, "c": bias_gradient(e).astype(back["c"].dtype)}
 
+    def _neutral(self, layer, params, back):
+        if not back:
+            return back
+        return {**back, "V": params["w"]} if self.activation == linear else None
+
     def _product(self, layer: Layer, params: Params, back: Any, cache: Any) -> Any:
         """P_V."""
         params = _replaced(params, {"w": back["V"]})
         return lambda z: layer.propagate(params, cache, z)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EProp(Rule):
     """BPTT without the weights between the steps, w_h := 0 in BP2: e-prop with symmetric feedback.
 
@@ -329,7 +344,7 @@ class EProp(Rule):
         return _replaced(params, {n: jnp.zeros_like(w) for n, w in _weights(layer, params).items() if n == "w_h"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Noise(Rule):
     """Normal noise on the error that each layer sends down: ∂C/∂a_in + s ε, ε ~ N(0, 1), drawn for each example by itself.
 
@@ -350,7 +365,7 @@ class Noise(Rule):
         return da + (self.scale * draw(example_keys(key, da.shape[0]))).astype(da.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clip(Rule):
     """The error that each layer sends down, clipped for each example: ∂C/∂a_in · min(1, c / ‖∂C/∂a_in‖).
 

@@ -23,7 +23,7 @@ __all__ = ["Rule", "Swapped", "unswapped"]
 
 
 @jax.tree_util.register_static
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rule:
     """What stands in for BP2 in the layers of a `Swapped` network. This one changes nothing: it is backpropagation.
 
@@ -64,6 +64,12 @@ class Rule:
     def learn(self, layer: Layer, params: Params, back: Any, cache: Any, delta: Any) -> Any:
         """The gradient of ``back``, a pytree like it: a mean over the batch, as BP3 and BP4 are."""
         return jax.tree.map(jnp.zeros_like, back)
+
+    __repr__ = Layer.__repr__
+
+    def _neutral(self, layer: Layer, params: Params, back: Any) -> Any:
+        """Arrays with which the rule is backpropagation, as B := w; None where it has none, or none are known."""
+        return back if type(self) is Rule else None
 
     @property
     def draws(self) -> bool:
@@ -163,16 +169,16 @@ class Ruled(Layer):
         return self._beside(net, params, cache, delta)
 
     def backward(self, params, cache, da_out):
-        if self._is_plain(params, cache):
+        if self.is_plain(params, cache):
             return self._composed(self.layer.backward, self.layer.error, params, cache, da_out)
         return super().backward(params, cache, da_out)
 
     def output_backward(self, params, cache, delta):
-        if self._is_plain(params, cache):
+        if self.is_plain(params, cache):
             return self._composed(self.layer.output_backward, self.layer.output_error, params, cache, delta)
         return super().output_backward(params, cache, delta)
 
-    def _is_plain(self, params: Params, cache: Any) -> bool:
+    def is_plain(self, params: Params, cache: Any) -> bool:
         """Whether the rule leaves this layer's backward pass as it is."""
         return not _written(type(self.rule), "propagate") and self._weights(params, cache) is params["net"]
 
@@ -184,11 +190,22 @@ class Ruled(Layer):
     def _beside(self, net: Params, params: Params, cache: Any, delta: Any) -> Params:
         back = params["back"]
         if jax.tree.leaves(back):
-            back = self._by_rule("learn", params, cache, cache[0], delta)
+            learnt = self._by_rule("learn", params, cache, cache[0], delta)
+            back = self._like("learn", learnt, back)
         return {"net": net, "back": back}
 
     def _weights(self, params: Params, cache: Any) -> Params:
-        return self._by_rule("weights", params, cache)
+        return self._like("weights", self._by_rule("weights", params, cache), params["net"])
+
+    def _like(self, method: str, tree: Any, like: Any) -> Any:
+        """The tree, or a LayerError unless it has the structure and the shapes of another."""
+        if tree is like:
+            return tree
+        shapes, wanted = (jax.tree.map(jnp.shape, t) for t in (tree, like))
+        if shapes != wanted:
+            remedy = f"mend {method} of {self.rule!r}"
+            raise LayerError(self.layer, f"a pytree of shapes {wanted} from {method}", f"{shapes}", remedy)
+        return tree
 
     def _by_rule(self, method: str, params: Params, cache: Any, *given: Any) -> Any:
         drawn = {"key": self._key(method, cache[1])} if _declares_key(type(self.rule), method) else {}
