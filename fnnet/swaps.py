@@ -22,7 +22,7 @@ from .activations import Activation, at_least_float32, linear
 from .initializers import Initializer, glorot_uniform, scaled_normal
 from .layers._attention import Position
 from .layers._conv import Convolution
-from .layers._dense import Dense, bias_gradient
+from .layers._dense import Dense, bias_gradient, biased
 from .layers._embedding import Embedding
 from .layers._layer import Layer, LayerError, Params, Shape, batch_key, check_activation, example_keys
 from .layers._swapped import Rule
@@ -307,13 +307,13 @@ class TargetPropagation(Rule):
         product = self._product(layer, params, back, cache)
         if self.activation == linear:
             return product(delta)
-        z = cache[1]
-        here, there = (self.activation(product(z) + back["c"]) for z in (z, z - self.beta * delta))
+        _, z, _ = cache
+        here, there = (self.activation(biased(product(z), back["c"])) for z in (z, z - self.beta * delta))
         return (here - there) / self.beta
 
     def learn(self, layer, params, back, cache, delta):
         a_in, z, _ = cache
-        u = self._product(layer, params, back, cache)(z) + back["c"]
+        u = biased(self._product(layer, params, back, cache)(z), back["c"])
         a = self.activation(u)
         e = self.activation.error_in_layer(a - a_in, u, a)
         like_w = layer.gradients(_replaced(params, {"w": back["V"]}), (e, *cache[1:]), z)["w"]

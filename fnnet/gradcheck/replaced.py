@@ -20,7 +20,7 @@ from ..activations import Activation
 from ..backpropagation import errors_of
 from ..costs import Cost
 from ..layers._composite import Composite, Placed, is_walked, output_place, visited, walk
-from ..layers._layer import Layer, Params, run_forward, split_key
+from ..layers._layer import Layer, Params, run_forward
 from ..layers._swapped import Ruled, Swapped, unswapped
 from .composed import WAYS, composed
 from .layer import Terms, without_rule
@@ -121,19 +121,19 @@ def _angle_and_ratio(ours: Any, right: Any) -> tuple[float, float]:
     return float(np.degrees(angle)), float(of_a / of_b)
 
 
-def _ruled(net: Layer, params: Params, key: Any, place: tuple = (), top: Any = None) -> Iterator[tuple[Placed, Any]]:
+def _ruled(net: Layer, params: Params, key: Any, place: tuple = (), top: Any = ...) -> Iterator[tuple[Placed, Any]]:
     """`walk`, each layer with the place of the one whose δ is its rule's δ^L."""
     if not is_walked(net):
-        yield Placed(place, net, params, key), top
+        yield Placed(place, net, params, key), None if top is ... else top
         return
     inner = net.inner if isinstance(net, Swapped) else None
-    if inner is not None and top is None:
+    if inner is not None and top is ...:
         last = output_place(net)
         top = None if last is None else (*place, *last)
     parts = net.parts(params)  # pyright: ignore[reportAttributeAccessIssue]
-    for i, ((part, p), k) in enumerate(zip(parts, split_key(key, len(parts)), strict=True)):
+    for i, ((part, p), k) in enumerate(zip(parts, net._keys(key), strict=True)):  # pyright: ignore
         mine = inner is None or part is not inner[i]
-        yield from _ruled(part, p, k, (*place, i), top if mine else None)
+        yield from _ruled(part, p, k, (*place, i), top if mine else ...)
 
 
 @compiled_once(fixed=3)

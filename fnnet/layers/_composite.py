@@ -97,6 +97,10 @@ class Composite(Layer):
             raise LayerError(self, f"{what} with {n} entries, one per layer", got, remedy)
         return tuple(tree)
 
+    def _keys(self, key: Any) -> list[Any]:
+        """The key of each part."""
+        return split_key(key, len(self.layers))
+
     @property
     def independent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return all(getattr(part, "independent", False) for part in self.layers)
@@ -157,7 +161,7 @@ class Composite(Layer):
         network (the audit) hands its own down."""
         parts, run = self.parts(params), run or _run_part
         given = zip(
-            split_key(key, len(parts)),
+            self._keys(key),
             self._entries("a probe", probe, "error"),
             self._entries("a state", state, "apply_from or final_state"),
             strict=True,
@@ -319,7 +323,7 @@ def walk(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = (
         yield Placed(place, net, params, key)
         return
     parts = net.parts(params)  # pyright: ignore[reportAttributeAccessIssue]
-    for i, ((part, p), k) in enumerate(zip(parts, split_key(key, len(parts)), strict=True)):
+    for i, ((part, p), k) in enumerate(zip(parts, net._keys(key), strict=True)):  # pyright: ignore
         yield from walk(part, p, k, (*place, i))
 
 
@@ -350,7 +354,7 @@ def composites(net: Layer, params: Params, key: Any = None, place: tuple[int, ..
     """The composites that `walk` goes through, the inner ones first."""
     if is_walked(net):
         parts = net.parts(params)  # pyright: ignore[reportAttributeAccessIssue]
-        for i, ((part, p), k) in enumerate(zip(parts, split_key(key, len(parts)), strict=True)):
+        for i, ((part, p), k) in enumerate(zip(parts, net._keys(key), strict=True)):  # pyright: ignore
             yield from composites(part, p, k, (*place, i))
         yield Placed(place, net, params, key)
 

@@ -308,6 +308,9 @@ class Swapped(Around):
             "back": tuple({} if kept else p["back"] for p, kept in zip(of_parts, own, strict=True)),
         }
 
+    def _keys(self, key):
+        return [key] if self.is_single else super()._keys(key)
+
     def wire(self, run, a_in):
         return (run(0, a_in), None) if self.is_single else super().wire(run, a_in)
 
@@ -353,8 +356,8 @@ class Swapped(Around):
         return super()._backward(self._below(params, top), cache, da, at_output=at_output)
 
     def _below(self, params: Params, top: Any) -> Params:
-        """The parameters with δ^L, unless a swapped network around this one knows it better."""
-        return params if top is None or "top" in params else {**params, "top": top}
+        """The parameters with δ^L, unless a swapped network around this one has said what it is."""
+        return params if "top" in params else {**params, "top": top}
 
     def _top(self, params: Params, cache: Any, da: Any, at_output: bool) -> Any:
         """δ^L: what is given, through the σ' of the layer whose output is the network's; None where there is no such layer,
