@@ -99,6 +99,16 @@ from .shares import (
     gradient_statistics,
     input_gradient,
 )
+from .swaps import (
+    Clip,
+    DirectFeedback,
+    EProp,
+    FeedbackAlignment,
+    KolenPollack,
+    Noise,
+    SignSymmetry,
+    TargetPropagation,
+)
 from .sweep import Sweep, sweep
 from .training import Diverged, EarlyStopping, History, TrainingState, evaluate, fit
 
@@ -117,7 +127,8 @@ __all__ = [
     # composition
     "Composite", "Identity", "Join", "Parallel", "Recompute", "Repeat", "Residual", "Tied", "add", "concatenate",
     # an equation replaced
-    "Rule", "Swapped",
+    "Clip", "DirectFeedback", "EProp", "FeedbackAlignment", "KolenPollack", "Noise", "Rule", "SignSymmetry", "Swapped",
+    "TargetPropagation",
     # convolution and pooling in the notes' words
     "convolve", "cross_correlate", "pad_full", "rot180", "unsample_max", "unsample_mean",
     # sequences

@@ -136,6 +136,37 @@ class Activation:
             return self.error(da, z, a)
         return (at_least_float32(da) * of_output(a)).astype(z.dtype)
 
+    @property
+    def surrogate(self) -> "Activation | None":
+        """The activation whose derivative is used in place of this one's, see `with_surrogate`; None for its own."""
+        return self.pullback.activation if isinstance(self.pullback, Surrogate) else None
+
+    def with_surrogate(self, activation: "Activation") -> "Activation":
+        """This activation with the derivative of another one: a = σ(z), but δ = ∇_a C ⊙ σ̃'(z) in BP1 and BP2.
+
+        So a threshold unit learns: ``fn.step.with_surrogate(fn.sigmoid)``; with ``fn.linear``, σ̃' = 1, it is the
+        straight-through estimator. Autodiff of the forward pass still gives σ', 0 for `step`.
+
+        Args:
+            activation: σ̃, which acts on each unit alone.
+
+        Raises:
+            ValueError: for something that is no activation, one that acts on the whole row (softmax), or one without a
+                derivative (`step` itself).
+
+        Source: Bengio, Léonard and Courville (2013); Neftci, Mostafa and Zenke (2019).
+        """
+        expected = f"{self!r}.with_surrogate: expected an activation with a derivative that acts on each unit alone"
+        remedy = "give fn.sigmoid, or fn.linear for the straight-through estimator"
+        if not isinstance(activation, Activation):
+            raise ValueError(f"{expected}, got {activation!r}; {remedy}")
+        if activation.pullback is softmax_pullback:
+            raise ValueError(f"{expected}, got {activation!r}, which acts on the whole row; {remedy}")
+        if activation.pullback is _refuse:
+            raise ValueError(f"{expected}, got {activation!r}, whose derivative is 0; {remedy}")
+        function = threshold if self.function is step_function else self.function
+        return dataclasses.replace(self, function=function, pullback=Surrogate(activation))
+
     def with_(self, **parameters: float) -> "Activation":
         """This activation with other constants, as in ``leaky_relu.with_(slope=0.1)``.
 
@@ -154,18 +185,32 @@ class Activation:
 
     def __reduce__(self) -> Any:
         base = globals().get(self.name)
+        if isinstance(base, Activation) and self.surrogate is not None:
+            base = base.with_surrogate(self.surrogate)
         if not isinstance(base, Activation) or base.function is not self.function:
             return super().__reduce__()
-        return self.name if base is self else (_variant, (self.name, self.parameters))
+        return self.name if base is self else (_variant, (self.name, self.parameters, self.surrogate))
 
     def __repr__(self) -> str:
-        if not self.parameters:
-            return self.name
-        return f"{self.name}({', '.join(f'{name}={value:g}' for name, value in self.parameters)})"
+        name = self.name
+        if self.parameters:
+            name += f"({', '.join(f'{name}={value:g}' for name, value in self.parameters)})"
+        return name if self.surrogate is None else f"{name}.with_surrogate({self.surrogate!r})"
 
 
-def _variant(name: str, parameters: tuple[tuple[str, float], ...]) -> Activation:
-    return globals()[name].with_(**dict(parameters))
+@dataclass(frozen=True)
+class Surrogate:
+    """The pullback of `Activation.with_surrogate`: da ⊙ σ̃'(z) with the derivative of another activation."""
+
+    activation: Activation
+
+    def __call__(self, da: Array, z: Array, a: Array, **parameters: float) -> Array:
+        return self.activation.error(da, z)
+
+
+def _variant(name: str, parameters: tuple[tuple[str, float], ...], surrogate: Activation | None = None) -> Activation:
+    activation = globals()[name].with_(**dict(parameters))
+    return activation if surrogate is None else activation.with_surrogate(surrogate)
 
 
 def both_sides(z: Array) -> tuple[Array, Array]:
@@ -354,17 +399,19 @@ def softmax_pullback(da: Array, z: Array, a: Array) -> Array:
 def _refuse(*_: Any) -> Any:
     raise ValueError(
         "step: expected a differentiable activation, got the threshold unit, whose derivative is 0 everywhere and "
-        "undefined at 0, so that nothing could be learnt. Use fn.sigmoid, its smooth form (the notes, section 1)"
+        "undefined at 0, so that nothing could be learnt. Use fn.sigmoid, its smooth form (the notes, section 1), or "
+        "fn.step.with_surrogate(fn.sigmoid), which backpropagates through that form"
     )
 
 
-@jax.custom_jvp
 @jax.jit
-def step_function(z: Array) -> Array:
-    """σ(z) = 1 for z ≥ 0, else 0: the notes' threshold unit, forward only."""
+def threshold(z: Array) -> Array:
+    """σ(z) = 1 for z ≥ 0, else 0: the notes' threshold unit."""
     return jnp.where(z < 0, 0, jnp.where(z >= 0, 1, z))
 
 
+step_function = jax.custom_jvp(threshold)
+"""`threshold`, forward only: autodiff is refused."""
 step_function.defjvp(_refuse)
 
 

@@ -203,7 +203,8 @@ def _same_run(function: str, resume: Any, start: Any, same: str, parts: tuple[st
     def about(state: Any) -> dict[str, Any]:
         state = state._replace(key=0, epoch=0, fingerprint=0)
         named = {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(state)}
-        return {n: (() if "records" in n else jnp.shape(leaf), str(jnp.result_type(leaf))) for n, leaf in named.items()}
+        shape = lambda n, leaf: jnp.shape(leaf)[n.startswith(".records") :]  # noqa: E731
+        return {n: (shape(n, leaf), str(jnp.result_type(leaf))) for n, leaf in named.items()}
 
     there, here = about(resume), about(start)
     for name in sorted(there.keys() | here.keys()):

@@ -26,6 +26,7 @@ __all__ = [
     "normal",
     "orthogonal",
     "scaled_normal",
+    "scaled_uniform",
     "zeros",
 ]
 
@@ -89,6 +90,12 @@ def normal(std: float = 1.0) -> Initializer:
 def scaled_normal() -> Initializer:
     """N(0, 1/n_in), standard deviation 1/√n_in: the notes' remedy and the layers' default."""
     return Initializer("scaled_normal", _draw_scaled_normal)
+
+
+def scaled_uniform() -> Initializer:
+    """Uniform on ±1/√n_in, variance 1/(3 n_in): PyTorch's default and Nøkland's (2016) for feedback weights, whose fan_out is
+    the n_in of the weights that they stand in for."""
+    return Initializer("scaled_uniform", _VarianceScaling(1 / 3, "fan_in", "uniform"))
 
 
 def glorot_normal() -> Initializer:

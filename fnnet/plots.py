@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .diagnostics import Histograms
+from .diagnostics import Alignment, Histograms
 from .gradcheck import Report
 from .layers import Layer
 from .sweep import Sweep
@@ -23,6 +23,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "alignment",
     "audit",
     "credit_map",
     "digits",
@@ -125,6 +126,44 @@ def learning_curves(
             best = f"{mean[turn]:.4g}{' %' * (of == 'accuracy')}, epoch {turn + 1}"
             line.set_label(f"{shown} (best {best})")
     ax.set(xlabel="epoch", ylabel="accuracy (%)" if of == "accuracy" else "cost C", title=f"{of.capitalize()} by epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return ax
+
+
+def alignment(
+    watched: Alignment, *, of: str = "gradient", labels: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """The angle between each layer's gradient (or error) and the true one by epoch, with a line at 90°, below which a rule's
+    gradient lowers the cost. Layers without an angle are left out.
+
+    Args:
+        watched: ``history.watched`` of ``fit(..., watch=f)`` where f returns `fnnet.diagnostics.alignment`.
+        of: "gradient" or "error".
+        labels: the layers' names; "layer 0", ... by default.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ValueError: for another ``of``, something else than a watched alignment, or another number of labels.
+    """
+    if of not in ("gradient", "error"):
+        raise ValueError(f"alignment: expected of='gradient' or of='error', got {of!r}")
+    if not isinstance(watched, Alignment) or np.ndim(watched.error_angle) != 2:
+        got = f"angles of shape {np.shape(watched.error_angle)}" if isinstance(watched, Alignment) else repr(watched)
+        raise ValueError(
+            f"alignment: expected angles (epochs, layers), got {got}; give history.watched of fit(..., watch=lambda params: "
+            f"fn.diagnostics.alignment(net, cost, params, x, y))"
+        )
+    angles = np.asarray(getattr(watched, f"{of}_angle"), float)
+    names = _names("alignment", labels, angles.shape[1])
+    ax = plt.figure(figsize=(5, 3.5), layout="constrained").add_subplot() if ax is None else ax
+    epochs = np.arange(1, len(angles) + 1)
+    for name, line in zip(names, angles.T, strict=True):
+        if np.isfinite(line).any():
+            ax.plot(epochs, line, marker="." if len(line) < 40 else "", label=name)
+    ax.axhline(90, color="0.6", ls=":", label="no relation (90°)")
+    ax.set(xlabel="epoch", ylabel="angle (degrees)", title=f"{of.capitalize()} against the true one", ylim=(0, None))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)

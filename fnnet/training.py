@@ -75,7 +75,7 @@ class TrainingState(NamedTuple):
         key: the run's key.
         epoch: how many epochs are done.
         best: the best epoch, where early stopping keeps one.
-        records: the monitors so far, by name.
+        records: the monitors so far, by name; what ``watch`` gave is one of them.
         fingerprint: a checksum of each argument that makes the run what it is, so that another run is not taken for it;
             None is not looked at.
     """
@@ -105,6 +105,7 @@ class History(NamedTuple):
         validation_cost: the same objective on the validation data, with the training set's N; None without any.
         validation_accuracy: share of right classes on the validation data; None without any.
         state: to continue from; see `TrainingState`.
+        watched: what ``watch`` gave, its pytree with the epochs on a new first axis; None without it.
     """
 
     cost: np.ndarray
@@ -112,6 +113,7 @@ class History(NamedTuple):
     validation_cost: np.ndarray | None
     validation_accuracy: np.ndarray | None
     state: TrainingState
+    watched: Any = None
 
 
 class Diverged(RuntimeError):
@@ -160,6 +162,7 @@ def fit(
     micro_batch: int | Literal["auto"] | None = "auto",
     window: int | None = None,
     monitor_training: bool = True,
+    watch: Callable[[Params], Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 1,
     resume: TrainingState | str | os.PathLike[str] | None = None,
@@ -193,6 +196,9 @@ def fit(
             ((cost, state), gradients).
         monitor_training: whether cost and accuracy are evaluated on the whole training data after each epoch, which costs
             a forward pass; otherwise the cost is the mean over the epoch's mini-batches.
+        watch: f(params) -> numbers or arrays, any pytree of them, recorded after each epoch: ``history.watched``. It is
+            compiled, once, and brings its own data, as in
+            ``watch=lambda params: fn.diagnostics.alignment(net, cost, params, x_val, y_val)``.
         checkpoint: a folder to save the state in after each ``every`` epochs and at the end, however that comes; the newest
             three are kept. Not one that holds another run's.
         every: how many epochs lie between two checkpoints.
@@ -210,7 +216,7 @@ def fit(
     train = _examples(net, cost, params, data, "data")
     _check_window(net, params, train, window)
     held_out = None if validation is None else _examples(net, cost, params, validation, "validation")
-    _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient)
+    _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient, watch)
     epochs, batch_size = whole("fit", "epochs", epochs, least=0), whole("fit", "batch_size", batch_size)
     every = whole("fit", "every", every)
     epoch_of = functools.partial(
@@ -225,6 +231,7 @@ def fit(
         window=window,
     )
     monitor = functools.partial(_monitor, net, cost, penalty)
+    watching = None if watch is None else functools.partial(_watched, traceable(watch))
     n_examples = jax.device_put(train.x.shape[0])
     shows = (_names_classes(net, params, train), held_out is not None and _names_classes(net, params, held_out))
 
@@ -240,8 +247,8 @@ def fit(
         gradient=getattr(gradient, "__qualname__", type(gradient).__qualname__), window=window,
         monitor=early_stopping and early_stopping.monitor,
     )  # fmt: skip
-    start = _start(params, optimizer, key, monitor_training, held_out is not None, early_stopping, own)
-    same = "network, optimizer, monitors and early stopping"
+    start = _start(params, optimizer, key, monitor_training, held_out is not None, early_stopping, watching, own)
+    same = "network, optimizer, monitors, watch and early stopping"
     state = resumed("fit", resume, checkpoint, start, same, FINGERPRINT)
     _check_has_key(state.key)
     with (
@@ -261,7 +268,8 @@ def fit(
             measured, finite = jax.device_get((measured, finite))
             if not (finite and np.isfinite(measured["cost"])):
                 raise _diverged(net, state, epoch_of, train, epoch_key, jax.device_get(costs), batch_size)
-            records = {n: np.append(r, np.asarray(measured[n], r.dtype)) for n, r in state.records.items()}
+            recorded = measured if watching is None else {**measured, "watched": jax.device_get(watching(new_params))}
+            records = jax.tree.map(_appended, state.records, recorded)
             best = _better(early_stopping, state, measured, new_params)
             epoch = jax.device_put(np.asarray(int(state.epoch) + 1, state.epoch.dtype))
             state = TrainingState(new_params, opt_state, state.key, epoch, best, records, state.fingerprint)
@@ -271,6 +279,26 @@ def fit(
 
 
 fold_in, _mean = jax.jit(jax.random.fold_in), jax.jit(jnp.mean)
+
+
+@for_each_structure
+def _watched(watch: Callable[[Params], Any], params: Params) -> Any:
+    seen = watch(params)
+    leaves = jax.tree.leaves(seen)
+    if not leaves or not all(map(_is_recorded, leaves)):
+        got = ", ".join(type(leaf).__name__ for leaf in leaves) or repr(seen)
+        raise ValueError(f"fit: expected watch= to return numbers or arrays, got {got}; return what is to be recorded")
+    return seen
+
+
+def _is_recorded(leaf: Any) -> bool:
+    is_array = isinstance(leaf, Array | np.ndarray | np.generic | int | float | complex)
+    return is_array and not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.extended)
+
+
+def _appended(record: Any, value: Any) -> np.ndarray:
+    """A monitor's record with its value after one more epoch."""
+    return np.append(record, np.asarray(value, record.dtype)[None], axis=0)
 
 
 @for_each_structure
@@ -482,7 +510,7 @@ def _check_window(net: Layer, params: Params, data: Examples, window: Any) -> No
         )
 
 
-def _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient) -> None:
+def _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient, watch) -> None:
     check_micro_batch(micro_batch)
     check_penalty(penalty)
     check_key(key)
@@ -500,6 +528,10 @@ def _check_run(key, optimizer, penalty, early_stopping, validation, resume, micr
             f"fit: expected gradient= a hashable function (params, x, y, *, key, weights) -> (cost, gradients), got "
             f"{type(gradient).__name__}"
         )
+    if watch is not None and not (callable(watch) and isinstance(watch, Hashable)):
+        raise ValueError(
+            f"fit: expected watch= a hashable function params -> numbers or arrays, got {type(watch).__name__}"
+        )
 
 
 def _check_has_key(key: Any) -> None:
@@ -507,12 +539,14 @@ def _check_has_key(key: Any) -> None:
         raise ValueError("fit: expected a key for shuffling and dropout, got None; make one with jax.random.key(seed)")
 
 
-def _start(params, optimizer, key, monitor_training, validated, early_stopping, own) -> TrainingState:
+def _start(params, optimizer, key, monitor_training, validated, early_stopping, watching, own) -> TrainingState:
     names = ["cost", *["accuracy"] * monitor_training, *["validation_cost", "validation_accuracy"] * validated]
     params, dtype = jax.tree.map(as_array, params), jnp.result_type(float)
     zero = jax.device_put(0)
     best = Best(zero, jax.device_put(np.asarray(-np.inf, dtype)), params) if early_stopping else None
-    records = {name: np.zeros(0, dtype) for name in names}
+    records: dict[str, Any] = {name: np.zeros(0, dtype) for name in names}
+    if watching is not None:
+        records["watched"] = jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), jax.eval_shape(watching, params))
     return TrainingState(params, initial(traceable(optimizer), params), key, zero, best, records, own)
 
 
@@ -538,7 +572,7 @@ def _is_over(early_stopping, state) -> bool:
 
 def _result(state: TrainingState) -> tuple[Params, History]:
     monitors: dict[str, Any] = {name: None for name in History._fields if name != "state"}
-    monitors |= {name: np.asarray(values) for name, values in state.records.items()}
+    monitors |= jax.tree.map(np.asarray, state.records)
     kept = state.params if state.best is None or int(state.best.epoch) == 0 else state.best.params
     return kept, History(state=state, **monitors)
 

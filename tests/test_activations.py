@@ -1,5 +1,7 @@
 """Activations: values, derivatives, extremes, dtypes."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,3 +115,103 @@ def test_an_activation_of_ones_own():
     assert fn.compare_gradients(
         net, fn.quadratic, params, jnp.ones((3, 4)) * jnp.arange(1.0, 4.0)[:, None], jnp.ones((3, 2))
     ).ok
+
+
+class TestSurrogates:
+    @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+    @pytest.mark.parametrize("surrogate", [fn.sigmoid, fn.linear, fn.leaky_relu.with_(slope=0.3), fn.tanh], ids=repr)
+    def test_the_value_is_its_own_and_the_error_that_of_the_surrogate(self, surrogate, dtype):
+        unit, z = fn.step.with_surrogate(surrogate), jnp.asarray(Z).astype(dtype)
+        da = jax.random.normal(jax.random.key(0), z.shape).astype(dtype)
+        np.testing.assert_array_equal(unit(z), fn.step(z), strict=True)
+        for delta in (unit.error(da, z), unit.error(da, z, unit(z)), unit.error_in_layer(da, z, unit(z))):
+            np.testing.assert_array_equal(delta, surrogate.error(da, z), strict=True)
+        np.testing.assert_array_equal(jax.vjp(unit, z)[1](da)[0], jnp.zeros_like(z))
+
+    def test_the_derivative_of_another_base_is_replaced_too(self):
+        unit, z = fn.leaky_relu.with_(slope=0.2).with_surrogate(fn.linear), jnp.array([-2.0, 3.0])
+        np.testing.assert_allclose(unit(z), [-0.4, 3.0])
+        np.testing.assert_allclose(unit.error(jnp.ones(2), z), [1, 1])
+        np.testing.assert_allclose(jax.vjp(unit, z)[1](jnp.ones(2))[0], [0.2, 1])
+
+    def test_they_are_values(self):
+        unit = fn.step.with_surrogate(fn.sigmoid)
+        assert unit == fn.step.with_surrogate(fn.sigmoid)
+        assert hash(unit) == hash(fn.step.with_surrogate(fn.sigmoid))
+        assert unit not in (fn.step, fn.step.with_surrogate(fn.linear))
+        assert unit.surrogate is fn.sigmoid
+        assert fn.sigmoid.surrogate is None
+        assert unit.with_surrogate(fn.linear) == fn.step.with_surrogate(fn.linear)
+        assert repr(fn.leaky_relu.with_surrogate(fn.elu)) == "leaky_relu(slope=0.01).with_surrogate(elu(alpha=1))"
+        changed = fn.leaky_relu.with_surrogate(fn.elu).with_(slope=0.2)
+        assert changed == fn.leaky_relu.with_(slope=0.2).with_surrogate(fn.elu)
+        for activation in (unit, changed, fn.Dense(3, unit)):
+            assert pickle.loads(pickle.dumps(activation)) == activation
+        assert jax.tree.leaves(unit) == []
+
+    @pytest.mark.parametrize(
+        ("bad", "message"),
+        [
+            (0.5, "got 0.5; give fn.sigmoid, or fn.linear for the straight-through estimator"),
+            (jnp.tanh, "got <.*tanh"),
+            (fn.softmax, "got softmax, which acts on the whole row"),
+            (fn.step, "got step, whose derivative is 0"),
+        ],
+        ids=["number", "function", "softmax", "step"],
+    )
+    def test_what_is_no_surrogate_is_a_clear_error(self, bad, message):
+        with pytest.raises(ValueError, match=rf"step\.with_surrogate: expected an activation .*{message}"):
+            fn.step.with_surrogate(bad)
+
+    def test_a_cost_matched_to_the_base_is_not_matched_to_it(self):
+        """δ^L = a − y is sigmoid's; with another derivative BP1 is written out."""
+        x, y = jnp.asarray(Z[:3]), jnp.eye(3, 2)
+        net = fn.Network(fn.Dense(2, fn.sigmoid.with_surrogate(fn.linear)))
+        params = net.init(jax.random.key(0), (8,))
+        a = net.apply(params, x)
+        delta = fn.backprop(net, fn.cross_entropy, params, x, y).errors[0]
+        np.testing.assert_allclose(delta, (a - y) / (a * (1 - a)), rtol=1e-10)
+
+    def test_a_binarised_network_learns(self):
+        """A parity: four threshold units cannot tell it as they are drawn, so they have to move."""
+        x = jnp.asarray([[i >> k & 1 for k in range(4)] for i in range(16)], float)
+        y = jnp.sum(x[:, :2], axis=1).astype(int) % 2
+        net = fn.Network(fn.Dense(4, fn.step.with_surrogate(fn.sigmoid)), fn.Dense(2, fn.softmax))
+
+        def last_layer_only(params, x, y, *, key, weights):
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            bp = fn.backprop(net, fn.log_likelihood, params, x, y, weights=weights, feedback=zeros)
+            return bp.cost, bp.gradients
+
+        def accuracy(gradient=None):
+            _, history = fn.fit(
+                net, fn.log_likelihood, net.init(jax.random.key(1), (4,)), (x, y), key=jax.random.key(0), epochs=300,
+                batch_size=16, optimizer=fn.adam(0.02), gradient=gradient, progress=False,
+            )  # fmt: skip
+            return history.accuracy[-1]
+
+        assert accuracy() == 1
+        assert accuracy(last_layer_only) < 0.8
+
+    def test_straight_through_a_single_unit_is_the_perceptron_rule(self):
+        """δ = a − y, one example at a time: it converges where a line parts the classes (Rosenblatt, 1958)."""
+        x = jnp.asarray([[i >> k & 1 for k in range(4)] for i in range(16)], float)
+        y = (x @ jnp.array([1.0, 2.0, -1.0, -1.0]) > 0.5).astype(float)[:, None]
+        net = fn.Network(fn.Dense(1, fn.step.with_surrogate(fn.linear)))
+        params = net.init(jax.random.key(0), (4,))
+        bp = fn.backprop(net, fn.quadratic, params, x, y)
+        np.testing.assert_array_equal(bp.errors[0], net.apply(params, x) - y)
+        assert bp.cost > 0.1
+        _, history = fn.fit(
+            net, fn.quadratic, params, (x, y), key=jax.random.key(0), epochs=10, batch_size=1, optimizer=fn.sgd(1.0),
+            progress=False,
+        )  # fmt: skip
+        assert history.cost[-1] == 0
+
+    def test_recurrent_and_convolutional_units_take_one(self):
+        unit, x = fn.step.with_surrogate(fn.sigmoid), jax.random.normal(jax.random.key(0), (2, 4, 5, 1))
+        for layer, inputs in ((fn.RNN(3, unit), x[..., 0]), (fn.Conv(2, 3, unit), x)):
+            params = layer.init(jax.random.key(1), inputs.shape[1:])
+            a, cache = layer.forward(params, inputs)
+            assert set(np.unique(a)) == {0, 1}
+            assert np.abs(layer.error(params, cache, jnp.ones_like(a))).min() > 0

@@ -36,6 +36,10 @@ def stopping_early(**changes):
     return fit(early_stopping=fn.EarlyStopping(20, "validation_cost"), optimizer=fn.adam(0.01), **changes)
 
 
+def watched(**changes):
+    return fit(watch=lambda params: {"sum": jnp.sum(params[0]["w"]), "b": params[2]["b"]}, **changes)
+
+
 def sweep(**changes):
     """Two groups of two networks and a half one."""
     optimizers = [fn.sgd(0.1), fn.sgd(0.2), fn.sgd(0.3)]
@@ -62,7 +66,14 @@ def pretrain(**changes):
     return dbn.pretrain(X, (4, 3, 2), **{"key": KEY, "epochs": 3, "validation": X[:7], **TRAINING, **changes})
 
 
-RUNS = {"fit": fit, "early stopping": stopping_early, "sweep": sweep, "rbm.fit": rbm_fit, "dbn.pretrain": pretrain}
+RUNS = {
+    "fit": fit,
+    "early stopping": stopping_early,
+    "watch": watched,
+    "sweep": sweep,
+    "rbm.fit": rbm_fit,
+    "dbn.pretrain": pretrain,
+}
 
 
 def assert_same(ours, theirs):

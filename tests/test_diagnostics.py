@@ -1,5 +1,6 @@
 """What the diagnostics say of a network, against its definition."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,8 +10,11 @@ import pytest
 
 import fnnet as fn
 from fnnet import diagnostics
+from fnnet.diagnostics.alignment import angle_and_ratio
+from fnnet.layers._composite import walk
+from fnnet.layers._layer import run_forward
 
-from .cases import thorough
+from .cases import FEW, cast, thorough
 
 KEY = jax.random.key(4)
 NETS = {
@@ -413,3 +417,156 @@ def test_singular_values_of_a_branch(place):
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(*case("sigmoid"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Random(fn.Rule):
+    """BP2 multiplies with other parameters, drawn like the layer's own: feedback alignment."""
+
+    def init(self, key, layer, params, input_shape, n_top):
+        return {"fixed": layer.init(key, input_shape)}
+
+    def weights(self, layer, params, back):
+        return back["fixed"]
+
+
+def angle_of(one, other):
+    """In degrees, by the arc cosine, in float64."""
+    a, b = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (one, other))
+    sizes = np.linalg.norm(a), np.linalg.norm(b)
+    return np.degrees(np.arccos(np.clip(a @ b / sizes[0] / sizes[1], -1, 1))), sizes[0] / sizes[1]
+
+
+class TestAlignment:
+    @pytest.mark.parametrize("name", ["softmax and dropout", *thorough("sigmoid")])
+    def test_feedback_is_measured_against_backpropagation(self, name):
+        net, cost, params, x, y = case(name)
+        about = {"key": KEY, "weights": np.linspace(0.5, 2, 5)}
+        feedback = drawn(net, (8,), seed=3)
+        found = diagnostics.alignment(net, cost, params, x, y, feedback=feedback, **about)
+        true = fn.backprop(net, cost, params, x, y, **about)
+        ours = fn.backprop(net, cost, params, x, y, feedback=feedback, **about)
+        for l in range(len(net)):
+            angle, ratio = angle_of(ours.errors[l], true.errors[l])
+            np.testing.assert_allclose([found.error_angle[l], found.error_ratio[l]], [angle, ratio], atol=1e-5)
+            if params[l]:
+                angle, ratio = angle_of(ours.gradients[l], true.gradients[l])
+                np.testing.assert_allclose(
+                    [found.gradient_angle[l], found.gradient_ratio[l]], [angle, ratio], atol=1e-5
+                )
+            else:
+                assert np.isnan(found.gradient_angle[l])
+                assert np.isnan(found.gradient_ratio[l])
+        assert found.error_angle[0] > 20
+
+    def test_a_rule_is_measured_against_backpropagation_at_the_same_parameters(self):
+        """In the order of the layers at the bottom; the rule's own arrays do not count among the gradients."""
+        inner = fn.Network(fn.Dense(7, fn.tanh), fn.Dense(8, fn.tanh))
+        net = fn.Network(
+            fn.Residual(fn.Swapped(inner, Random())), fn.Repeat(fn.Dense(8, fn.tanh), 2), fn.Dense(4, fn.linear)
+        )
+        _, cost, _, x, y = case("sigmoid")
+        params = drawn(net, (8,))
+        of_inner = params[0][1][0]
+        plain = fn.Network(fn.Residual(inner), *net[1:])
+        true = fn.backprop(plain, cost, ((params[0][0], (of_inner["net"],)), *params[1:]), x, y)
+        ours = fn.backprop(net, cost, params, x, y)
+        found = diagnostics.alignment(net, cost, params, x, y)
+        assert found.error_angle.shape == (6,)  # Identity, two of the inner network, two repetitions, the last
+        (identity, (of_ours,)), (true_identity, (of_true,)) = ours.errors[0], true.errors[0]
+        pairs = [(identity, true_identity), *zip(of_ours, of_true, strict=True)]
+        for l, pair in enumerate(pairs):
+            np.testing.assert_allclose([found.error_angle[l], found.error_ratio[l]], angle_of(*pair), atol=1e-5)
+        pairs = zip(ours.gradients[0][1][0]["net"], true.gradients[0][1][0], strict=True)
+        for l, pair in enumerate(pairs, 1):
+            np.testing.assert_allclose([found.gradient_angle[l], found.gradient_ratio[l]], angle_of(*pair), atol=1e-5)
+        assert found.error_angle[1] > 20
+        np.testing.assert_allclose(found.error_angle[2:], 0, atol=1e-6)  # the swap is below them
+        np.testing.assert_allclose(found.gradient_ratio[2:], 1, rtol=1e-12)
+
+    @pytest.mark.parametrize("dtype", ["float32", *thorough("float64", "bfloat16")])
+    @pytest.mark.parametrize("swap", [False, True])
+    def test_without_a_rule_it_is_exactly_zero(self, swap, dtype):
+        net, cost, _, x, y = case("sigmoid")
+        net = fn.Network(fn.Swapped(net[:1], fn.Rule()), *net[1:]) if swap else net
+        params = cast(drawn(net, (8,)), dtype)
+        found = diagnostics.alignment(net, cost, params, x.astype(dtype), y.astype(dtype))
+        assert found.error_angle.dtype == ("float64" if dtype == "float64" else "float32")
+        for angles, ratios in (found[:2], found[2:]):
+            np.testing.assert_array_equal(angles, 0)
+            np.testing.assert_array_equal(ratios, 1)
+
+    def test_the_angle_is_exact_near_0_and_180_and_for_any_size(self):
+        rng = np.random.default_rng(0)
+        a, b = rng.standard_normal((2, 50))
+        b = b - a * (a @ b) / (a @ a)
+        b = b * np.linalg.norm(a) / np.linalg.norm(b)
+        for angle in (1e-9, 1e-4, 45, 90, 120, 180 - 1e-6):
+            turned = np.cos(np.radians(angle)) * a + np.sin(np.radians(angle)) * b
+            for scale in (1, 1e-180, 1e180):
+                found, ratio = angle_and_ratio(jnp.asarray(turned), jnp.asarray(scale * a))
+                np.testing.assert_allclose(found, angle, rtol=0, atol=1e-10)
+                np.testing.assert_allclose(ratio * scale, 1, rtol=1e-12)
+        assert angle_and_ratio(jnp.asarray(a), jnp.asarray(a))[0] == 0
+        assert angle_and_ratio(jnp.asarray(a), jnp.asarray(-a))[0] == 180
+
+    def test_nothing_to_compare_is_nan(self):
+        a, zero, empty = jnp.ones(3), jnp.zeros(3), jnp.zeros(0)
+        for one, other, ratio in ((zero, a, 0), (a, zero, np.inf), (zero, zero, np.nan), (empty, empty, np.nan)):
+            found = angle_and_ratio(one, other)
+            assert np.isnan(found[0])
+            np.testing.assert_array_equal(found[1], ratio)
+
+    @pytest.mark.parametrize("case", FEW, ids=str)
+    def test_every_kind_of_layer_has_one(self, case):
+        """With the network's own weights as feedback it is at 0° up to rounding, by itself exactly."""
+        net, x = case.layer, case.inputs(3, float)
+        params = case.params(float)
+        shape = jax.eval_shape(lambda: run_forward(net, params, x, train=True, key=KEY)[0]).shape
+        y = np.random.default_rng(2).standard_normal(shape)
+        given = {"key": KEY}
+        alone = diagnostics.alignment(net, fn.quadratic, params, x, y, **given)
+        same = diagnostics.alignment(net, fn.quadratic, params, x, y, feedback=jax.tree.map(jnp.copy, params), **given)
+        assert len(alone.error_angle) == len(list(walk(net, params)))
+        np.testing.assert_array_equal(alone.error_angle, 0)
+        for one, other in zip(alone, same, strict=True):
+            np.testing.assert_allclose(other, one, atol=1e-6)
+        swapped = fn.Swapped(net, Random())
+        found = diagnostics.alignment(swapped, fn.quadratic, drawn(swapped, case.shape), x, y, **given)
+        for one, other in zip(alone, found, strict=True):
+            np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+
+    def test_watched_while_feedback_alignment_learns(self):
+        net = fn.Swapped(fn.Network(fn.Dense(9, fn.tanh), fn.Dense(4, fn.softmax)), Random())
+        x = jax.random.normal(KEY, (64, 8))
+        y = jnp.argmax(x[:, :4], axis=1)
+
+        def watch(params):
+            return diagnostics.alignment(net, fn.log_likelihood, params, x, y)
+
+        trained, history = fn.fit(
+            net, fn.log_likelihood, net.init(jax.random.key(1), (8,)), (x, y), key=KEY, epochs=30, batch_size=16,
+            optimizer=fn.sgd(0.5), watch=watch, progress=False,
+        )  # fmt: skip
+        assert isinstance(history.watched, diagnostics.Alignment)
+        assert history.watched.error_angle.shape == (30, 2)
+        for values, last in zip(history.watched, watch(trained), strict=True):
+            np.testing.assert_allclose(values[-1], last, rtol=1e-6, atol=1e-6)
+        assert history.watched.gradient_angle[-1, 0] < min(90, history.watched.gradient_angle[0, 0])
+
+    def test_sequences_with_a_mask(self):
+        net = fn.Network(fn.Swapped(fn.RNN(3), Random()), fn.LastStep(), fn.Dense(2, fn.softmax))
+        params, x = drawn(net, (4, 3)), np.random.default_rng(0).standard_normal((5, 4, 3))
+        mask = np.arange(4) < np.array([1, 2, 3, 4, 4])[:, None]
+        found = diagnostics.alignment(net, fn.log_likelihood, params, x, np.arange(5) % 2, mask=mask)
+        assert found.error_angle[0] > 1  # through w_h
+        np.testing.assert_allclose(found.error_angle[1:], 0, atol=1e-6)
+
+    def test_bad_input(self):
+        net, cost, params, x, y = case("sigmoid")
+        with pytest.raises(
+            ValueError, match=r"feedback: expected \[1\]\['b'\] of shape .* draw it like the parameters"
+        ):
+            diagnostics.alignment(net, cost, params, x, y, feedback=params[:1])
+        with pytest.raises(ValueError, match="y: expected as many targets as there are examples"):
+            diagnostics.alignment(net, cost, params, x, y[:2])

@@ -456,6 +456,7 @@ def test_initialisers():
         inits.normal(): 1.0,
         inits.normal(0.2): 0.2,
         inits.scaled_normal(): 300**-0.5,
+        inits.scaled_uniform(): 900**-0.5,
         inits.lecun_normal(): 300**-0.5,
         inits.lecun_uniform(): 300**-0.5,
         inits.he_normal(): (2 / 300) ** 0.5,

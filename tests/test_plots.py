@@ -146,3 +146,34 @@ def test_print_and_dark_screens(style, data, tmp_path):
         marks = [artist.get_color() for ax in axes.flat for artist in (*ax.lines, *ax.texts, ax.title)]
         assert min(np.abs(paper - plt.matplotlib.colors.to_rgb(mark)).max() for mark in marks) > 0.25
         figure.savefig(tmp_path / f"{style}.png")
+
+
+class TestAlignment:
+    def watched(self, epochs=3):
+        angles = np.linspace(100, 20, epochs)[:, None] * [1.0, np.nan, 0.5]
+        return diagnostics.Alignment(angles + 1, np.ones_like(angles), angles, np.ones_like(angles))
+
+    def test_a_line_for_each_layer_that_has_an_angle(self):
+        watched = self.watched()
+        ax = plots.alignment(watched, labels=["first", "dropout", "last"])
+        assert list(curves(ax)) == ["first", "last", "no relation (90°)"]
+        np.testing.assert_array_equal(curves(ax)["last"].get_ydata(), watched.gradient_angle[:, 2])
+        np.testing.assert_array_equal(curves(ax)["last"].get_xdata(), [1, 2, 3])
+        assert set(curves(ax)["no relation (90°)"].get_ydata()) == {90}
+        assert plots.alignment(watched, of="error", ax=plt.figure().add_subplot()) is plt.gca()
+        np.testing.assert_array_equal(curves(plt.gca())["layer 0"].get_ydata(), watched.error_angle[:, 0])
+
+    def test_bad_input(self):
+        once = jax.tree.map(lambda a: a[0], self.watched())
+        for given, options, message in (
+            (self.watched(), {"of": "cost"}, "alignment: expected of='gradient' or of='error', got 'cost'"),
+            (
+                once,
+                {},
+                r"alignment: expected angles \(epochs, layers\), got angles of shape \(3,\); give history.watched",
+            ),
+            (None, {}, r"alignment: expected angles \(epochs, layers\), got None"),
+            (self.watched(), {"labels": ["a"]}, "alignment: expected labels for 3 layers, got 1"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                plots.alignment(given, **options)

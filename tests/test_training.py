@@ -271,6 +271,118 @@ class TestResume:
         chex.assert_trees_all_equal(resumed, whole)
 
 
+def watch(params):
+    """A pytree of an array, a number and a Python number."""
+    return {"b": params[1]["b"], "norm": jnp.linalg.norm(params[0]["w"]), "one": 1}
+
+
+class TestWatch:
+    def test_what_it_gives_after_each_epoch_is_recorded(self):
+        _, history = run(epochs=4, watch=watch)
+        assert {name: values.shape for name, values in history.watched.items()} == {
+            "b": (4, 3),
+            "norm": (4,),
+            "one": (4,),
+        }
+        for epochs in (1, 4):
+            chex.assert_trees_all_close(
+                jax.tree.map(lambda record, i=epochs - 1: record[i], history.watched), watch(run(epochs=epochs)[0])
+            )
+
+    def test_it_changes_nothing_else(self):
+        (plain, before), (trained, history) = run(validation=problem()[2]), run(validation=problem()[2], watch=watch)
+        chex.assert_trees_all_equal(trained, plain)
+        chex.assert_trees_all_equal(history[:4], before[:4])
+        assert before.watched is None
+
+    def test_no_epochs_give_empty_records_of_its_structure(self):
+        _, history = run(epochs=0, watch=watch)
+        assert {name: v.shape for name, v in history.watched.items()} == {"b": (0, 3), "norm": (0,), "one": (0,)}
+
+    def test_it_is_compiled_once(self):
+        traced = []
+
+        def counting(params):
+            traced.append(1)
+            return jnp.sum(params[0]["w"])
+
+        for epochs in (2, 5):
+            run(epochs=epochs, watch=counting)
+        assert len(traced) <= 2  # its shapes, and the call
+
+    def test_resumed_bit_for_bit(self, tmp_path):
+        given = {"watch": watch, "validation": problem()[2], "early_stopping": fn.EarlyStopping(50)}
+        whole = run(epochs=5, **given)
+        half = run(epochs=2, checkpoint=tmp_path, **given)[1]
+        for resume in (half.state, tmp_path):
+            chex.assert_trees_all_equal(run(epochs=5, resume=resume, **given), whole)
+
+    @pytest.mark.parametrize(
+        ("other", "message"),
+        [
+            (
+                None,
+                r"same network, optimizer, monitors, watch and early stopping, got one whose \.records\['watched'\]",
+            ),
+            (lambda params: 1.0, r"got one whose \.records\['watched'\]"),
+            (lambda params: {**watch(params), "b": params[0]["b"]}, r"\['b'\] is \(\(3,\), .*has \(\(8,\)"),
+            (lambda params: {**watch(params), "one": 1.0}, r"\['one'\] is \(\(\), 'int.*has \(\(\), 'float"),
+        ],
+        ids=["none", "structure", "shape", "dtype"],
+    )
+    def test_a_state_of_another_watch_is_refused(self, other, message, tmp_path):
+        state = run(epochs=1, watch=watch, checkpoint=tmp_path)[1].state
+        with pytest.raises(ValueError, match=message):
+            run(watch=other, resume=state)
+        with pytest.raises(ValueError, match=r"fit: expected .* watch and early stopping.*watched"):
+            run(watch=other, resume=tmp_path)
+
+    def test_a_run_that_diverges_carries_it(self):
+        seen = []
+
+        def watched(params):
+            jax.debug.callback(lambda b: seen.append(b), params[1]["b"])
+            return params[1]["b"]
+
+        with pytest.raises(fn.Diverged) as caught:
+            run(epochs=9, watch=watched, optimizer=fn.sgd(lambda step: jnp.where(step < 12, 0.5, jnp.nan)))
+        assert caught.value.history.watched.shape == (2, 3)
+        np.testing.assert_array_equal(caught.value.history.watched[-1], caught.value.params[1]["b"])
+        assert len(seen) == 2
+
+    def test_ctrl_c_while_it_runs_leaves_the_epochs_before(self):
+        calls, original = [], training._watched
+
+        def interrupt_in_epoch_3(*args):
+            calls.append(1)
+            if len(calls) == 4:  # the first one asks for its shapes
+                os.kill(os.getpid(), signal.SIGINT)
+            return original(*args)
+
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and & ignore it
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(training, "_watched", interrupt_in_epoch_3)
+                _, history = run(epochs=9, watch=watch)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert len(history.cost) == len(history.watched["norm"]) == 2
+        chex.assert_trees_all_equal(run(epochs=9, watch=watch, resume=history.state), run(epochs=9, watch=watch))
+
+    def test_early_stopping_keeps_all_epochs(self):
+        _, history = run(
+            epochs=50, watch=watch, validation=problem()[2], early_stopping=fn.EarlyStopping(1), optimizer=fn.sgd(20.0)
+        )
+        assert len(history.watched["norm"]) == len(history.cost) < 50
+
+    def test_what_it_raises_is_raised(self):
+        def failing(params):
+            raise RuntimeError("of the watch")
+
+        with pytest.raises(RuntimeError, match="of the watch"):
+            run(watch=failing)
+
+
 class UnhashableGradient:
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
@@ -333,6 +445,11 @@ class Unregistered:
         ({"gradient": 0.5}, r"fit: expected gradient= a hashable function .* -> \(cost, gradients\), got float"),
         ({"gradient": UnhashableGradient()}, "fit: expected gradient= a hashable function .*, got UnhashableGradient"),
         ({"micro_batch": 0}, "micro_batch: expected a positive integer"),
+        ({"watch": 0.5}, "fit: expected watch= a hashable function params -> numbers or arrays, got float"),
+        ({"watch": UnhashableGradient()}, "fit: expected watch= a hashable function .*, got UnhashableGradient"),
+        ({"watch": lambda params: None}, "fit: expected watch= to return numbers or arrays, got None; return what is"),
+        ({"watch": lambda params: (1, "a")}, "fit: expected watch= to return numbers or arrays, got int, str; return"),
+        ({"watch": lambda params: KEY}, "fit: expected watch= to return numbers or arrays, got .*; return"),
     ],
 )
 def test_bad_input_is_a_clear_error(changes, message):

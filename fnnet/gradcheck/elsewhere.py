@@ -20,7 +20,7 @@ from ..costs import Cost
 from ..layers._composite import Placed, composites, walk
 from ..layers._layer import Layer, run_forward
 from .composed import WAYS, claimed, composed
-from .layer import Terms, layer_rows
+from .layer import Terms, layer_rows, without_rule
 from .points import ENLARGED, drawing, moved, structures
 from .report import Row
 from .rows import BETTER, SUBGRADIENTS, easy, failed, fields, settled, told
@@ -83,7 +83,7 @@ def elsewhere_rows(audited: Audited, given: Given, u: Array, tolerance: float) -
 def constant_leaves(net: Layer, given: Given) -> Iterator[str]:
     """The parameters that are all 0 or all 1."""
     found = []
-    for placed in walk(net, given.params):
+    for placed in map(without_rule, walk(net, given.params)):
         for path, leaf in tree_leaves_with_path(placed.params):
             value = np.asarray(leaf).flat[0] if np.size(leaf) else None
             if value in (0, 1) and np.all(np.asarray(leaf) == value):
@@ -265,7 +265,8 @@ def _claim_rows(audited: Audited, given: Given, terms: Terms, every: bool) -> li
     net = audited.net
     inputs = every_input(net, given)
     for placed in [*walk(net, given.params, given.key), *composites(net, given.params, given.key)]:
-        layer, a_in = placed.layer, inputs[placed.place]
+        placed, a_in = without_rule(placed), inputs[placed.place]
+        layer = placed.layer
         own = type(layer).__module__.startswith("fnnet.")
         if not getattr(layer, "independent", False) or (own and not every):
             continue

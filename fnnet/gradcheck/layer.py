@@ -13,6 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..layers._composite import Placed
 from ..layers._layer import Layer, Params, run_forward
+from ..layers._swapped import Ruled
 from .network_mistakes import of_layer
 from .report import Row
 from .rows import failed, judged
@@ -50,6 +51,17 @@ class Chained(NamedTuple):
     def of(self, i: int) -> "Chained":
         return Chained(self.errors.of(lambda e: e[i]), self.gradients.of(lambda g: g[i]), self.subject)
 
+    def without_rule(self) -> "Chained":
+        """Of the layer inside a `Ruled` one."""
+        return self._replace(gradients=self.gradients.of(lambda g: g["net"]))
+
+
+def without_rule(placed: Placed) -> Placed:
+    """The layer inside a `Ruled` one, or the layer itself."""
+    if not isinstance(placed.layer, Ruled):
+        return placed
+    return placed._replace(layer=placed.layer.layer, params=placed.params["net"])
+
 
 def layer_rows(
     placed: Placed,
@@ -61,7 +73,11 @@ def layer_rows(
     differentiated: Layer | None = None,
 ) -> list[Row]:
     """The rows of a layer; ``differentiated`` is the layer whose forward pass is, another one for a twin."""
-    _, layer, params, key = placed
+    if differentiated is not None:
+        differentiated = without_rule(placed._replace(layer=differentiated)).layer
+    if isinstance(placed.layer, Ruled):
+        chained = chained and chained.without_rule()
+    _, layer, params, key = placed = without_rule(placed)
     name = placed.name
     plain_layer = differentiated or layer
 

@@ -24,6 +24,7 @@ from ..penalties import Penalty, check_penalty
 from .elsewhere import Audited, elsewhere_rows
 from .layer import Terms
 from .network_mistakes import of_penalty
+from .replaced import standing, with_replaced
 from .report import Report, Row
 from .rows import APPROXIMATE, ROUGHLY, SUBGRADIENTS, check_concrete, dtype_of, fields, judged, reported, settled
 from .rules import name_of, sources, sources_in
@@ -119,6 +120,7 @@ def _audited(
                 got = f"{jnp.result_type(leaf)} at {keystr(path)}"
                 remedy = "make it a field of the layer"
                 raise ValueError(f"layer {placed.name}: expected parameters of floats to audit, got {got}; {remedy}")
+    own, net = net, standing(net)
     program, a = traced(net, cost, given)
     progress, u = _Progress(), normals(a, 0)
     trusted, believed, notes = _judged_by(net, cost, given, program, tuple(trust), finite)
@@ -134,6 +136,8 @@ def _audited(
         wrong = {(row.layer, row.equation, row.leaf) for row in found}
         rows = found + [row for row in rows if (row.layer, row.equation, row.leaf) not in wrong]
         notes += more
+    if own != net:
+        rows = with_replaced(rows, own, cost, given, u, terms)
     return reported(rows, terms.dtype, notes=notes)
 
 

@@ -18,6 +18,7 @@ COLOURS = {
     "precision": "36",
     "better than autodiff": "36",
     "approximate": "36",
+    "replaced": "36",
 }
 
 
@@ -39,6 +40,8 @@ class Row:
             - "both valid subgradients": the sides differ only at kinks and ties, where either is a derivative.
             - "approximate": right to 1e-8 in float64, not to 1e-10, and nothing explains the difference.
             - "precision": right in float64, and no further off in this dtype than rounding explains.
+            - "replaced": another equation is used here, by a `fnnet.Swapped` network's rule or an activation's surrogate;
+              ``angle`` and ``ratio`` say how far from the true one. Everything else is judged as ever.
             - "zero to rounding": the reference is below 100 eps of the layer's largest gradient.
             - "vacuous": the reference is 0 everywhere, or nothing could judge: nothing was tested.
 
@@ -56,6 +59,8 @@ class Row:
         values: manual and autodiff at ``index``.
         hint: the usual mistake that explains the difference to rounding; "" where none does.
         finite_difference: the gradient along a random direction against central differences in float64, on request.
+        angle: of what a rule sends down (of δ, for ``error``) to the true one, all examples as one vector, in degrees.
+        ratio: of their norms, the rule's over the true one.
     """
 
     layer: str
@@ -75,6 +80,8 @@ class Row:
     values: tuple[float, float] | None = None
     hint: str = ""
     finite_difference: float = float("nan")
+    angle: float = float("nan")
+    ratio: float = float("nan")
 
     @property
     def note(self) -> str:
@@ -174,7 +181,7 @@ class Report:
 
     def _notes(self) -> list[str]:
         reference = "autodiff" if self.judge.startswith("autodiff") else "measured"
-        told = ("fail", "both valid subgradients", "better than autodiff", "approximate", "vacuous")
+        told = ("fail", "both valid subgradients", "better than autodiff", "approximate", "vacuous", "replaced")
         return [
             f"{row.layer}, {row.equation}{f' {row.leaf}' if row.leaf else ''}: {row.told(reference)}"
             for row in self.rows
@@ -208,8 +215,9 @@ class Report:
         return f" in {self.dtype}{' and in float64' * doubled}"
 
     def _agreement(self) -> str:
-        empty = sum(row.verdict == "vacuous" for row in self.rows)
-        agree = f"All {len(self.rows) - empty} comparisons agree in {self.dtype}."
+        empty, other = (sum(row.verdict == verdict for row in self.rows) for verdict in ("vacuous", "replaced"))
+        agree = f"All {len(self.rows) - empty - other} comparisons agree in {self.dtype}."
+        agree += f" {other} replaced: another equation is used there." if other else ""
         return agree + (f" {empty} vacuous: nothing was tested there." if empty else "")
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ from jax.tree_util import tree_leaves_with_path
 from ..activations import at_least_float32
 from ..backpropagation import backprop, value_and_grad
 from ..costs import Cost
-from ..layers._composite import add, bottom, composites, concatenate, is_walked, output_place, visited, walk
+from ..layers._composite import add, bottom, by_layer, composites, concatenate, output_place, visited, walk
 from ..layers._layer import Layer, Params, run_forward
 from ..programs import program
 from .points import drawing
@@ -85,14 +85,6 @@ def compiled_once(*, fixed: int) -> Callable[[Callable], Callable]:
         return run
 
     return decorate
-
-
-def by_layer(net: Layer, errors: Any) -> list[Any]:
-    """The errors of each layer of `walk`."""
-    if not is_walked(net):
-        return [errors]
-    layers = net.layers  # pyright: ignore[reportAttributeAccessIssue]
-    return [leaf for part, entry in zip(layers, errors, strict=True) for leaf in by_layer(part, entry)]
 
 
 def is_float(a: Any) -> bool:

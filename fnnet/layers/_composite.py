@@ -101,6 +101,10 @@ class Composite(Layer):
             raise LayerError(self, f"{what} with {n} entries, one per layer", got, remedy)
         return tuple(tree)
 
+    def _keys(self, key: Any) -> list[Any]:
+        """The key of each part."""
+        return split_key(key, len(self.layers))
+
     @property
     def independent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return all(getattr(part, "independent", False) for part in self.layers)
@@ -161,7 +165,7 @@ class Composite(Layer):
         network (the audit) hands its own down."""
         parts, run = self.parts(params), run or _run_part
         given = zip(
-            split_key(key, len(parts)),
+            self._keys(key),
             self._entries("a probe", probe, "error"),
             self._entries("a state", state, "apply_from or final_state"),
             strict=True,
@@ -360,7 +364,7 @@ def walk(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = (
         yield Placed(place, net, params, key)
         return
     parts = net.parts(params)  # pyright: ignore[reportAttributeAccessIssue]
-    for i, ((part, p), k) in enumerate(zip(parts, split_key(key, len(parts)), strict=True)):
+    for i, ((part, p), k) in enumerate(zip(parts, net._keys(key), strict=True)):  # pyright: ignore
         yield from walk(part, p, k, (*place, i))
 
 
@@ -391,7 +395,7 @@ def composites(net: Layer, params: Params, key: Any = None, place: tuple[int, ..
     """The composites that `walk` goes through, the inner ones first."""
     if is_walked(net):
         parts = net.parts(params)  # pyright: ignore[reportAttributeAccessIssue]
-        for i, ((part, p), k) in enumerate(zip(parts, split_key(key, len(parts)), strict=True)):
+        for i, ((part, p), k) in enumerate(zip(parts, net._keys(key), strict=True)):  # pyright: ignore
             yield from composites(part, p, k, (*place, i))
         yield Placed(place, net, params, key)
 
@@ -417,6 +421,14 @@ def bottom(net: Layer) -> Iterator[Layer]:
         return
     for part in net.layers:  # pyright: ignore[reportAttributeAccessIssue]
         yield from bottom(part)
+
+
+def by_layer(net: Layer, errors: Any) -> list[Any]:
+    """The errors of each layer of `walk`."""
+    if not is_walked(net):
+        return [errors]
+    layers = net.layers  # pyright: ignore[reportAttributeAccessIssue]
+    return [leaf for part, entry in zip(layers, errors, strict=True) for leaf in by_layer(part, entry)]
 
 
 def has_moving(net: Layer) -> bool:

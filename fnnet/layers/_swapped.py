@@ -23,7 +23,7 @@ __all__ = ["Rule", "Swapped", "unswapped"]
 
 
 @jax.tree_util.register_static
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rule:
     """What stands in for BP2 in the layers of a `Swapped` network. This one changes nothing: it is backpropagation.
 
@@ -57,13 +57,24 @@ class Rule:
         Args:
             layer: and ``params``, ``back``, ``cache``: as above.
             delta: δ of the layer.
-            top: δ^L, the error of the network's output.
+            top: δ^L, the error of the layer whose output is the `Swapped` network's; None where there is no such layer.
         """
         return layer.propagate(self.weights(layer, params, back), cache, delta)
 
     def learn(self, layer: Layer, params: Params, back: Any, cache: Any, delta: Any) -> Any:
         """The gradient of ``back``, a pytree like it: a mean over the batch, as BP3 and BP4 are."""
         return jax.tree.map(jnp.zeros_like, back)
+
+    __repr__ = Layer.__repr__
+
+    def _neutral(self, layer: Layer, params: Params, back: Any) -> Any:
+        """Arrays with which the rule is backpropagation, as B := w; None where it has none, or none are known."""
+        return back if type(self) is Rule else None
+
+    @property
+    def draws(self) -> bool:
+        """Whether it needs a key, which a forward pass in training mode then asks for: some method declares one."""
+        return any(_declares_key(type(self), method) for method in METHODS)
 
 
 @functools.lru_cache(maxsize=256)
@@ -72,7 +83,7 @@ def _written(rule: type, method: str) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _draws(rule: type, method: str) -> bool:
+def _declares_key(rule: type, method: str) -> bool:
     return "key" in inspect.signature(getattr(rule, method)).parameters
 
 
@@ -97,7 +108,7 @@ class Ruled(Layer):
 
     @property
     def keywords(self) -> frozenset[str]:
-        return self.layer.keywords | ({"key", "train"} if self.draws else frozenset())
+        return self.layer.keywords | ({"key", "train"} if self.rule.draws else frozenset())
 
     @property
     def moves(self) -> bool:
@@ -111,18 +122,13 @@ class Ruled(Layer):
     def kept(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.layer.kept
 
-    @property
-    def draws(self) -> bool:
-        """Whether the rule asks for a key."""
-        return any(_draws(type(self.rule), method) for method in METHODS)
-
     def in_loop(self):
         return Ruled(self.layer.in_loop(), self.rule)
 
     def forward(self, params, a_in, *, key=None, train=False, **given):
         a, cache = run_forward(self.layer, params["net"], a_in, key=key, train=train, **given)
-        if not self.draws:
-            return a, (cache,)
+        if not self.rule.draws:
+            return a, (cache, None)
         if train and key is None:
             remedy = "give one: key=jax.random.key(seed)"
             raise LayerError(self, f"a key, since {self.rule!r} draws random numbers", "None", remedy)
@@ -163,16 +169,16 @@ class Ruled(Layer):
         return self._beside(net, params, cache, delta)
 
     def backward(self, params, cache, da_out):
-        if self._is_plain(params, cache):
+        if self.is_plain(params, cache):
             return self._composed(self.layer.backward, self.layer.error, params, cache, da_out)
         return super().backward(params, cache, da_out)
 
     def output_backward(self, params, cache, delta):
-        if self._is_plain(params, cache):
+        if self.is_plain(params, cache):
             return self._composed(self.layer.output_backward, self.layer.output_error, params, cache, delta)
         return super().output_backward(params, cache, delta)
 
-    def _is_plain(self, params: Params, cache: Any) -> bool:
+    def is_plain(self, params: Params, cache: Any) -> bool:
         """Whether the rule leaves this layer's backward pass as it is."""
         return not _written(type(self.rule), "propagate") and self._weights(params, cache) is params["net"]
 
@@ -184,19 +190,32 @@ class Ruled(Layer):
     def _beside(self, net: Params, params: Params, cache: Any, delta: Any) -> Params:
         back = params["back"]
         if jax.tree.leaves(back):
-            back = self._by_rule("learn", params, cache, cache[0], delta)
+            learnt = self._by_rule("learn", params, cache, cache[0], delta)
+            back = self._like("learn", learnt, back)
         return {"net": net, "back": back}
 
     def _weights(self, params: Params, cache: Any) -> Params:
-        return self._by_rule("weights", params, cache)
+        return self._like("weights", self._by_rule("weights", params, cache), params["net"])
+
+    def _like(self, method: str, tree: Any, like: Any) -> Any:
+        """The tree, or a LayerError unless it has the structure and the shapes of another."""
+        if tree is like:
+            return tree
+        shapes, wanted = (jax.tree.map(jnp.shape, t) for t in (tree, like))
+        if shapes != wanted:
+            remedy = f"mend {method} of {self.rule!r}"
+            raise LayerError(self.layer, f"a pytree of shapes {wanted} from {method}", f"{shapes}", remedy)
+        return tree
 
     def _by_rule(self, method: str, params: Params, cache: Any, *given: Any) -> Any:
-        drawn = {}
-        if _draws(type(self.rule), method):
-            key, number = cache[1], APART + METHODS.index(method)
-            of_examples = isinstance(key, ExampleKeys)
-            drawn["key"] = ExampleKeys(_folded(key.key, number), key.index) if of_examples else _folded(key, number)
+        drawn = {"key": self._key(method, cache[1])} if _declares_key(type(self.rule), method) else {}
         return getattr(self.rule, method)(self.layer, params["net"], params["back"], *given, **drawn)
+
+    def _key(self, method: str, key: Any) -> Any:
+        number = APART + METHODS.index(method)
+        if isinstance(key, ExampleKeys):
+            return ExampleKeys(_folded(key.key, number), key.index)
+        return None if key is None else _folded(key, number)
 
 
 @layer
@@ -289,6 +308,9 @@ class Swapped(Around):
             "back": tuple({} if kept else p["back"] for p, kept in zip(of_parts, own, strict=True)),
         }
 
+    def _keys(self, key):
+        return [key] if self.is_single else super()._keys(key)
+
     def wire(self, run, a_in):
         return (run(0, a_in), None) if self.is_single else super().wire(run, a_in)
 
@@ -334,16 +356,19 @@ class Swapped(Around):
         return super()._backward(self._below(params, top), cache, da, at_output=at_output)
 
     def _below(self, params: Params, top: Any) -> Params:
-        """The parameters with δ^L, unless a swapped network around this one knows it better."""
-        return params if top is None or "top" in params else {**params, "top": top}
+        """The parameters with δ^L, unless a swapped network around this one has said what it is."""
+        return params if "top" in params else {**params, "top": top}
 
     def _top(self, params: Params, cache: Any, da: Any, at_output: bool) -> Any:
-        """δ^L: what is given, through the σ' of the layer whose output is the network's where there is one."""
+        """δ^L: what is given, through the σ' of the layer whose output is the network's; None where there is no such layer,
+        or no use for it."""
         part: Any = self
         p, c = params, cache
+        if "top" in params or not _written(type(self.rule), "propagate"):
+            return None
         while is_walked(part):
             if (i := part.output_part) is None:
-                return da
+                return None
             (part, p), c = part.parts(p)[i], c[i]
         return part.output_error(p, c, da) if at_output else part.error(p, c, da)
 
