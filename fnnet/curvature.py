@@ -25,6 +25,7 @@ from .chunks import chunk_size, mean_over_chunks
 from .costs import Cost
 from .given import check_batch, check_like, whole
 from .layers._layer import ExampleKeys, Layer, Params, run_forward
+from .layers._swapped import unswapped
 from .penalties import Penalty, check_penalty
 from .programs import placed, program
 
@@ -74,7 +75,7 @@ def hvp(
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
     v = _like("hvp", params, v)
     about_penalty = jax.tree.map(placed, (penalty, n_examples))
-    return program(hessian_vector, net, cost)(params, x, y, v, key, mask, weights, *about_penalty)
+    return program(hessian_vector, unswapped(net), cost)(params, x, y, v, key, mask, weights, *about_penalty)
 
 
 def hessian_vector(net, cost, params, x, y, v, key, mask, weights, penalty=None, n_examples=None) -> Params:
@@ -114,7 +115,7 @@ def ggnvp(
     """
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
     v = _like("ggnvp", params, v)
-    return program(gauss_newton_vector, net, cost)(params, x, y, v, key, mask, weights)
+    return program(gauss_newton_vector, unswapped(net), cost)(params, x, y, v, key, mask, weights)
 
 
 def gauss_newton_vector(net, cost, params, x, y, v, key, mask, weights, state=None) -> Params:
@@ -165,7 +166,7 @@ def ggn_diagonal(
     """
     samples = check_samples("ggn_diagonal", samples, key)
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
-    return program(_ggn_diagonal, net, cost, samples=samples)(params, x, y, key, mask, weights)
+    return program(_ggn_diagonal, unswapped(net), cost, samples=samples)(params, x, y, key, mask, weights)
 
 
 def _ggn_diagonal(net, cost, params, x, y, key, mask, weights, *, samples) -> Params:
@@ -201,7 +202,7 @@ def fisher_diagonal(
     Source: Kunstner, Balles and Hennig (2019).
     """
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
-    return program(_fisher_diagonal, net, cost)(params, x, y, key, mask, weights)
+    return program(_fisher_diagonal, unswapped(net), cost)(params, x, y, key, mask, weights)
 
 
 def _fisher_diagonal(net, cost, params, x, y, key, mask, weights) -> Params:
@@ -251,7 +252,7 @@ def hutchinson_diagonal(
     """
     samples = check_samples("hutchinson_diagonal", whole("hutchinson_diagonal", "samples", samples), key)
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
-    return program(_hutchinson_diagonal, net, cost, samples=samples)(params, x, y, key, mask, weights)
+    return program(_hutchinson_diagonal, unswapped(net), cost, samples=samples)(params, x, y, key, mask, weights)
 
 
 def _hutchinson_diagonal(net, cost, params, x, y, key, mask, weights, *, samples) -> Params:

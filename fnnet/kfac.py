@@ -18,6 +18,7 @@ from .costs import Cost
 from .curvature import check_samples, in_chunks, matched, over_root
 from .given import check_batch
 from .layers._layer import Layer, Params, run_forward
+from .layers._swapped import unswapped
 from .programs import program
 
 __all__ = ["Factors", "kfac_factors"]
@@ -72,7 +73,7 @@ def kfac_factors(
     """
     samples = check_samples("kfac_factors", samples, key)
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
-    return program(_kfac_factors, net, cost, samples=samples)(params, x, y, key, mask, weights)
+    return program(_kfac_factors, unswapped(net), cost, samples=samples)(params, x, y, key, mask, weights)
 
 
 def _kfac_factors(net, cost, params, x, y, key, mask, weights, *, samples) -> Any:

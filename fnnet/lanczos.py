@@ -19,6 +19,7 @@ from .costs import Cost
 from .curvature import apart, gauss_newton_vector, hessian_vector
 from .given import check_batch, whole
 from .layers._layer import Layer, Params
+from .layers._swapped import unswapped
 from .programs import program
 
 __all__ = ["Spectrum", "lanczos", "spectrum"]
@@ -137,7 +138,7 @@ def spectrum(
     if key is None:
         raise ValueError("spectrum: expected a key to draw start vectors with, got None; give jax.random.key(seed)")
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
-    run = program(_spectrum, net, cost, steps=steps, starts=starts, of=of)
+    run = program(_spectrum, unswapped(net), cost, steps=steps, starts=starts, of=of)
     return run(params, x, y, key, mask, weights)
 
 

@@ -26,8 +26,9 @@ from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost
 from .forms import concatenated
 from .given import check_batch, check_cost, check_net, check_number
-from .layers._composite import is_walked
+from .layers._composite import bottom, is_walked
 from .layers._layer import Cache, Delta, ExampleKeys, Layer, LayerError, Params, batch_key, located, run_forward
+from .layers._swapped import Ruled
 from .programs import KEPT, placed, program
 
 __all__ = [
@@ -150,7 +151,8 @@ def clipped_value_and_grad(
     Raises:
         ValueError: for a bound that is no positive number, noise that is no number of at least 0, a ``micro_batch`` that is
             not positive; as `backprop` does; and from the function, for noise without a key.
-        LayerError: for a layer that is not ``independent``: it has no examples' gradients by themselves.
+        LayerError: for a layer that is not ``independent``: it has no examples' gradients by themselves; for noise where a
+            rule of `Swapped` has arrays, which the noise would move.
 
     Source: Abadi et al. (2016).
     """
@@ -162,6 +164,13 @@ def clipped_value_and_grad(
         check_number("clipped_value_and_grad", "noise", noise, "it multiplies the bound; None adds none")
     check_micro_batch(micro_batch)
     _check_independent(net)
+    if noise is not None:
+        for part in bottom(net):
+            if isinstance(part, Ruled) and part.has_arrays:
+                remedy = "add no noise, or take a rule without arrays, such as fn.SignSymmetry()"
+                raise LayerError(
+                    part.layer, "parameters that are all trained, to add noise", f"{part.rule!r}'s", remedy
+                )
     make = (
         _clipping if isinstance(bound, int | float) and isinstance(noise, int | float | None) else _clipping.__wrapped__
     )

@@ -16,7 +16,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from ._composite import Composite, is_walked
-from ._layer import ExampleKeys, Layer, LayerError, Params, Shape, drawing_key, layer, located, run_forward, split_key
+from ._layer import (
+    ExampleKeys,
+    Layer,
+    LayerError,
+    Params,
+    Shape,
+    drawing_key,
+    layer,
+    located,
+    n_examples,
+    run_forward,
+    split_key,
+)
 from ._shared import Around
 
 __all__ = ["Rule", "Swapped", "unswapped"]
@@ -122,6 +134,11 @@ class Ruled(Layer):
     def kept(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.layer.kept
 
+    @property
+    def has_arrays(self) -> bool:
+        """Whether the rule may have arrays of its own."""
+        return _written(type(self.rule), "init")
+
     def in_loop(self):
         return Ruled(self.layer.in_loop(), self.rule)
 
@@ -167,6 +184,31 @@ class Ruled(Layer):
     def gradients(self, params, cache, delta):
         net = self.layer.gradients(params["net"], cache[0], delta)
         return self._beside(net, params, cache, delta)
+
+    def example_gradients(self, params, cache, delta):
+        net = self._of_examples("example_gradients", params, cache, delta)
+        m = n_examples(delta)
+        return {"net": net, "back": jax.tree.map(lambda b: jnp.zeros((m, *jnp.shape(b)), b.dtype), params["back"])}
+
+    def square_norms(self, params, cache, delta):
+        return self._of_examples("square_norms", params, cache, delta)
+
+    def second_moment(self, params, cache, delta):
+        net = self._of_examples("second_moment", params, cache, delta)
+        return {"net": net, "back": jax.tree.map(jnp.zeros_like, params["back"])}
+
+    def factor_rows(self, params, cache, delta):
+        return self._of_examples("factor_rows", params, cache, delta)
+
+    def _gram(self, params, cache, delta):
+        return self._of_examples("_gram", params, cache, delta)
+
+    def _of_examples(self, method: str, params: Params, cache: Any, delta: Any) -> Any:
+        """The layer's own. What a rule learns is a mean over the batch, of which no example has a share."""
+        if jax.tree.leaves(params["back"]) and _written(type(self.rule), "learn"):
+            remedy = "take fn.FeedbackAlignment or another rule that learns nothing"
+            raise LayerError(self.layer, "a rule with fixed arrays, for the examples' shares", f"{self.rule!r}", remedy)
+        return getattr(self.layer, method)(params["net"], cache[0], delta)
 
     def backward(self, params, cache, da_out):
         if self.is_plain(params, cache):
@@ -307,6 +349,10 @@ class Swapped(Around):
             "net": by_net(nets),
             "back": tuple({} if kept else p["back"] for p, kept in zip(of_parts, own, strict=True)),
         }
+
+    @property
+    def _apart(self) -> bool:
+        return self.is_single or self.net._apart  # pyright: ignore[reportAttributeAccessIssue]
 
     def _keys(self, key):
         return [key] if self.is_single else super()._keys(key)
