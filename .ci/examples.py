@@ -45,6 +45,7 @@ COMMANDS = """
     benchmarks/boltzmann.py --rounds 1 --epochs 1 --examples 500
     benchmarks/sweep.py --rounds 1 --epochs 1 --rates 2 --seeds 2 --at-once 2
     benchmarks/recurrent.py --rounds 1 --sizes 10x8x16x4
+    benchmarks/feedback.py --quick --settings 2x30,lenet --rules BP,DFA
 """
 ON_THE_WHOLE_OF_MNIST = """
     benchmarks/dense_mnist.py --seeds 2 --epochs 1

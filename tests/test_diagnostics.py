@@ -11,8 +11,10 @@ import pytest
 import fnnet as fn
 from fnnet import diagnostics
 from fnnet.diagnostics.alignment import angle_and_ratio
+from fnnet.layers._composite import walk
+from fnnet.layers._layer import run_forward
 
-from .cases import cast, thorough
+from .cases import FEW, cast, thorough
 
 KEY = jax.random.key(4)
 NETS = {
@@ -514,6 +516,25 @@ class TestAlignment:
             found = angle_and_ratio(one, other)
             assert np.isnan(found[0])
             np.testing.assert_array_equal(found[1], ratio)
+
+    @pytest.mark.parametrize("case", FEW, ids=str)
+    def test_every_kind_of_layer_has_one(self, case):
+        """With the network's own weights as feedback it is at 0° up to rounding, by itself exactly."""
+        net, x = case.layer, case.inputs(3, float)
+        params = case.params(float)
+        shape = jax.eval_shape(lambda: run_forward(net, params, x, train=True, key=KEY)[0]).shape
+        y = np.random.default_rng(2).standard_normal(shape)
+        given = {"key": KEY}
+        alone = diagnostics.alignment(net, fn.quadratic, params, x, y, **given)
+        same = diagnostics.alignment(net, fn.quadratic, params, x, y, feedback=jax.tree.map(jnp.copy, params), **given)
+        assert len(alone.error_angle) == len(list(walk(net, params)))
+        np.testing.assert_array_equal(alone.error_angle, 0)
+        for one, other in zip(alone, same, strict=True):
+            np.testing.assert_allclose(other, one, atol=1e-6)
+        swapped = fn.Swapped(net, Random())
+        found = diagnostics.alignment(swapped, fn.quadratic, drawn(swapped, case.shape), x, y, **given)
+        for one, other in zip(alone, found, strict=True):
+            np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
 
     def test_watched_while_feedback_alignment_learns(self):
         net = fn.Swapped(fn.Network(fn.Dense(9, fn.tanh), fn.Dense(4, fn.softmax)), Random())
