@@ -215,6 +215,18 @@ def test_a_part_that_is_swapped_keeps_its_own_rule():
 
 
 @pytest.mark.thorough
+def test_a_network_that_is_swapped_already_keeps_its_rule():
+    once, (x, y) = fn.Swapped(SMALL, fn.DirectFeedback()), data()
+    twice, params = fn.Swapped(once, fn.Noise(1.0)), once.init(KEY, (5,))
+    own = twice.init(KEY, (5,))
+    assert_bits(own, {"net": params, "back": {}})
+    ours, true = (fn.backprop(n, fn.log_likelihood, p, x, y, key=KEY) for n, p in ((twice, own), (once, params)))
+    assert_bits(ours.errors, (true.errors,))
+    assert_bits(ours.gradients["net"], true.gradients)
+    assert by_equation(audited(twice, x, y), "replaced") == {("0.0 Dense", "propagate"), ("0.1 Dense", "propagate")}
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "around",
     [
