@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
-from .activations import Activation, at_least_float32, linear
+from .activations import Activation, at_least_float32, linear, wide_dtype
 from .initializers import Initializer, glorot_uniform, scaled_normal
 from .layers._attention import Position
 from .layers._conv import Convolution
@@ -361,7 +361,7 @@ class Noise(Rule):
 
     def propagate(self, layer, params, back, cache, delta, top, *, key: Any = None):
         da: Any = layer.propagate(params, cache, delta)
-        draw = jax.vmap(lambda k: jax.random.normal(k, da.shape[1:], jnp.float32))
+        draw = jax.vmap(lambda k: jax.random.normal(k, da.shape[1:], wide_dtype(da.dtype)))
         return da + (self.scale * draw(example_keys(key, da.shape[0]))).astype(da.dtype)
 
 

@@ -169,6 +169,11 @@ def _layers() -> list[Case]:
         ),
         Case("Recompute a layer", fn.Recompute(fn.LSTM(3)), (4, 2)),
         Case(
+            "Swapped",
+            fn.Swapped(fn.Network(fn.Dense(5, fn.tanh), fn.Dropout(0.3), fn.Dense(3, fn.tanh)), fn.Rule()),
+            (4,),
+        ),
+        Case(
             "Nested three deep",
             fn.Network(
                 fn.Dense(4, fn.tanh),

@@ -59,6 +59,9 @@ def compare_gradients(
     as manual is at most 4 times as far from float64 as autodiff is, or as these bounds. A layer that rounds to a narrower
     dtype inside is held to that dtype's bound.
 
+    Of a `fnnet.Swapped` network true backpropagation is judged, on the same parameters; what its rules replace is shown
+    beside it ("replaced") and held to itself. Of an activation with a surrogate the surrogate is judged.
+
     Args:
         finite_differences: whether each derivative is also compared with central differences in float64, along a random
             direction: a third opinion, which decides.

@@ -132,7 +132,7 @@ def _ruled(net: Layer, params: Params, key: Any, place: tuple = (), top: Any = .
         top = None if last is None else (*place, *last)
     parts = net.parts(params)  # pyright: ignore[reportAttributeAccessIssue]
     for i, ((part, p), k) in enumerate(zip(parts, net._keys(key), strict=True)):  # pyright: ignore
-        mine = inner is None or part is not inner[i]
+        mine = inner is None or not isinstance(inner[i], Swapped)
         yield from _ruled(part, p, k, (*place, i), top if mine else ...)
 
 

@@ -296,8 +296,8 @@ class Swapped(Around):
 
     @property
     def is_single(self) -> bool:
-        """Whether the net is one layer."""
-        return not is_walked(self.net)
+        """Whether the net is one part: a layer, or a network that is swapped already."""
+        return not is_walked(self.net) or isinstance(self.net, Swapped)
 
     @property
     def inner(self) -> tuple[Layer, ...]:
@@ -330,7 +330,7 @@ class Swapped(Around):
         backs = (back,) if self.is_single else self._entries("parameters of the rule", back, "init")
         top = {"top": params["top"]} if "top" in params else {}
         return tuple(
-            (part, p if part is own else {"net": p, "back": b, **top})
+            (part, p if isinstance(own, Swapped) else {"net": p, "back": b, **top})
             for part, own, p, b in zip(self.layers, self.inner, nets, backs, strict=True)
         )
 
@@ -341,14 +341,12 @@ class Swapped(Around):
         return self._put_together(super().gathered, of_parts)
 
     def _put_together(self, by_net: Any, of_parts: tuple[Params, ...]) -> Params:
-        if self.is_single:
-            return {name: of_parts[0][name] for name in ("net", "back")}
-        own = [part is inner for part, inner in zip(self.layers, self.inner, strict=True)]
-        nets = tuple(p if kept else p["net"] for p, kept in zip(of_parts, own, strict=True))
-        return {
-            "net": by_net(nets),
-            "back": tuple({} if kept else p["back"] for p, kept in zip(of_parts, own, strict=True)),
-        }
+        both = [
+            (p, {}) if isinstance(own, Swapped) else (p["net"], p["back"])
+            for p, own in zip(of_parts, self.inner, strict=True)
+        ]
+        nets, backs = zip(*both, strict=True)
+        return {"net": nets[0], "back": backs[0]} if self.is_single else {"net": by_net(nets), "back": backs}
 
     @property
     def _apart(self) -> bool:
@@ -381,7 +379,7 @@ class Swapped(Around):
         found = []
         for i, ((part, p), own, k) in enumerate(zip(nets, self.inner, split_key(key, len(shapes)), strict=True)):
             with located(i):
-                if part is own:
+                if isinstance(own, Swapped):
                     found.append({})
                 elif isinstance(part, Swapped):
                     found.append(part._backs(k, p["net"], shapes[i], n_top))
