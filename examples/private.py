@@ -9,9 +9,9 @@ to the norm ``--bound``, and one by clipped gradients with noise of ``--noise`` 
 al., 2016). The script prints their accuracy on the validation images and the norms of single images' gradients before and
 after training; where matplotlib is installed, it writes private.png.
 
-What a noise multiplier means as (ε, δ) is for an accountant to say, such as the library ``dp-accounting``, from the multiplier,
-the mini-batch's share of the data and the number of steps. (It assumes mini-batches drawn at random for each step; ``fit``
-shuffles and takes them in turn.)
+What a noise multiplier means as (ε, δ) is for an accountant to say, such as the library ``dp-accounting``, from the
+multiplier, the mini-batch's share of the data and the number of steps. (It assumes mini-batches drawn at random for each
+step; ``fit`` shuffles and takes them in turn.)
 """
 
 # %%

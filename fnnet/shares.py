@@ -96,7 +96,8 @@ def gradient_statistics(
 
     The variance is that of these m examples, (1/m) Σ_x (g_x − G)²: times m/(m − 1) it is unbiased. ‖G‖² is that of the
     batch's gradient, on average tr(Σ)/m more than that of the gradient over all data, so B comes out too small in small
-    batches, m at most or so. The variance is a difference, exact to rounding of the second moment.
+    batches, m at most or so. The variance is a difference, exact to rounding of the second moment; of an entry whose
+    gradients are all 0 to rounding the ratio is one of rounding errors.
 
     Source: McCandlish et al. (2018), B = tr(Σ)/‖G‖²; Liu et al. (2020), the ratio of each parameter.
     """
@@ -114,7 +115,8 @@ def gradient_gram(
 def input_gradient(
     net: Layer, cost: Cost, params: Params, x: Any, y: Any, *, key: Any = None, mask: Any = None, weights: Any = None
 ) -> Array:
-    """∂C_x/∂x of every example, shaped like x: BP2 of the first layer. Arguments as `example_gradients`.
+    """∂C_x/∂x of every example, shaped like x: BP2 of the first layer. Where a layer mixes examples, row x is the derivative
+    of Σ C_x. Arguments as `example_gradients`.
 
     Raises:
         ValueError: as `backprop` does; also for inputs that are no floats, and where the first layer has no `propagate`.

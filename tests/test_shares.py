@@ -406,6 +406,21 @@ def test_the_forms_of_products(places, monkeypatch):
         agree(_products.share_gram.__wrapped__(delta, other), g @ g.T)
 
 
+def test_shares_that_cancel_have_no_negative_norm():
+    keys = jax.random.split(KEY, 3)
+    delta = jax.random.normal(keys[0], (200, 3, 4), jnp.float32)
+    delta = delta.at[:, 2].set(-delta[:, 0] - delta[:, 1])
+    a_in = jnp.repeat(jax.random.normal(keys[1], (200, 1, 5), jnp.float32), 3, axis=1)
+    dense, table = fn.Dense(4, fn.linear), fn.Embedding(2, 4)
+    params = {"w": jnp.ones((4, 5), jnp.float32), "b": jnp.ones(4, jnp.float32)}
+    for norms in (
+        dense.square_norms(params, (a_in, delta, delta), delta),
+        table.square_norms({"w": params["w"][:2, :4]}, jnp.ones((200, 3), jnp.int32), delta),
+    ):
+        assert jnp.min(norms) >= 0
+        assert jnp.max(norms) < 1e-4
+
+
 def test_half_precision_is_summed_in_float32():
     layer = fn.Dense(3, fn.tanh)
     params = cast(layer.init(KEY, (300,)), jnp.bfloat16)

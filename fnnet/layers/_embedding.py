@@ -64,7 +64,7 @@ def rows_square_norms(delta: Array, tokens: Array, like: Array) -> Array:
     """
     delta, tokens = places(delta), _index(tokens, len(like)).reshape(len(tokens), -1)
     same = (tokens[:, :, None] == tokens[:, None, :]) & (tokens < len(like))[:, None, :]
-    return jnp.sum(jnp.where(same, jnp.einsum("mpj,mqj->mpq", delta, delta), 0), axis=(1, 2))
+    return jnp.maximum(jnp.sum(jnp.where(same, jnp.einsum("mpj,mqj->mpq", delta, delta), 0), axis=(1, 2)), 0)
 
 
 @jax.jit

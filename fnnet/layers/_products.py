@@ -41,7 +41,7 @@ def share(delta: Array, a: Array | None) -> Array:
 
 @jax.jit
 def share_square_norms(delta: Array, a: Array | None) -> Array:
-    """‖g_x‖² = Σ_{p,q} (δ_p·δ_q)(a_p·a_q), of rows ‖δ‖² ‖a‖²; or from g_x, whichever takes less.
+    """‖g_x‖² = Σ_{p,q} (δ_p·δ_q)(a_p·a_q), of rows ‖δ‖² ‖a‖²; or from g_x, whichever takes less. Never below 0 by rounding.
 
     Args:
         delta: and ``a``: as of `share`.
@@ -56,7 +56,8 @@ def share_square_norms(delta: Array, a: Array | None) -> Array:
     if delta.shape[1] == 1:
         return jnp.sum(jnp.square(delta), axis=(1, 2)) * jnp.sum(jnp.square(a), axis=(1, 2))
     if by_inner_products(delta, a):
-        return jnp.sum(jnp.einsum("mpj,mqj->mpq", delta, delta) * jnp.einsum("mpk,mqk->mpq", a, a), axis=(1, 2))
+        pairs = jnp.einsum("mpj,mqj->mpq", delta, delta) * jnp.einsum("mpk,mqk->mpq", a, a)
+        return jnp.maximum(jnp.sum(pairs, axis=(1, 2)), 0)
     of_chunk = lambda delta, a: jnp.sum(jnp.square(share(delta, a)), axis=(1, 2))  # noqa: E731
     return concatenated(of_chunk, (delta, a), examples_at_a_time(len(a), delta.shape[-1] * a.shape[-1], a.dtype))
 

@@ -199,7 +199,7 @@ class Tied(Around):
         apart, own = self.net.square_norms(params, cache, delta), self._own(params, cache, delta)
         pairs = itertools.combinations(map(at_least_float32, own), 2)
         common = [2 * jnp.einsum("m...,m...->m", one, other) for one, other in pairs]
-        return added_up([apart, *common], delta)
+        return jnp.maximum(added_up([apart, *common], delta), 0)
 
     def second_moment(self, params, cache, delta):
         """The network's, that of the array from the sum over its places."""
