@@ -10,8 +10,8 @@ al., 2016). The script prints their accuracy on the validation images and the no
 after training; where matplotlib is installed, it writes private.png.
 
 What a noise multiplier means as (ε, δ) is for an accountant to say, such as the library ``dp-accounting``, from the
-multiplier, the share of the data in a mini-batch and the number of steps. (It assumes mini-batches drawn at random;
-``fit`` shuffles and takes them in turn.)
+multiplier, the mini-batch's share of the data and the number of steps. (It assumes mini-batches drawn at random for each
+step; ``fit`` shuffles and takes them in turn.)
 """
 
 # %%

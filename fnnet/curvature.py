@@ -300,7 +300,9 @@ def over_root(
 
 def _summed(f: Callable[[Array], Any], n: int) -> Any:
     """Σ_i f(i) for i < n, one at a time."""
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, jnp.asarray(0)))
+    zeros = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, jax.ShapeDtypeStruct((), jnp.result_type(int)))
+    )
     return jax.lax.fori_loop(0, n, lambda i, total: jax.tree.map(jnp.add, total, f(i)), zeros)
 
 
@@ -341,7 +343,7 @@ def _like(function: str, params: Params, v: Any) -> Params:
     check_like(f"{function}: v", params, v, "give a pytree like the parameters, such as a gradient")
     leaves, structure = jax.tree.flatten(params)
     vs = jax.tree.leaves(v)
-    return structure.unflatten(jnp.asarray(u, jnp.result_type(p)) for u, p in zip(vs, leaves, strict=True))
+    return structure.unflatten(jnp.asarray(placed(u), jnp.result_type(p)) for u, p in zip(vs, leaves, strict=True))
 
 
 def _like_params(tree: Params, params: Params) -> Params:

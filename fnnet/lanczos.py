@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from .activations import at_least_float32
+from .activations import at_least_float32, on_last_axis
 from .costs import Cost
 from .curvature import apart, gauss_newton_vector, hessian_vector
 from .given import check_batch, whole
@@ -52,7 +52,8 @@ class Spectrum(NamedTuple):
         """
         grid = jnp.asarray(grid).astype(self.values.dtype)
         width = (self.largest - self.smallest) / 100 if width is None else jnp.asarray(width).astype(self.values.dtype)
-        return jnp.sum(self.weights * jax.scipy.stats.norm.pdf(grid[..., None], self.values, width), axis=-1)
+        values, weights = (on_last_axis(a, grid.ndim + 1) for a in (self.values, self.weights))
+        return jnp.sum(weights * jax.scipy.stats.norm.pdf(grid[..., None], values, width), axis=-1)
 
 
 def lanczos(product: Callable[[Array], Array], start: Array, key: Array, steps: int) -> tuple[Array, Array]:

@@ -87,20 +87,23 @@ def traceable(value: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.tree_util.Partial(leaf) if callable(leaf) else leaf, value)
 
 
-EXTRA = "value", "grad", "value_fn", "ggnvp"
+EXTRA = "value", "grad", "value_fn"
 
 
 def updated(function: str, optimizer: Any, grads: Any, state: Any, params: Any, **given: Any) -> tuple[Any, Any]:
     """(updates, state) of ``optimizer.update(grads, state, params)``, the state in the dtypes that it had.
 
-    An update that declares more keywords gets those that are given; one that takes any gets `EXTRA`, optax's three and
-    what `natural_gradient` asks for.
+    An update that declares more keywords gets those that are given; one that takes any gets optax's three, `EXTRA`, and
+    a `chain` all of them, for its parts.
 
     Raises:
         ValueError: where it needs one that is not given.
     """
     declared = list(inspect.signature(optimizer.update).parameters.values())[3:]
-    wanted = {p.name for p in declared}.union(EXTRA if any(p.kind is p.VAR_KEYWORD for p in declared) else ())
+    any_more = (
+        given if isinstance(optimizer, Chain) else EXTRA if any(p.kind is p.VAR_KEYWORD for p in declared) else ()
+    )
+    wanted = {p.name for p in declared}.union(any_more)
     given = {name: value for name, value in given.items() if name in wanted}
     try:
         updates, new = optimizer.update(grads, state, params, **given)

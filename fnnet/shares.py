@@ -205,7 +205,8 @@ def _clipped(net, cost, params, x, y, mask, weights, key, bound, noise, *, micro
     value, gradients = mean_over_chunks(chunk, (x, y, mask, weights), key, size)
     value, gradients = completed(value, gradients, params, x, None, None)
     if noise is not None:
-        gradients = _noisy(gradients, jax.random.fold_in(batch_key(key), NOISE), noise * bound / len(x))
+        scale = noise.astype(value.dtype) * bound.astype(value.dtype) / len(x)
+        gradients = _noisy(gradients, jax.random.fold_in(batch_key(key), NOISE), scale)
     return value, gradients
 
 

@@ -99,6 +99,28 @@ def test_bad_input_is_a_clear_error():
         jax.jvp(lambda x: fn.as_function(net)(params, x), (xs[0],), (xs[1],))
 
 
+@pytest.mark.parametrize("case", FEW, ids=repr)
+def test_forward_mode_of_its_gradient(case):
+    """jax.jvp of jax.grad, and so jax.hessian: the tangent of the hand-written equations."""
+
+    def product(f, params, x, v):
+        return jax.jvp(jax.grad(lambda p: jnp.sum(jnp.sin(f(p, x)))), (params,), (v,))[1]
+
+    params, x = case.params(float), case.inputs(3, float)
+    v = jax.tree.map(jnp.sin, params)
+    ours, wanted = jax.jit(lambda *given: tuple(product(f, *given) for f in both(case.layer)))(params, x, v)
+    assert_agree(ours, wanted, 1e-10, zero=isinstance(case.layer, fn.BatchNorm))  # of its statistics
+
+
+def test_hessian():
+    net = fn.Network(fn.Dense(2, fn.tanh), fn.Dense(1, fn.sigmoid))
+    params, x = net.init(KEY, (2,)), normal(0, (3, 2))
+    by_hand, plain = (jax.jit(jax.hessian(lambda p, f=f: jnp.sum(jnp.sin(f(p, x)))))(params) for f in both(net))
+    assert_agree(by_hand, plain, 1e-10)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda p: both(net)[0](p, x), (params,), (params,))
+
+
 def inside(function, transform):
     """x -> a by ``function``, under one of the transformations that a model of another library may use."""
     return {

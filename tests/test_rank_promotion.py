@@ -48,6 +48,23 @@ def test_layers_penalties_and_optimizers(case):
     jax.eval_shape(run, case.inputs(5, "float64"))
 
 
+def test_curvature():
+    net = fn.Network(fn.LSTM(3), fn.Dropout(0.3), fn.Dense(2, fn.softmax))
+    x, y, weights = jnp.ones((3, 4, 2)), jnp.zeros((3, 4), int), jnp.ones((3, 4))
+
+    def run(key):
+        params = net.init(KEY, (4, 2))
+        batch, given = (net, fn.log_likelihood, params, x, y), {"key": key, "weights": weights}
+        products = [f(*batch, params, **given) for f in (fn.hvp, fn.ggnvp)]
+        diagonals = [f(*batch, **given) for f in (fn.ggn_diagonal, fn.fisher_diagonal, fn.kfac_factors)]
+        drawn = [f(*batch, samples=2, **given) for f in (fn.ggn_diagonal, fn.hutchinson_diagonal)]
+        density = fn.spectrum(*batch, steps=3, **given).density(jnp.ones((2, 2)))
+        updates = fn.natural_gradient().update(params, jnp.asarray(0), params, ggnvp=lambda v: v)
+        return products, diagonals, drawn, density, updates
+
+    jax.eval_shape(run, KEY)
+
+
 def test_activations():
     for activation in ACTIVATIONS.values():
         for shape in ((3,), (2, 3), (2, 3, 4)):

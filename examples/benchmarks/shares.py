@@ -58,7 +58,7 @@ def by_autodiff(net, quantity):
     after = {
         "norms": lambda g, m: jnp.sqrt(square_norms(g)),
         "clipping": clipped,
-        "second moment": lambda g, m: jax.tree.map(lambda g: jnp.mean(g**2, 0), g),
+        "variance": lambda g, m: jax.tree.map(lambda g: jnp.mean(g**2, 0) - jnp.mean(g, 0) ** 2, g),
         "inner products": lambda g, m: sum(g.reshape(m, -1) @ g.reshape(m, -1).T for g in jax.tree.leaves(g)),
     }[quantity]
     return jax.jit(lambda params, x, y: after(shares(params, x, y), len(x)))
@@ -71,7 +71,7 @@ def by_hand(net, quantity):
         {
             "norms": lambda *batch: fn.gradient_norms(*given, *batch),
             "clipping": lambda *batch: clip(*batch)[1],
-            "second moment": lambda *batch: fn.gradient_statistics(*given, *batch).variance,
+            "variance": lambda *batch: fn.gradient_statistics(*given, *batch).variance,
             "inner products": lambda *batch: fn.gradient_gram(*given, *batch),
         }[quantity]
     )
@@ -147,14 +147,14 @@ ROWS = [
         for quantity in ("norms", "clipping")
         for m in (128, 1024)
     ),
-    ("second moment, 784-100-10, m = 128", "second moment", DENSE, 128),
+    ("variance, 784-100-10, m = 128", "variance", DENSE, 128),
     ("inner products, 784-100-10, m = 128", "inner products", DENSE, 128),
     ("norms, LSTM(128), 28 steps, m = 32", "norms", LSTM, 32),
     ("clipping, LSTM(128), 28 steps, m = 32", "clipping", LSTM, 32),
     ("norms, the book's network, m = 32", "norms", CONV, 32),
     ("norms, the book's network, m = 128", "norms", CONV, 128),
     ("clipping, the book's network, m = 32", "clipping", CONV, 32),
-    ("second moment, the book's network, m = 32", "second moment", CONV, 32),
+    ("variance, the book's network, m = 32", "variance", CONV, 32),
 ]
 
 

@@ -221,14 +221,15 @@ def weight_square_norms(delta: Array, a_in: Array, win: Window, groups: int = 1)
 
 @functools.partial(jax.jit, static_argnames=("win", "groups"))
 def weight_second_moment(delta: Array, a_in: Array, win: Window, groups: int = 1) -> Array:
-    """(1/m) Σ_x (∂C_x/∂w)² entry by entry, shaped like w, a chunk of examples at a time. Arguments as `weight_shares`."""
+    """(1/m) Σ_x (∂C_x/∂w)² entry by entry, shaped like w, a chunk of examples at a time, a quarter of one for gradients (as
+    fast, with less memory). Arguments as `weight_shares`."""
 
     def of_chunk(delta: Array, a_in: Array) -> Array:
         pairs = [map(at_least_float32, pair) for pair in in_windows(delta, a_in, win, groups)]
         g = jnp.concatenate([summed_squares(*pair) for pair in pairs], axis=-1)
         return g.reshape(*win.size, a_in.shape[-1] // groups, g.shape[-1])
 
-    return summed(of_chunk, (delta, a_in), chunk(delta, a_in, win)) / len(delta)
+    return summed(of_chunk, (delta, a_in), max(1, chunk(delta, a_in, win) // 4)) / len(delta)
 
 
 def in_windows(delta: Array, a_in: Array, win: Window, groups: int) -> list[tuple[Array, Array]]:
