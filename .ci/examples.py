@@ -26,7 +26,7 @@ COMMANDS = """
     adding.py --steps 20 --epochs 1 --examples 500
     characters.py --epochs 1 --characters 20000 --units 32
     gpt.py --steps 20 --rounds 2 --characters 20000 --length 20
-    spectrum.py --epochs 2 --examples 200 --steps 15
+    spectrum.py --epochs 2 --examples 200 --steps 20
     residual.py --epochs 2 --blocks 1 --seeds 2 --examples 100
     contrastive_divergence.py --stages 1,2 --steps 1,2 --chains 2 --groups 3
     belief_network.py --sizes 40,30 --labels 50,100 --seeds 2 --pretraining 2 --steps 20 --examples 500
