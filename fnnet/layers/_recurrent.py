@@ -189,7 +189,8 @@ class Recurrent(Cell):
         delta = jnp.swapaxes(delta, 0, 1).astype(kept.gates.dtype)
         x = jnp.swapaxes(kept.x, 0, 1)
         terms = self.terms(x, kept.h_before, delta, self.extra_errors(kept, delta))
-        return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), terms)
+        in_front = functools.partial(jnp.swapaxes, axis1=0, axis2=1)
+        return {name: (in_front(d), None if a is None else in_front(a)) for name, (d, a) in terms.items()}
 
     def backward(self, params, cache, da_out):
         wide, da = _wide(params), da_out.astype(cache.last[0].dtype)
