@@ -80,6 +80,11 @@ def _drawn(key: Array, weight_init: Initializer, weights: dict[str, Array]) -> d
     return {name: draw(k, w) for k, (name, w) in zip(keys, weights.items(), strict=False)}
 
 
+def _has_error(delta: Any) -> Array:
+    """Which examples have an error other than 0, (m, 1, ...): not those of weight 0."""
+    return jnp.any(delta != 0, axis=tuple(range(1, jnp.ndim(delta))), keepdims=True)
+
+
 def _check_initializer(rule: Rule, weight_init: Any) -> None:
     if not isinstance(weight_init, Initializer):
         remedy = "give one of fn.initializers, such as fn.initializers.scaled_uniform()"
@@ -270,7 +275,8 @@ class TargetPropagation(Rule):
 
     which is P_V δ itself where τ is linear. The inverse learns to reconstruct a_in from z. With u = P_V z + c and
     e = (τ(u) − a_in) ⊙ τ'(u), the gradient of ½‖τ(u) − a_in‖² is Σ e for c, and for V the layer's BP4 with z in place of δ
-    and e in place of a_in, since ⟨e, P_V z⟩ = ⟨z, P_Vᵀ e⟩. Means over the batch. Arrays {"V", "c"}.
+    and e in place of a_in, since ⟨e, P_V z⟩ = ⟨z, P_Vᵀ e⟩. Means over the batch: an example without an error (of weight 0)
+    adds nothing, the others count alike, whatever their weights. Arrays {"V", "c"}.
 
     Args:
         activation: τ, one whose values can be those of a_in: ``fn.tanh`` above a layer of tanh. Linear by default.
@@ -315,7 +321,7 @@ class TargetPropagation(Rule):
         a_in, z, _ = cache
         u = biased(self._product(layer, params, back, cache)(z), back["c"])
         a = self.activation(u)
-        e = self.activation.error_in_layer(a - a_in, u, a)
+        e = self.activation.error_in_layer(jnp.where(_has_error(delta), a - a_in, 0), u, a)
         like_w = layer.gradients(_replaced(params, {"w": back["V"]}), (e, *cache[1:]), z)["w"]
         return {"V": like_w, "c": bias_gradient(e).astype(back["c"].dtype)}
 
@@ -348,7 +354,7 @@ class EProp(Rule):
 class Noise(Rule):
     """Normal noise on the error that each layer sends down: ∂C/∂a_in + s ε, ε ~ N(0, 1), drawn for each example by itself.
 
-    It needs a key. Errors are not divided by m.
+    It needs a key. Errors are not divided by m. An example without an error (of weight 0) gets no noise.
 
     Args:
         scale: s.
@@ -362,7 +368,8 @@ class Noise(Rule):
     def propagate(self, layer, params, back, cache, delta, top, *, key: Any = None):
         da: Any = layer.propagate(params, cache, delta)
         draw = jax.vmap(lambda k: jax.random.normal(k, da.shape[1:], wide_dtype(da.dtype)))
-        return da + (self.scale * draw(example_keys(key, da.shape[0]))).astype(da.dtype)
+        noise = (self.scale * draw(example_keys(key, da.shape[0]))).astype(da.dtype)
+        return da + jnp.where(_has_error(da), noise, 0)
 
 
 @dataclass(frozen=True, repr=False)

@@ -556,6 +556,17 @@ def test_eprop_is_what_eligibility_traces_compute(cell):
     assert_agree(ours["net"], jax.tree.map(lambda g: g / m, total), 4e-15)
 
 
+@pytest.mark.parametrize("rule", [fn.Noise(0.1), fn.TargetPropagation(fn.tanh)], ids=repr)
+def test_examples_of_weight_0_count_for_nothing(rule):
+    net, (x, y) = fn.Swapped(SMALL, rule), data()
+    params, weights = net.init(KEY, (5,)), jnp.where(jnp.arange(6) < 4, 1.5, 0)
+    others = x.at[4:].set(jnp.asarray([[7.0], [jnp.nan]]))
+    ours, theirs = (
+        fn.value_and_grad(net, fn.log_likelihood)(params, a, y, key=KEY, weights=weights)[1] for a in (x, others)
+    )
+    assert_bits(ours, theirs)
+
+
 def test_noise_and_clip():
     net, (x, y) = fn.Network(fn.Dense(6, fn.linear), fn.Dense(3, fn.softmax)), data()
     params = net.init(KEY, (5,))
@@ -626,6 +637,14 @@ class Thin(fn.Rule):
 
 
 @fn.layer
+class LeftLoop(fn.Dense):
+    """Its twin for loops is wrong."""
+
+    def in_loop(self):
+        return Uniform(self.n_out, self.activation)
+
+
+@fn.layer
 class Uniform(fn.Dense):
     """Its gradient is wrong."""
 
@@ -660,7 +679,7 @@ class Crossed(fn.Dense):
         (lambda x, y: fn.Noise(float("nan")), r"expected a scale of 0 or more, got nan"),
         (lambda x, y: fn.Clip(0), r"Clip\(0\): expected a positive bound, got 0"),
         (lambda x, y: fn.Clip(True), r"expected a positive bound, got True"),
-        (lambda x, y: run(fn.Swapped(SMALL, fn.Noise(0.1)), x, y), r"expected a key, since Noise\(0\.1\) draws"),
+        (lambda x, y: run(fn.Swapped(SMALL, fn.Noise(0.1)), x, y), r"layer 0 Dense\(4, tanh\): expected a key, since Noise"),
         (lambda x, y: run(fn.Swapped(SMALL, fn.SignSymmetry("brSF")), x, y), r"a key, since SignSymmetry\(kind='brSF'\)"),
         (lambda x, y: run(fn.Swapped(fn.Residual(fn.Dense(5, fn.tanh)), fn.DirectFeedback()), x, x, fn.quadratic),
          r"layer 1\.0 Dense.*expected the error of one last layer, for DirectFeedback, got an output made of several; end"),
@@ -751,6 +770,16 @@ def test_only_what_a_rule_changes_is_replaced():
     assert by_equation(report, "replaced") == {("1 RNN", "error")}
     params = net.init(KEY, (3, 5))
     assert by_equation(fn.check_layer(net, params, x), "replaced") == {("1 RNN", "error")}
+
+
+@pytest.mark.thorough
+def test_a_mistake_in_the_twin_for_loops_is_not_the_rules():
+    inner = fn.Network(LeftLoop(4, fn.tanh), fn.Dense(3, fn.softmax))
+    report = audited(fn.Swapped(inner, fn.FeedbackAlignment()), *data())
+    assert {(row.layer, row.equation) for row in report.rows if row.verdict == "fail"} == {
+        ("0 LeftLoop", "in_loop gradients")
+    }
+    assert ("network", "backward") in by_equation(report, "consequence")
 
 
 def test_a_rule_whose_methods_disagree_fails():

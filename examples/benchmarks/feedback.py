@@ -16,7 +16,7 @@ epochs, η divided by 10 after the 50th and the 75th; Glorot's uniform initialis
 epochs, as there.
 
 Each run writes its errors by epoch, and the angles between its gradients and the true ones, to a file in ``--results``;
-killed, it goes on from its last checkpoint. Processes may share the folder: the table is of all that is there.
+stopped or killed, it goes on from its last checkpoint. Processes may share the folder: the table is of all that is there.
 It needs optax.
 """
 
@@ -169,6 +169,10 @@ def run(setting: Setting, rule: str, seed: int, epochs: int, data: tuple, traini
             net, setting.cost, params, train, key=fit_key, epochs=upto, batch_size=BATCH, validation=test, watch=angles,
             checkpoint=checkpoint, every=AT_ONCE, resume=checkpoint, progress=False, **training,
         )  # fmt: skip
+        if len(history.cost) < upto:
+            raise SystemExit(
+                f"{path.stem} was stopped after {len(history.cost)} epochs; the same command goes on from there"
+            )
         errors, of_training = (100 * (1 - a) for a in (history.validation_accuracy, history.accuracy))
         fitted = np.flatnonzero(of_training <= FITTED) if setting.is_dense else []
         last = int(fitted[0]) + 1 if len(fitted) else len(errors)

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def with_replaced(rows: list[Row], net: Layer, cost: Cost | None, given: Given, 
     _insert(rows, surrogates)
     try:
         _insert(rows, _rule_rows(net, cost, given, u))
-        rows += _rows_of_passes(net, cost, given, u, terms)
+        rows += _rows_of_passes(net, cost, given, u, terms, "consequence" if any(map(failed, rows)) else "fail")
     except MISFITS:  # an equation that is wrong already does not fit its neighbours
         if not any(map(failed, rows)):
             raise
@@ -194,14 +194,18 @@ def _outputs(net: Layer, given: Given) -> dict[tuple, Array]:
     return outputs
 
 
-def _rows_of_passes(net: Layer, cost: Cost | None, given: Given, u: Array, terms: Terms) -> list[Row]:
-    """In one pass and as ``fit`` runs it against two passes; and with arrays that make it backpropagation, against that."""
+def _rows_of_passes(
+    net: Layer, cost: Cost | None, given: Given, u: Array, terms: Terms, otherwise: Literal["fail", "consequence"]
+) -> list[Row]:
+    """In one pass and as ``fit`` runs it against two passes; and with arrays that make it backpropagation, against that. A
+    difference is ``otherwise``: a consequence where a layer is wrong already."""
     run = functools.partial(_passes, net, cost)
     subject, rows = Subject(run, [(given, u)], terms.dtype, run), []
     for name in subject.values[0]:
         (compared,) = subject.compared(name)
         found = differences(compared)
         verdict = judge(found, subject, found.size)
+        verdict = otherwise if verdict == "fail" else verdict
         hint = NOT_EVEN_ITSELF.format(way=name) if name in WAYS else "with B := w it is not backpropagation"
         rows.append(Row("network", "backward", name, verdict, *fields(found), hint=hint * (verdict == "fail")))
     return rows

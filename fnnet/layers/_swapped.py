@@ -148,7 +148,7 @@ class Ruled(Layer):
             return a, (cache, None)
         if train and key is None:
             remedy = "give one: key=jax.random.key(seed)"
-            raise LayerError(self, f"a key, since {self.rule!r} draws random numbers", "None", remedy)
+            raise LayerError(self.layer, f"a key, since {self.rule!r} draws random numbers", "None", remedy)
         return a, (cache, key)
 
     def moving(self, params, cache):
