@@ -425,6 +425,16 @@ def test_memory_and_work_of_a_dense_network():
     assert norms.cost_analysis()["flops"] <= plain.cost_analysis()["flops"]
 
 
+def test_memory_of_an_embedding():
+    """Pairs of places, T² of them for each example, are there for a few examples at a time."""
+    w, delta, tokens = ((9, 8), jnp.float32), ((32, 256, 8), jnp.float32), ((32, 256), jnp.int32)
+    w, delta, tokens = (jax.ShapeDtypeStruct(*of) for of in (w, delta, tokens))
+    layer = fn.Embedding(9, 8)
+    for equation in (layer.square_norms, layer.second_moment, layer._gram):
+        memory = compiled(lambda w, *of, equation=equation: equation({"w": w}, *of), w, tokens, delta).memory_analysis()
+        assert memory.temp_size_in_bytes < 32 * 256**2 * 4 / 2
+
+
 @pytest.mark.thorough
 def test_memory_of_a_recurrent_network():
     net, shape = fn.Network(fn.LSTM(64), fn.LastStep(), fn.Dense(10, fn.softmax)), (28, 28)
