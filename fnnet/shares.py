@@ -27,7 +27,7 @@ from .costs import Cost
 from .forms import concatenated
 from .given import check_batch, check_cost, check_net, check_number
 from .layers._composite import bottom, is_walked
-from .layers._layer import Cache, Delta, ExampleKeys, Layer, LayerError, Params, batch_key, located, run_forward
+from .layers._layer import Cache, Delta, Layer, LayerError, Params, batch_key, keys_of, located, run_forward
 from .layers._swapped import Ruled
 from .programs import KEPT, placed, program
 
@@ -266,7 +266,7 @@ def _example_gradients(net, cost, params, *given):
 
 def _gradient_norms(net, cost, params, x, y, mask, weights, key):
     def chunk(index, x, y, mask, weights):
-        keys = key if size == m or key is None else ExampleKeys(key, index)
+        keys = key if size == m else keys_of(key, index)
         _, cache, errors = _errors(net, cost, params, x, y, mask, weights, keys)
         return net.square_norms(params, cache, errors)
 

@@ -233,6 +233,37 @@ def test_a_layer_with_an_equation_replaced():
     agree(statistics.mean["w"], fn.value_and_grad(net, fn.log_likelihood)(params, x, y)[1]["w"])
 
 
+class Mixed:
+    """BP4 of another equation, for a class that names it before its layer."""
+
+    def gradients(self, params, cache, delta):
+        return jax.tree.map(lambda g: 2 * g, super().gradients(params, cache, delta))  # pyright: ignore
+
+
+@fn.layer
+class OfAMixin(Mixed, fn.Dense):
+    """A dense layer with the mixin's gradients."""
+
+
+def test_a_mixin_replaces_an_equation():
+    net, given = OfAMixin(3, fn.softmax), (jax.random.normal(KEY, (M, 4)), jnp.array([0, 1, 2]))
+    params = net.init(KEY, (4,))
+    plain = fn.gradient_norms(fn.Dense(3, fn.softmax), fn.log_likelihood, params, *given)
+    agree(fn.gradient_norms(net, fn.log_likelihood, params, *given), 2 * plain)
+
+
+def test_the_keys_of_a_part_of_a_batch(monkeypatch):
+    """A part with its `ExampleKeys` draws what it draws in the whole batch, in chunks too."""
+    net = fn.Network(fn.Dense(6, fn.tanh), fn.Dropout(0.5), fn.Dense(3, fn.softmax))
+    params, x, y = net.init(KEY, (4,)), jax.random.normal(KEY, (8, 4)), jnp.arange(8) % 3
+    given, part = (net, fn.log_likelihood, params), fn.ExampleKeys(KEY, jnp.arange(3, 8))
+    whole = fn.gradient_norms(*given, x, y, key=KEY)[3:]
+    by_part = [fn.value_and_grad(*given[:2], micro_batch=size)(params, x[3:], y[3:], key=part) for size in (None, 2)]
+    jax.tree.map(agree, *by_part)
+    monkeypatch.setattr(fn.shares, "chunk_size", lambda *_: 2)
+    agree(fn.shares._gradient_norms(*given, x[3:], y[3:], None, None, part), whole)
+
+
 @fn.layer
 class Twice(fn.Composite):
     """An own composite whose parts share all parameters."""
