@@ -14,6 +14,7 @@ Source: docs/shares.md.
 
 import functools
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -171,10 +172,9 @@ def clipped_value_and_grad(
                 raise LayerError(
                     part.layer, "parameters that are all trained, to add noise", f"{part.rule!r}'s", remedy
                 )
-    make = (
-        _clipping if isinstance(bound, int | float) and isinstance(noise, int | float | None) else _clipping.__wrapped__
-    )
-    return make(net, cost, bound, noise, micro_batch)
+    bound, noise = (float(number) if isinstance(number, Real) else number for number in (bound, noise))
+    is_known = isinstance(bound, float) and isinstance(noise, float | None)
+    return (_clipping if is_known else _clipping.__wrapped__)(net, cost, bound, noise, micro_batch)
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -190,6 +190,8 @@ def _clipping(net: Layer, cost: Cost, bound: Any, noise: Any, micro_batch: Any) 
             )
         return run(params, x, y, mask, weights, key, placed(bound), placed(noise))
 
+    # The name by which ``fit`` tells one run from another.
+    clipped_value_and_gradients.__qualname__ = f"clipped_value_and_grad(bound={bound}, noise={noise})"
     return clipped_value_and_gradients
 
 

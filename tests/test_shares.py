@@ -363,7 +363,8 @@ def test_clipping_and_noise():
 def test_equal_arguments_are_one_function():
     net, params, x, y, given = of_a_network("dense")
     clip = fn.clipped_value_and_grad(net, fn.log_likelihood, 0.5, 1.0)
-    assert clip is fn.clipped_value_and_grad(fn.Network(*net), fn.log_likelihood, 0.5, 1.0)
+    for noise in (1, np.float32(1)):
+        assert clip is fn.clipped_value_and_grad(fn.Network(*net), fn.log_likelihood, np.float64(0.5), noise)
     given.pop("weights")
     compiled = fn.programs.program(fn.shares._clipped, net, fn.log_likelihood, micro_batch="auto")
     sizes = []
@@ -388,6 +389,29 @@ def test_fit_takes_the_clipped_gradient(digits):
     plain, _ = run()
     unbound, _ = run(gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 1e6))
     assert_agree(unbound, plain, TOLERANCE[str(plain[0]["w"].dtype)])
+
+
+def test_a_run_with_another_bound_is_another_run():
+    net, x, y = fn.Dense(3, fn.softmax), jax.random.normal(KEY, (4, 2)), jnp.array([0, 1, 2, 0])
+    run = functools.partial(
+        fn.fit, net, fn.log_likelihood, net.init(KEY, (2,)), (x, y), key=KEY, batch_size=4, optimizer=fn.sgd(0.1),
+        monitor_training=False, progress=False,
+    )  # fmt: skip
+    _, history = run(epochs=1, gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 1.0))
+    run(epochs=2, gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 1), resume=history.state)
+    with pytest.raises(ValueError, match="gradient"):
+        run(epochs=2, gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 2.0), resume=history.state)
+
+
+def test_windows_need_a_gradient_that_carries_the_state():
+    net = fn.Network(fn.RNN(3), fn.Dense(2, fn.softmax))
+    params, x, y = net.init(KEY, (6, 2)), jax.random.normal(KEY, (4, 6, 2)), jnp.zeros((4, 6), int)
+    message = r"fit: expected a gradient= that takes state= .* for window=3, got clipped_value_and_grad\(bound=1.0,"
+    with pytest.raises(ValueError, match=message):
+        fn.fit(
+            net, fn.log_likelihood, params, (x, y), key=KEY, epochs=1, batch_size=4, optimizer=fn.sgd(0.1), window=3,
+            gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 1.0), progress=False,
+        )  # fmt: skip
 
 
 def test_bad_input():
