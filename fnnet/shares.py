@@ -50,7 +50,8 @@ class GradientStatistics(NamedTuple):
         mean: G = (1/m) Σ_x g_x.
         variance: of each entry over the examples, (1/m) Σ_x g_x² − G², at least 0.
         signal_to_noise: G² / variance of each entry; 0 where G is 0.
-        noise_scale: B = tr(Σ) / ‖G‖², the sum of the variances over the square of the gradient's length.
+        noise_scale: B = tr(Σ) / ‖G‖², the sum of the variances over the square of the gradient's length; 0 where
+            nothing varies.
     """
 
     mean: Params
@@ -291,8 +292,8 @@ def _gradient_statistics(net, cost, params, x, y, mask, weights, key):
     squares = jax.tree.map(lambda g: jnp.square(at_least_float32(g)), mean)
     variance = jax.tree.map(lambda s, g: jnp.maximum(s - g, 0), moment, squares)
     ratio = jax.tree.map(lambda g, v: jnp.where(g == 0, 0, g / v), squares, variance)
-    noise, signal = (sum(map(jnp.sum, jax.tree.leaves(tree))) for tree in (variance, squares))
-    return GradientStatistics(mean, variance, ratio, jnp.asarray(noise) / signal)
+    noise, signal = (jnp.asarray(sum(map(jnp.sum, jax.tree.leaves(tree)))) for tree in (variance, squares))
+    return GradientStatistics(mean, variance, ratio, jnp.where(noise == 0, 0, noise / signal))
 
 
 def _input_gradient(net, cost, params, x, *given):

@@ -457,6 +457,14 @@ def compiled(f, *given):
     return jax.jit(f).lower(*given).compile()
 
 
+def test_statistics_without_any_gradient():
+    """Where every target is met there is no noise, not 0/0."""
+    net, x = fn.Dense(2, fn.linear), jax.random.normal(KEY, (M, 4))
+    params = net.init(KEY, (4,))
+    found = fn.gradient_statistics(net, fn.quadratic, params, x, net.apply(params, x))
+    assert all(not jnp.any(leaf) for leaf in jax.tree.leaves(found))
+
+
 def test_memory_and_work_of_a_dense_network():
     net, m = fn.Network(fn.Dense(100, fn.sigmoid), fn.Dense(10, fn.softmax)), 128
     params = cast(net.init(KEY, (784,)), jnp.float32)
