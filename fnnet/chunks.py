@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from .forms import CHUNK_BYTES, SMALLEST_CHUNK, WHOLE_BATCH_BYTES
-from .layers._layer import ExampleKeys, Layer, Params, run_forward
+from .layers._layer import Layer, Params, keys_of, run_forward
 
 
 def chunk_size(net: Layer, params: Params, x: Array, key: Any, mask: Any, micro_batch: int | str | None) -> int:
@@ -42,8 +42,8 @@ def mean_over_chunks(f: Callable, batch: tuple[Any, ...], key: Any, size: int) -
 
     def part(start: Any, count: int) -> Any:
         chunk = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, count), batch)
-        keys = None if key is None else ExampleKeys(key, start + jnp.arange(count))
-        return jax.tree.map(lambda mean: mean * jnp.asarray(count / m, mean.dtype), f(*chunk, keys))
+        means = f(*chunk, keys_of(key, start + jnp.arange(count)))
+        return jax.tree.map(lambda mean: mean * jnp.asarray(count / m, mean.dtype), means)
 
     def body(total: Any, start: Array) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, part(start, size)), None

@@ -24,7 +24,7 @@ from .backpropagation import counted, errors_of, value_and_grad
 from .chunks import chunk_size, mean_over_chunks
 from .costs import Cost
 from .given import check_batch, check_like, whole
-from .layers._layer import ExampleKeys, Layer, Params, run_forward
+from .layers._layer import ExampleKeys, Layer, Params, batch_key, run_forward
 from .layers._swapped import unswapped
 from .penalties import Penalty, check_penalty
 from .programs import placed, program
@@ -258,7 +258,7 @@ def hutchinson_diagonal(
 def _hutchinson_diagonal(net, cost, params, x, y, key, mask, weights, *, samples) -> Params:
     def one(key_of_signs: Array) -> Params:
         leaves, structure = jax.tree.flatten(params)
-        keys = jax.random.split(key_of_signs, len(leaves))
+        keys = jax.random.split(batch_key(key_of_signs), len(leaves))
         signs = (jax.random.rademacher(k, jnp.shape(p), p.dtype) for k, p in zip(keys, leaves, strict=True))
         v = structure.unflatten(signs)
         return jax.tree.map(jnp.multiply, v, hessian_vector(net, cost, params, x, y, v, key, mask, weights))

@@ -18,7 +18,7 @@ from .activations import at_least_float32, on_last_axis
 from .costs import Cost
 from .curvature import apart, gauss_newton_vector, hessian_vector
 from .given import check_batch, whole
-from .layers._layer import Layer, Params
+from .layers._layer import Layer, Params, batch_key
 from .layers._swapped import unswapped
 from .programs import program
 
@@ -45,7 +45,8 @@ class Spectrum(NamedTuple):
 
         Args:
             grid: t, any shape.
-            width: standard deviation of the bells; by default 1/100 of the distance from the smallest to the largest.
+            width: standard deviation of the bells; by default 1/100 of the distance from the smallest to the largest; to
+                be given where those are equal.
 
         Returns:
             Shaped like grid.
@@ -139,6 +140,10 @@ def spectrum(
     if key is None:
         raise ValueError("spectrum: expected a key to draw start vectors with, got None; give jax.random.key(seed)")
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"spectrum: expected a network with parameters, got none in {net!r}; it has no second derivatives"
+        )
     run = program(_spectrum, unswapped(net), cost, steps=steps, starts=starts, of=of)
     return run(params, x, y, key, mask, weights)
 
@@ -154,7 +159,7 @@ def _spectrum(net, cost, params, x, y, key, mask, weights, *, steps, starts, of)
         return ravel_pytree(product_of_tree)[0].astype(wide)
 
     def from_start(i: Array) -> tuple[Array, Array]:
-        of_start, of_fresh = jax.random.split(apart(key, i))
+        of_start, of_fresh = jax.random.split(batch_key(apart(key, i)))
         start = jax.random.normal(of_start, flat.shape, wide)
         alpha, beta = lanczos(times, start, of_fresh, steps)
         values, vectors = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beta, 1) + jnp.diag(beta, -1))

@@ -22,7 +22,7 @@ from jax import Array
 from jax.scipy.sparse.linalg import cg
 
 from .activations import at_least_float32
-from .given import check_number
+from .given import check_number, whole
 from .penalties import is_weight
 
 __all__ = [
@@ -387,11 +387,13 @@ def natural_gradient(learning_rate: Any = 1.0, damping: Any = 1e-2, iterations: 
         iterations: of conjugate gradients at most; fewer where the residual is below 1e-5 of g.
 
     Raises:
-        ValueError: for a negative number; by `fit`, for a cost that is not matched to the last layer.
+        ValueError: for a negative number, or iterations below 1; by `fit`, for a cost that is not matched to the last layer.
 
     Source: Amari (1998); Martens (2010, 2014).
     """
-    _check("natural_gradient", learning_rate=learning_rate, damping=damping, iterations=iterations)
+    _check("natural_gradient", learning_rate=learning_rate, damping=damping)
+    if not isinstance(iterations, Array):
+        whole("natural_gradient", "iterations", iterations)
     return NaturalGradient(traceable(learning_rate), damping, iterations)
 
 

@@ -14,6 +14,7 @@ Source: docs/shares.md.
 
 import functools
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from .costs import Cost
 from .forms import concatenated
 from .given import check_batch, check_cost, check_net, check_number
 from .layers._composite import bottom, is_walked
-from .layers._layer import Cache, Delta, ExampleKeys, Layer, LayerError, Params, batch_key, located, run_forward
+from .layers._layer import Cache, Delta, Layer, LayerError, Params, batch_key, keys_of, located, run_forward
 from .layers._swapped import Ruled
 from .programs import KEPT, placed, program
 
@@ -49,7 +50,8 @@ class GradientStatistics(NamedTuple):
         mean: G = (1/m) Σ_x g_x.
         variance: of each entry over the examples, (1/m) Σ_x g_x² − G², at least 0.
         signal_to_noise: G² / variance of each entry; 0 where G is 0.
-        noise_scale: B = tr(Σ) / ‖G‖², the sum of the variances over the square of the gradient's length.
+        noise_scale: B = tr(Σ) / ‖G‖², the sum of the variances over the square of the gradient's length; 0 where
+            nothing varies.
     """
 
     mean: Params
@@ -171,10 +173,9 @@ def clipped_value_and_grad(
                 raise LayerError(
                     part.layer, "parameters that are all trained, to add noise", f"{part.rule!r}'s", remedy
                 )
-    make = (
-        _clipping if isinstance(bound, int | float) and isinstance(noise, int | float | None) else _clipping.__wrapped__
-    )
-    return make(net, cost, bound, noise, micro_batch)
+    bound, noise = (float(number) if isinstance(number, Real) else number for number in (bound, noise))
+    is_known = isinstance(bound, float) and isinstance(noise, float | None)
+    return (_clipping if is_known else _clipping.__wrapped__)(net, cost, bound, noise, micro_batch)
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -190,6 +191,8 @@ def _clipping(net: Layer, cost: Cost, bound: Any, noise: Any, micro_batch: Any) 
             )
         return run(params, x, y, mask, weights, key, placed(bound), placed(noise))
 
+    # The name by which ``fit`` tells one run from another.
+    clipped_value_and_gradients.__qualname__ = f"clipped_value_and_grad(bound={bound}, noise={noise})"
     return clipped_value_and_gradients
 
 
@@ -266,7 +269,7 @@ def _example_gradients(net, cost, params, *given):
 
 def _gradient_norms(net, cost, params, x, y, mask, weights, key):
     def chunk(index, x, y, mask, weights):
-        keys = key if size == m or key is None else ExampleKeys(key, index)
+        keys = key if size == m else keys_of(key, index)
         _, cache, errors = _errors(net, cost, params, x, y, mask, weights, keys)
         return net.square_norms(params, cache, errors)
 
@@ -289,8 +292,8 @@ def _gradient_statistics(net, cost, params, x, y, mask, weights, key):
     squares = jax.tree.map(lambda g: jnp.square(at_least_float32(g)), mean)
     variance = jax.tree.map(lambda s, g: jnp.maximum(s - g, 0), moment, squares)
     ratio = jax.tree.map(lambda g, v: jnp.where(g == 0, 0, g / v), squares, variance)
-    noise, signal = (sum(map(jnp.sum, jax.tree.leaves(tree))) for tree in (variance, squares))
-    return GradientStatistics(mean, variance, ratio, jnp.asarray(noise) / signal)
+    noise, signal = (jnp.asarray(sum(map(jnp.sum, jax.tree.leaves(tree)))) for tree in (variance, squares))
+    return GradientStatistics(mean, variance, ratio, jnp.where(noise == 0, 0, noise / signal))
 
 
 def _input_gradient(net, cost, params, x, *given):

@@ -5,6 +5,7 @@ Source: the notes, sections 3 (the algorithm) and 5.1 (overfitting, early stoppi
 
 import contextlib
 import functools
+import inspect
 import os
 import sys
 import time
@@ -214,7 +215,7 @@ def fit(
         Diverged: when the cost is not finite.
     """
     train = _examples(net, cost, params, data, "data")
-    _check_window(net, params, train, window)
+    _check_window(net, params, train, window, gradient)
     held_out = None if validation is None else _examples(net, cost, params, validation, "validation")
     _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient, watch)
     epochs, batch_size = whole("fit", "epochs", epochs, least=0), whole("fit", "batch_size", batch_size)
@@ -494,7 +495,7 @@ def _state_after(net: Layer, params: Params, x: Array) -> Any:
     return jax.eval_shape(lambda p, x: net.final_state(run_forward(net, p, x)[1]), params, x)
 
 
-def _check_window(net: Layer, params: Params, data: Examples, window: Any) -> None:
+def _check_window(net: Layer, params: Params, data: Examples, window: Any, gradient: Any) -> None:
     if window is None:
         return
     whole("fit", "window", window)
@@ -507,6 +508,12 @@ def _check_window(net: Layer, params: Params, data: Examples, window: Any) -> No
         raise ValueError(
             f"fit: expected a network with a state to carry for window={window}, got {net!r}; add a recurrent layer or leave "
             f"window out"
+        )
+    taken = inspect.signature(gradient).parameters.values() if callable(gradient) else ()
+    if taken and not any(p.name == "state" or p.kind is p.VAR_KEYWORD for p in taken):
+        raise ValueError(
+            f"fit: expected a gradient= that takes state= and returns ((cost, state), gradients) for window={window}, got "
+            f"{getattr(gradient, '__qualname__', gradient)}; leave window out, or carry the state"
         )
 
 

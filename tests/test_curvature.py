@@ -1,5 +1,7 @@
 """Second derivatives: products, diagonals, factors and the spectrum, against full Hessians and JᵀHJ by autodiff."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -562,6 +564,10 @@ class TestNaturalGradient:
     def test_errors(self):
         with pytest.raises(ValueError, match="natural_gradient: expected damping ≥ 0, got -1"):
             fn.natural_gradient(damping=-1)
+        with pytest.raises(
+            ValueError, match="natural_gradient: expected iterations to be an integer of at least 1, got 0"
+        ):
+            fn.natural_gradient(iterations=0)
         params = {"w": jnp.ones(3)}
         with pytest.raises(ValueError, match=r"fit: expected an optimizer whose update needs no more than .*'ggnvp'"):
             updated("fit", fn.natural_gradient(), params, jnp.asarray(0), params)
@@ -631,6 +637,15 @@ class TestErrors:
         for name in ("steps", "starts"):
             with pytest.raises(ValueError, match=f"spectrum: expected {name} to be an integer of at least 1, got 0"):
                 fn.spectrum(*given, key=KEY, **{name: 0})
+        with pytest.raises(ValueError, match=r"spectrum: expected a network with parameters, got none in Flatten\(\)"):
+            fn.spectrum(fn.Flatten(), fn.quadratic, {}, normal(0, (2, 3)), normal(1, (2, 3)), key=KEY)
+
+    def test_the_keys_of_a_batch_draw_what_its_key_draws(self):
+        net, params, x, y = small()
+        keys = fn.ExampleKeys(KEY, jnp.arange(len(x)))
+        for f in (functools.partial(fn.hutchinson_diagonal, samples=2), functools.partial(fn.spectrum, steps=3)):
+            ours, theirs = (f(net, fn.log_likelihood, params, x, y, key=key) for key in (keys, KEY))
+            jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 class TestWhatItCosts:

@@ -233,6 +233,37 @@ def test_a_layer_with_an_equation_replaced():
     agree(statistics.mean["w"], fn.value_and_grad(net, fn.log_likelihood)(params, x, y)[1]["w"])
 
 
+class Mixed:
+    """BP4 of another equation, for a class that names it before its layer."""
+
+    def gradients(self, params, cache, delta):
+        return jax.tree.map(lambda g: 2 * g, super().gradients(params, cache, delta))  # pyright: ignore
+
+
+@fn.layer
+class OfAMixin(Mixed, fn.Dense):
+    """A dense layer with the mixin's gradients."""
+
+
+def test_a_mixin_replaces_an_equation():
+    net, given = OfAMixin(3, fn.softmax), (jax.random.normal(KEY, (M, 4)), jnp.array([0, 1, 2]))
+    params = net.init(KEY, (4,))
+    plain = fn.gradient_norms(fn.Dense(3, fn.softmax), fn.log_likelihood, params, *given)
+    agree(fn.gradient_norms(net, fn.log_likelihood, params, *given), 2 * plain)
+
+
+def test_the_keys_of_a_part_of_a_batch(monkeypatch):
+    """A part with its `ExampleKeys` draws what it draws in the whole batch, in chunks too."""
+    net = fn.Network(fn.Dense(6, fn.tanh), fn.Dropout(0.5), fn.Dense(3, fn.softmax))
+    params, x, y = net.init(KEY, (4,)), jax.random.normal(KEY, (8, 4)), jnp.arange(8) % 3
+    given, part = (net, fn.log_likelihood, params), fn.ExampleKeys(KEY, jnp.arange(3, 8))
+    whole = fn.gradient_norms(*given, x, y, key=KEY)[3:]
+    by_part = [fn.value_and_grad(*given[:2], micro_batch=size)(params, x[3:], y[3:], key=part) for size in (None, 2)]
+    jax.tree.map(agree, *by_part)
+    monkeypatch.setattr(fn.shares, "chunk_size", lambda *_: 2)
+    agree(fn.shares._gradient_norms(*given, x[3:], y[3:], None, None, part), whole)
+
+
 @fn.layer
 class Twice(fn.Composite):
     """An own composite whose parts share all parameters."""
@@ -332,7 +363,8 @@ def test_clipping_and_noise():
 def test_equal_arguments_are_one_function():
     net, params, x, y, given = of_a_network("dense")
     clip = fn.clipped_value_and_grad(net, fn.log_likelihood, 0.5, 1.0)
-    assert clip is fn.clipped_value_and_grad(fn.Network(*net), fn.log_likelihood, 0.5, 1.0)
+    for noise in (1, np.float32(1)):
+        assert clip is fn.clipped_value_and_grad(fn.Network(*net), fn.log_likelihood, np.float64(0.5), noise)
     given.pop("weights")
     compiled = fn.programs.program(fn.shares._clipped, net, fn.log_likelihood, micro_batch="auto")
     sizes = []
@@ -357,6 +389,29 @@ def test_fit_takes_the_clipped_gradient(digits):
     plain, _ = run()
     unbound, _ = run(gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 1e6))
     assert_agree(unbound, plain, TOLERANCE[str(plain[0]["w"].dtype)])
+
+
+def test_a_run_with_another_bound_is_another_run():
+    net, x, y = fn.Dense(3, fn.softmax), jax.random.normal(KEY, (4, 2)), jnp.array([0, 1, 2, 0])
+    run = functools.partial(
+        fn.fit, net, fn.log_likelihood, net.init(KEY, (2,)), (x, y), key=KEY, batch_size=4, optimizer=fn.sgd(0.1),
+        monitor_training=False, progress=False,
+    )  # fmt: skip
+    _, history = run(epochs=1, gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 1.0))
+    run(epochs=2, gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 1), resume=history.state)
+    with pytest.raises(ValueError, match="gradient"):
+        run(epochs=2, gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 2.0), resume=history.state)
+
+
+def test_windows_need_a_gradient_that_carries_the_state():
+    net = fn.Network(fn.RNN(3), fn.Dense(2, fn.softmax))
+    params, x, y = net.init(KEY, (6, 2)), jax.random.normal(KEY, (4, 6, 2)), jnp.zeros((4, 6), int)
+    message = r"fit: expected a gradient= that takes state= .* for window=3, got clipped_value_and_grad\(bound=1.0,"
+    with pytest.raises(ValueError, match=message):
+        fn.fit(
+            net, fn.log_likelihood, params, (x, y), key=KEY, epochs=1, batch_size=4, optimizer=fn.sgd(0.1), window=3,
+            gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 1.0), progress=False,
+        )  # fmt: skip
 
 
 def test_bad_input():
@@ -402,6 +457,14 @@ def compiled(f, *given):
     return jax.jit(f).lower(*given).compile()
 
 
+def test_statistics_without_any_gradient():
+    """Where every target is met there is no noise, not 0/0."""
+    net, x = fn.Dense(2, fn.linear), jax.random.normal(KEY, (M, 4))
+    params = net.init(KEY, (4,))
+    found = fn.gradient_statistics(net, fn.quadratic, params, x, net.apply(params, x))
+    assert all(not jnp.any(leaf) for leaf in jax.tree.leaves(found))
+
+
 def test_memory_and_work_of_a_dense_network():
     net, m = fn.Network(fn.Dense(100, fn.sigmoid), fn.Dense(10, fn.softmax)), 128
     params = cast(net.init(KEY, (784,)), jnp.float32)
@@ -423,6 +486,16 @@ def test_memory_and_work_of_a_dense_network():
     norms = compiled(functools.partial(fn.gradient_norms, net, fn.log_likelihood), *given)
     assert bytes_of(norms) <= 2 * bytes_of(plain)
     assert norms.cost_analysis()["flops"] <= plain.cost_analysis()["flops"]
+
+
+def test_memory_of_an_embedding():
+    """Pairs of places, T² of them for each example, are there for a few examples at a time."""
+    w, delta, tokens = ((9, 8), jnp.float32), ((32, 256, 8), jnp.float32), ((32, 256), jnp.int32)
+    w, delta, tokens = (jax.ShapeDtypeStruct(*of) for of in (w, delta, tokens))
+    layer = fn.Embedding(9, 8)
+    for equation in (layer.square_norms, layer.second_moment, layer._gram):
+        memory = compiled(lambda w, *of, equation=equation: equation({"w": w}, *of), w, tokens, delta).memory_analysis()
+        assert memory.temp_size_in_bytes < 32 * 256**2 * 4 / 2
 
 
 @pytest.mark.thorough

@@ -63,8 +63,13 @@ def rows_square_norms(delta: Array, tokens: Array, like: Array) -> Array:
         (m,).
     """
     delta, tokens = places(delta), _index(tokens, len(like)).reshape(len(tokens), -1)
-    same = (tokens[:, :, None] == tokens[:, None, :]) & (tokens < len(like))[:, None, :]
-    return jnp.maximum(jnp.sum(jnp.where(same, jnp.einsum("mpj,mqj->mpq", delta, delta), 0), axis=(1, 2)), 0)
+
+    def of_chunk(delta: Array, tokens: Array) -> Array:
+        same = (tokens[:, :, None] == tokens[:, None, :]) & (tokens < len(like))[:, None, :]
+        return jnp.sum(jnp.where(same, jnp.einsum("mpj,mqj->mpq", delta, delta), 0), axis=(1, 2))
+
+    m, steps = tokens.shape
+    return jnp.maximum(concatenated(of_chunk, (delta, tokens), examples_at_a_time(m, steps**2, delta.dtype)), 0)
 
 
 @jax.jit
@@ -72,13 +77,16 @@ def rows_gram(delta: Array, tokens: Array, like: Array) -> Array:
     """⟨g_x, g_y⟩ = Σ_{p,q} δ_xp·δ_yq over the places with the same token. Arguments as `rows_square_norms`; (m, m)."""
     delta, tokens = places(delta), _index(tokens, len(like)).reshape(len(tokens), -1)
 
-    def of_chunk(of_some: Array, theirs: Array) -> Array:
-        same = (theirs[:, :, None, None] == tokens[None, None]) & (tokens < len(like))[None, None]
-        return jnp.sum(jnp.where(same, jnp.einsum("xpj,yqj->xpyq", of_some, delta), 0), axis=(1, 3))
+    m, steps = tokens.shape
 
-    return concatenated(
-        of_chunk, (delta, tokens), examples_at_a_time(len(tokens), tokens.shape[1] * tokens.size, delta.dtype)
-    )
+    def rows(of_some: Array, theirs: Array) -> Array:
+        def of_chunk(delta: Array, tokens: Array) -> Array:
+            same = (tokens[:, :, None, None] == theirs) & (tokens < len(like))[:, :, None, None]
+            return jnp.sum(jnp.where(same, jnp.einsum("yqj,xpj->yqxp", delta, of_some), 0), axis=(1, 3))
+
+        return concatenated(of_chunk, (delta, tokens), examples_at_a_time(m, steps * theirs.size, delta.dtype)).T
+
+    return concatenated(rows, (delta, tokens), examples_at_a_time(m, steps * tokens.size, delta.dtype))
 
 
 @jax.jit
@@ -92,8 +100,13 @@ def rows_second_moment(delta: Array, tokens: Array, like: Array) -> Array:
         (V, n).
     """
     delta, tokens = places(delta), _index(tokens, len(like)).reshape(len(tokens), -1)
-    same = (tokens[:, :, None] == tokens[:, None, :]).astype(delta.dtype)
-    terms = delta * jnp.einsum("mpq,mqj->mpj", same, delta) / len(delta)
+
+    def of_chunk(delta: Array, tokens: Array) -> Array:
+        same = (tokens[:, :, None] == tokens[:, None, :]).astype(delta.dtype)
+        return delta * jnp.einsum("mpq,mqj->mpj", same, delta)
+
+    m, steps = tokens.shape
+    terms = concatenated(of_chunk, (delta, tokens), examples_at_a_time(m, steps**2, delta.dtype)) / m
     return jnp.zeros(like.shape, terms.dtype).at[tokens].add(terms, mode="drop")
 
 

@@ -65,14 +65,16 @@ class Layer:
     """
 
     def __init_subclass__(cls, **given: Any) -> None:
-        """A class that writes BP3 and BP4 anew, or every example's, gets what follows from them: not the faster forms that it
-        would inherit, which are of other equations."""
+        """A class that writes BP3 and BP4 anew, or every example's, or has them of a mixin, gets what follows from them: not
+        the faster forms that it would inherit, which are of other equations."""
         super().__init_subclass__(**given)
-        if "products" in cls.__dict__:  # of `SumsOfProducts`, which the others follow
+        order = [vars(base) for base in cls.__mro__]
+        writer = next(i for i, own in enumerate(order) if {"products", *SHARES[:2]} & own.keys())
+        if "products" in order[writer]:  # of `SumsOfProducts`, which the others follow
             return
-        first = next((i for i, name in enumerate(SHARES[:2]) if name in cls.__dict__), len(SHARES))
+        first = next(i for i, name in enumerate(SHARES[:2]) if name in order[writer])
         for name in SHARES[first + 1 :]:
-            if name not in cls.__dict__:
+            if not any(name in own for own in order[: writer + 1]):
                 setattr(cls, name, getattr(Layer, name))
 
     def init(self, key: Array, input_shape: Shape) -> Params:
@@ -503,6 +505,13 @@ def example_keys(key: Array | ExampleKeys, m: int) -> Array:
     check_key(key)
     base, index = (key.key, key.index) if isinstance(key, ExampleKeys) else (key, jnp.arange(m))
     return jax.vmap(jax.random.fold_in, (None, 0))(threefry(base), index)
+
+
+def keys_of(key: Any, index: Array) -> ExampleKeys | None:
+    """The keys of those examples of the batch that a key is for; None without one."""
+    if key is None:
+        return None
+    return ExampleKeys(key.key, key.index[index]) if isinstance(key, ExampleKeys) else ExampleKeys(key, index)
 
 
 def batch_key(key: Array | ExampleKeys) -> Array:
