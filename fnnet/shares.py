@@ -13,6 +13,7 @@ Source: docs/shares.md.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from numbers import Real
 from typing import Any, Literal, NamedTuple
@@ -151,8 +152,8 @@ def clipped_value_and_grad(
         micro_batch: as of `value_and_grad`; the result is that of the whole batch.
 
     Raises:
-        ValueError: for a bound that is no positive number, noise that is no number of at least 0, a ``micro_batch`` that is
-            not positive; as `backprop` does; and from the function, for noise without a key.
+        ValueError: for a bound that is no positive number, or infinite beside noise, noise that is no number of at least 0, a
+            ``micro_batch`` that is not positive; as `backprop` does; and from the function, for noise without a key.
         LayerError: for a layer that is not ``independent``: it has no examples' gradients by themselves; for noise where a
             rule of `Swapped` has arrays, which the noise would move.
 
@@ -174,6 +175,11 @@ def clipped_value_and_grad(
                     part.layer, "parameters that are all trained, to add noise", f"{part.rule!r}'s", remedy
                 )
     bound, noise = (float(number) if isinstance(number, Real) else number for number in (bound, noise))
+    if noise is not None and isinstance(bound, float) and math.isinf(bound):
+        raise ValueError(
+            "clipped_value_and_grad: expected a finite bound with noise, which is noise · bound, got inf; give a bound, or no "
+            "noise"
+        )
     is_known = isinstance(bound, float) and isinstance(noise, float | None)
     return (_clipping if is_known else _clipping.__wrapped__)(net, cost, bound, noise, micro_batch)
 

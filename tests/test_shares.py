@@ -423,6 +423,8 @@ def test_bad_input():
     for bound in ("1", None, True, jnp.ones(2)):
         with pytest.raises(ValueError, match=r"clipped_value_and_grad: expected bound to be one number, got"):
             make(bound)
+    with pytest.raises(ValueError, match=r"clipped_value_and_grad: expected a finite bound with noise, .* got inf"):
+        make(float("inf"), 1.0)
     with pytest.raises(ValueError, match=r"expected noise ≥ 0, got -0.1; it multiplies the bound; None adds none"):
         make(1.0, -0.1)
     with pytest.raises(ValueError, match="micro_batch: expected a positive integer, 'auto' or None, got 0"):
