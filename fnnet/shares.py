@@ -177,8 +177,8 @@ def clipped_value_and_grad(
     bound, noise = (float(number) if isinstance(number, Real) else number for number in (bound, noise))
     if noise is not None and isinstance(bound, float) and math.isinf(bound):
         raise ValueError(
-            "clipped_value_and_grad: expected a finite bound with noise, which is noise · bound, got inf; give a bound, or no "
-            "noise"
+            "clipped_value_and_grad: expected a finite bound with noise, which is noise · bound, got inf; give a bound, or "
+            "no noise"
         )
     is_known = isinstance(bound, float) and isinstance(noise, float | None)
     return (_clipping if is_known else _clipping.__wrapped__)(net, cost, bound, noise, micro_batch)

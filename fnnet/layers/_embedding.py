@@ -76,12 +76,11 @@ def rows_square_norms(delta: Array, tokens: Array, like: Array) -> Array:
 def rows_gram(delta: Array, tokens: Array, like: Array) -> Array:
     """⟨g_x, g_y⟩ = Σ_{p,q} δ_xp·δ_yq over the places with the same token. Arguments as `rows_square_norms`; (m, m)."""
     delta, tokens = places(delta), _index(tokens, len(like)).reshape(len(tokens), -1)
-
     m, steps = tokens.shape
 
     def rows(of_some: Array, theirs: Array) -> Array:
         def of_chunk(delta: Array, tokens: Array) -> Array:
-            same = (tokens[:, :, None, None] == theirs) & (tokens < len(like))[:, :, None, None]
+            same = (tokens[:, :, None, None] == theirs[None, None]) & (tokens < len(like))[:, :, None, None]
             return jnp.sum(jnp.where(same, jnp.einsum("yqj,xpj->yqxp", delta, of_some), 0), axis=(1, 3))
 
         return concatenated(of_chunk, (delta, tokens), examples_at_a_time(m, steps * theirs.size, delta.dtype)).T
