@@ -75,11 +75,11 @@ def hvp(
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
     v = _like("hvp", params, v)
     about_penalty = jax.tree.map(placed, (penalty, n_examples))
-    return program(hessian_vector, unswapped(net), cost)(params, x, y, v, key, mask, weights, *about_penalty)
+    return program(hessian_vector, net, cost)(params, x, y, v, key, mask, weights, *about_penalty)
 
 
 def hessian_vector(net, cost, params, x, y, v, key, mask, weights, penalty=None, n_examples=None) -> Params:
-    gradient = value_and_grad(net, cost, penalty=penalty, n_examples=n_examples)
+    gradient = value_and_grad(unswapped(net), cost, penalty=penalty, n_examples=n_examples)
 
     def of(params: Params) -> Params:
         return gradient(params, x, y, key=key, mask=mask, weights=weights)[1]
@@ -115,10 +115,12 @@ def ggnvp(
     """
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
     v = _like("ggnvp", params, v)
-    return program(gauss_newton_vector, unswapped(net), cost)(params, x, y, v, key, mask, weights)
+    return program(gauss_newton_vector, net, cost)(params, x, y, v, key, mask, weights)
 
 
 def gauss_newton_vector(net, cost, params, x, y, v, key, mask, weights, state=None) -> Params:
+    net = unswapped(net)
+
     def chunk(x, y, mask, weights, state, key):
         def output(params: Params) -> tuple[Array, Any]:
             given = {"key": key, "train": True, "mask": mask, "state": state}
@@ -252,7 +254,7 @@ def hutchinson_diagonal(
     """
     samples = check_samples("hutchinson_diagonal", whole("hutchinson_diagonal", "samples", samples), key)
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
-    return program(_hutchinson_diagonal, unswapped(net), cost, samples=samples)(params, x, y, key, mask, weights)
+    return program(_hutchinson_diagonal, net, cost, samples=samples)(params, x, y, key, mask, weights)
 
 
 def _hutchinson_diagonal(net, cost, params, x, y, key, mask, weights, *, samples) -> Params:

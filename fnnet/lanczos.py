@@ -19,7 +19,6 @@ from .costs import Cost
 from .curvature import apart, gauss_newton_vector, hessian_vector
 from .given import check_batch, whole
 from .layers._layer import Layer, Params, batch_key
-from .layers._swapped import unswapped
 from .programs import program
 
 __all__ = ["Spectrum", "lanczos", "spectrum"]
@@ -144,7 +143,7 @@ def spectrum(
         raise ValueError(
             f"spectrum: expected a network with parameters, got none in {net!r}; it has no second derivatives"
         )
-    run = program(_spectrum, unswapped(net), cost, steps=steps, starts=starts, of=of)
+    run = program(_spectrum, net, cost, steps=steps, starts=starts, of=of)
     return run(params, x, y, key, mask, weights)
 
 

@@ -526,6 +526,33 @@ class TestNaturalGradient:
         updates, _ = optimizer.update(grads, optimizer.init(params), params, ggnvp=curved)
         assert_close(fitted, fn.apply_updates(params, updates), 1e-10)
 
+    def test_a_rule_in_the_place_of_bp2_changes_no_curvature(self):
+        net, params, x, y = small()
+        swapped = fn.Swapped(net, fn.FeedbackAlignment())
+        back = jax.tree.map(lambda b: 2 * b, params_of(swapped, x.shape[1:])["back"])
+        own, v = {"net": params, "back": back}, jax.tree.map(jnp.ones_like, {"net": params, "back": back})
+        for f in (fn.hvp, fn.ggnvp):
+            found = f(swapped, fn.log_likelihood, own, x, y, v)
+            assert_close(found["net"], f(net, fn.log_likelihood, params, x, y, v["net"]))
+            assert largest(found["back"]) == 0
+
+        optimizer = fn.natural_gradient(1.0, damping=0.1)
+        fitted, _ = fn.fit(
+            swapped,
+            fn.log_likelihood,
+            own,
+            (x, y),
+            key=KEY,
+            epochs=1,
+            batch_size=6,
+            optimizer=optimizer,
+            progress=False,
+        )
+        grads = fn.value_and_grad(swapped, fn.log_likelihood)(own, x, y)[1]
+        product = lambda v: fn.ggnvp(swapped, fn.log_likelihood, own, x, y, v)  # noqa: E731
+        updates, _ = optimizer.update(grads, optimizer.init(own), own, ggnvp=product)
+        assert_close(fitted["net"], fn.apply_updates(own, updates)["net"], 1e-10)
+
     def test_it_learns_faster_than_gradient_descent(self):
         net, params, x, y = small()
         costs = [
