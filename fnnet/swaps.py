@@ -303,7 +303,7 @@ class TargetPropagation(Rule):
             return {}
         if not isinstance(layer, Dense | Convolution):
             remedy = "give the rule to a part of the network that has no others: fn.Network(a, fn.Swapped(b, rule), c)"
-            raise LayerError(layer, "dense and convolutional layers, for TargetPropagation", layer.title, remedy)
+            raise LayerError(layer, "dense and convolutional layers, for TargetPropagation", layer._title, remedy)
         w = params["w"]
         return {"V": _drawn(key, self.weight_init, {"w": w})["w"], "c": jnp.zeros(input_shape[-1:], w.dtype)}
 

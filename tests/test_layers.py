@@ -487,3 +487,21 @@ def test_the_notes_standard_deviations_of_z():
         layer = fn.Dense(10_000, fn.linear, weight_init, init.normal())
         z = layer.apply(layer.init(jax.random.key(3), (1000,)), x)
         np.testing.assert_allclose(jnp.std(z), expected, rtol=0.02)
+
+
+def test_fields_of_an_own_layer_may_have_any_plain_name():
+    @fn.layer
+    class Named:
+        title: str
+        keywords: tuple[str, ...]
+        moves: bool
+
+        def forward(self, params, a_in):
+            return 2 * a_in, ()
+
+        def propagate(self, params, cache, delta):
+            return 2 * delta
+
+    net = fn.Network(Named("twice", ("a",), True), fn.Dense(2, fn.softmax))
+    params, x = net.init(jax.random.key(0), (3,)), jnp.ones((4, 3))
+    assert fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.zeros(4, int)).rows[0].verdict == "pass"

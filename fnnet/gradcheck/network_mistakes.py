@@ -232,7 +232,7 @@ class _LayerMistakes:
     def each(self) -> np.ndarray | None:
         """The gradient of each example alone; None where they do not add up to the whole."""
         reference = self.right.reference
-        if "key" in self.layer.keywords or self.m * reference.size > 2**26:
+        if "key" in self.layer._keywords or self.m * reference.size > 2**26:
             return None
         owner, fed = (self.layer, self.da) if self.composed else (self.twin, self.delta)
 

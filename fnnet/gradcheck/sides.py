@@ -168,7 +168,7 @@ def whole_network(plain: Plain, cost: Cost | None, linear: bool, given: Given, u
     about = {"key": key, "mask": mask, "weights": weights}
     _, errors, whole = backprop(net, cost, params, x, y, **about)
     errors = by_layer(net, errors)
-    probed = ["probe" in placed.layer.keywords for placed in places]
+    probed = ["probe" in placed.layer._keywords for placed in places]
     moved = {}
     for placed, yes, delta, output, a in zip(places, probed, errors, outputs, a_outs, strict=True):
         probe = jax.tree.map(jnp.zeros_like, _like(delta, output)) if yes else None
@@ -259,7 +259,7 @@ def products(u: Any, moved: Any, pulled: Any, v: Any) -> Two:
 
 def probe_for(layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da_out: Array) -> Any:
     """Zeros shaped as `_like` says; None for a layer without ``probe``, or with parts without."""
-    if any("probe" not in part.keywords for part in (layer, *bottom(layer))):
+    if any("probe" not in part._keywords for part in (layer, *bottom(layer))):
         return None
 
     def like(params: Params, a_in: Array) -> Any:

@@ -342,7 +342,7 @@ def _run_part(i: int, part: Layer, params: Params, a_in: Array, **given: Any) ->
 
 def is_walked(net: Layer) -> bool:
     """Whether it is a composite whose forward pass is that of its parts: one with a forward pass of its own hides them."""
-    return isinstance(net, Composite) and "run" in net.keywords
+    return isinstance(net, Composite) and "run" in net._keywords
 
 
 class Placed(NamedTuple):
@@ -355,7 +355,7 @@ class Placed(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{'.'.join(map(str, self.place or (0,)))} {self.layer.title}"
+        return f"{'.'.join(map(str, self.place or (0,)))} {self.layer._title}"
 
 
 def walk(net: Layer, params: Params, key: Any = None, place: tuple[int, ...] = ()) -> Iterator[Placed]:
@@ -433,7 +433,7 @@ def by_layer(net: Layer, errors: Any) -> list[Any]:
 
 def has_moving(net: Layer) -> bool:
     """Whether some layer has moving statistics."""
-    return any(part.moves for part in bottom(net))
+    return any(part._moves for part in bottom(net))
 
 
 def output_place(net: Layer) -> tuple[int, ...] | None:

@@ -229,17 +229,17 @@ class Layer:
     sum that is written out there would repeat it for every weight."""
 
     @property
-    def title(self) -> str:
+    def _title(self) -> str:
         """The layer's kind, as tables of layers show it."""
         return type(self).__name__
 
     @property
-    def keywords(self) -> frozenset[str]:
+    def _keywords(self) -> frozenset[str]:
         """Those of the keywords key, train, mask, probe and state that ``forward`` declares, and a composite's run."""
         return keywords(type(self))
 
     @property
-    def moves(self) -> bool:
+    def _moves(self) -> bool:
         """Whether the layer has moving statistics: it writes `moving`."""
         return type(self).moving is not Layer.moving
 
@@ -419,7 +419,7 @@ def run_forward(layer: Layer, params: Params, a_in: Array, **given: Any) -> tupl
     Raises:
         LayerError: for a forward that returns no pair, or a state for a layer that carries none.
     """
-    declared = layer.keywords
+    declared = layer._keywords
     given = {**KEYWORDS, **given}
     if "state" not in declared and jax.tree.leaves(given["state"]):
         remedy = "give None for a layer without a state, as final_state and apply_from return it"

@@ -115,16 +115,16 @@ class Ruled(Layer):
     rule: Rule
 
     @property
-    def title(self) -> str:
-        return self.layer.title
+    def _title(self) -> str:
+        return self.layer._title
 
     @property
-    def keywords(self) -> frozenset[str]:
-        return self.layer.keywords | ({"key", "train"} if self.rule.draws else frozenset())
+    def _keywords(self) -> frozenset[str]:
+        return self.layer._keywords | ({"key", "train"} if self.rule.draws else frozenset())
 
     @property
-    def moves(self) -> bool:
-        return self.layer.moves
+    def _moves(self) -> bool:
+        return self.layer._moves
 
     @property
     def independent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
