@@ -552,3 +552,22 @@ def test_half_precision_is_summed_in_float32():
     agree(norms, np.linalg.norm(rows_of(fn.example_gradients(layer, fn.quadratic, params, x, y), 2), axis=1), 1e-2)
     found = fn.gradient_statistics(layer, fn.quadratic, params, x, y)
     assert {leaf.dtype for leaf in jax.tree.leaves(found.variance)} == {jnp.dtype(jnp.float32)}
+
+
+def test_what_a_rule_learns_or_keeps_fixed_has_no_share():
+    net = fn.Network(fn.Dense(3, fn.tanh), fn.Dense(2, fn.softmax))
+    x, y = jnp.ones((4, 3)), jnp.zeros(4, int)
+    learns = fn.Swapped(net, fn.KolenPollack())
+    params = learns.init(jax.random.key(0), (3,))
+    with pytest.raises(
+        fn.LayerError, match=r"expected a rule with fixed arrays, for the examples' shares, got KolenPol"
+    ):
+        fn.gradient_norms(learns, fn.log_likelihood, params, x, y)
+    fixed = fn.Swapped(net, fn.FeedbackAlignment())
+    with pytest.raises(
+        fn.LayerError, match=r"expected parameters that are all trained, to add noise, got FeedbackAlig"
+    ):
+        fn.clipped_value_and_grad(fixed, fn.log_likelihood, 1.0, noise=1.0)
+    params = fixed.init(jax.random.key(0), (3,))
+    _, clipped = fn.clipped_value_and_grad(fixed, fn.log_likelihood, 1e-3)(params, x, y)
+    assert largest(clipped["back"]) == 0 < largest(clipped["net"])

@@ -23,8 +23,8 @@ class Alignment(NamedTuple):
     """A rule's errors and gradients beside those of backpropagation, (layers,) each: the angle between them in degrees and
     the ratio of their norms, the rule's over the true one. Layers are those at the bottom of every composite, in order.
 
-    NaN where there is nothing to compare: a layer without parameters, or a true vector of 0. Where the rule's is 0, the ratio
-    is 0 and the angle NaN.
+    NaN where there is nothing to compare: a layer without parameters. Where one of the vectors is 0 the angle is NaN, and the
+    ratio 0 (the rule's), infinite (the true one) or NaN (both).
 
     Attributes:
         error_angle: of δ, all examples as one vector.

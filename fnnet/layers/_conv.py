@@ -12,7 +12,7 @@ Source: the notes, sections 7.1 and 7.2.
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -214,7 +214,7 @@ def weight_square_norms(delta: Array, a_in: Array, win: Window, groups: int = 1)
     """‖∂C_x/∂w‖² of each example, (m,), a chunk of examples at a time. Arguments as `weight_shares`."""
 
     def of_chunk(delta: Array, a_in: Array) -> Array:
-        return sum_of(share_square_norms(e, d) for e, d in in_windows(delta, a_in, win, groups))
+        return added_up([share_square_norms(e, d) for e, d in in_windows(delta, a_in, win, groups)], delta)
 
     return concatenated(of_chunk, (delta, a_in), chunk(delta, a_in, win))
 
@@ -248,10 +248,6 @@ def chunk(delta: Array, a_in: Array, win: Window) -> int:
     """How many examples' windows and gradients to make at a time."""
     places, entries = math.prod(win.n_out), math.prod(win.size) * a_in.shape[-1]
     return examples_at_a_time(len(delta), entries * (places + delta.shape[-1]), wide_dtype(delta.dtype))
-
-
-def sum_of(parts: Iterable[Array]) -> Array:
-    return functools.reduce(jnp.add, parts)
 
 
 def run(
