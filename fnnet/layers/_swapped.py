@@ -273,7 +273,7 @@ class Swapped(Around):
     Errors are those of the network (a tuple of one for a single layer). They are what the rule makes of them, and so the
     gradients are not those of the cost, unless the rule is ``fn.Rule()``.
 
-    Args:
+    Attributes:
         net: a network, or a single layer.
         rule: a `Rule`, such as ``fn.FeedbackAlignment()``.
 
