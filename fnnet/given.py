@@ -12,6 +12,7 @@ from jax import Array
 from jax.core import Tracer
 
 from .costs import Cost, check_targets
+from .devices import check_mixing
 from .layers._layer import Layer, Params, Shape, as_array, as_data, check_key, run_forward
 from .programs import KEPT
 
@@ -91,6 +92,7 @@ def check_batch(
     """
     check_net(net)
     check_cost(cost)
+    check_mixing(net, x)
     given = y
     x, y, mask, weights = as_data("x", x), as_data("y", y), as_array(mask), as_array(weights)
     m = x.shape[:1]
