@@ -152,7 +152,7 @@ def monitor(net, cost, penalty, params, data, n_examples, *, classes) -> tuple[A
         hits = jnp.where(share > 0, accuracy(a, y, weights) * share, 0)
         return value, hits, share
 
-    size = min(chunk_size(net, params, data.x, jax.random.key(0), data.extras.get("mask"), "auto"), 8192)
+    size = chunk_size(net, params, data.x, jax.random.key(0), data.extras.get("mask"), "auto", most=8192)
     value, hits, share = mean_over_chunks(chunk, tuple(data), None, size)
     if penalty is not None:
         value = value + penalty.value(params, n_examples).astype(value.dtype)
