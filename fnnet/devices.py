@@ -20,6 +20,9 @@ __all__ = ["Division", "check_divides", "check_mixing", "data_parallel", "divide
 
 WHOLE = PartitionSpec()
 
+NETWORKS = "the networks of a sweep"
+"""The axis over which `fnnet.sweep` divides networks, each with all of its batch."""
+
 
 class Division(NamedTuple):
     """How a batch is divided: over which axis of which mesh. The axis may be a tuple of axes."""
@@ -215,7 +218,7 @@ def _is_whole(a: Any) -> bool:
 
 def check_mixing(net: Layer, x: Any) -> None:
     """Raise a LayerError where a layer mixes examples and each device has but a part of the batch, inside ``shard_map``."""
-    if net.independent or not isinstance(x, Tracer) or not (axes := varying_axes(x)):
+    if net.independent or not isinstance(x, Tracer) or not (axes := varying_axes(x) - {NETWORKS}):
         return
     raise LayerError(
         _mixing(net), "the whole batch, since it mixes examples", f"one device's part over {', '.join(sorted(axes))}",
