@@ -94,11 +94,11 @@ def program():
     """An epoch sends one all-reduce of the gradient for each mini-batch and nothing else, and is an eighth of the work."""
     x, start, flops = jnp.ones((256, 200)), rbm.init(KEY, 200, 100), []
     optimizer = fn.sgd(jnp.ones(()))
-    for on, shuffle in ((None, "global"), *((devices("", mesh(), s), s) for s in ("global", "block"))):
+    for on, shuffle in ((None, "global"), *((devices("", mesh(), s, x), s) for s in ("global", "block"))):
         given = [optimizer, None, None, start, optimizer.init(start), jnp.ones((128, 100)), x, KEY, jnp.asarray(1)]
         if on is not None:
             given = list(on.copied(tuple(given)))
-            given[5], given[6] = on.cut(given[5]), on.cut(x) if shuffle == "block" else given[6]
+            given[5], given[6] = on.spread(given[5]), on.spread(x) if shuffle == "block" else given[6]
         options = {"batch_size": 128, "visible": "bernoulli", "on": on, "shuffle": shuffle}
         run = functools.partial(training._epoch.__wrapped__, **options)
         compiled = jax.jit(run).lower(*given).compile()
@@ -185,9 +185,9 @@ def refusals():
     for change, message in (
         (
             {"mesh": several},
-            r"rbm.fit: expected a mesh with an axis 'data' to cut .*, got axes \('rows', 'columns'\); name",
+            r"rbm.fit: expected a mesh with the axis 'data', got one with \('rows', 'columns'\); name",
         ),
-        ({"mesh": 8}, r"rbm.fit: expected mesh= a jax.sharding.Mesh, got int; make one with jax.make_mesh"),
+        ({"mesh": 8}, r"rbm.fit: expected mesh= a jax.sharding.Mesh, got int; such as jax.make_mesh"),
         ({**with_data, "shuffle": "rows"}, r"rbm.fit: expected shuffle='global' or 'block', got 'rows'"),
         (
             {**with_data, "shuffle": "block"},
@@ -195,7 +195,7 @@ def refusals():
         ),
         (
             {**with_data, "shuffle": "block", "x": X[:40], "batch_size": 12},
-            r"rbm.fit: expected batch_size= that the mesh's 8 devices divide for shuffle='block', got 12",
+            r"rbm.fit: expected batch_size= that the mesh's 8 devices divide for shuffle='block', got 12; give 16, or use",
         ),
         (
             {**with_data, "key": jax.random.key(0, impl="rbg")},
@@ -206,7 +206,7 @@ def refusals():
     ):
         with pytest.raises(ValueError, match=message):
             fit(**change)
-    with pytest.raises(ValueError, match=r"dbn.pretrain: expected a mesh with an axis 'data'"):
+    with pytest.raises(ValueError, match=r"dbn.pretrain: expected a mesh with the axis 'data'"):
         dbn.pretrain(X, (7,), **TRAINING, mesh=several)
     with (
         jax.threefry_partitionable(False),

@@ -175,7 +175,7 @@ def run(
     absent = {"pseudo_likelihood": visible == "gaussian", "free_energy_gap": validation is None}
     records = {name: np.zeros(0, jnp.result_type(float)) for name in names if not absent.get(name)}
     bottom = source or (data, validation)
-    batches = (batch_size, on.size) if on is not None and shuffle == "block" else batch_size
+    batches = (batch_size, on.n) if on is not None and shuffle == "block" else batch_size
     own = fingerprint(
         dict(zip(FINGERPRINT, bottom, strict=False)), visible=visible, batch_size=batches, penalty=penalty,
         sparsity=sparsity,
@@ -238,11 +238,13 @@ def _on_devices(on: Devices, shuffle: Shuffle, data: Any, validation: Any, batch
     data, validation = as_array(data), as_array(validation)
     if shuffle == "global" or data.ndim == 0:
         return on.copied((data, validation))
-    for what, number in (("data of a number of examples", len(data)), ("batch_size=", batch_size)):
-        if number % on.size:
+    remedies = f"leave {len(data) % on.n} out", f"give {-(-batch_size // on.n) * on.n}"
+    given = ("data of a number of examples", len(data)), ("batch_size=", batch_size)
+    for (what, number), remedy in zip(given, remedies, strict=True):
+        if number % on.n:
             raise ValueError(
-                f"rbm.fit: expected {what} that the mesh's {on.size} devices divide for shuffle='block', got {number}; "
-                f"leave {number % on.size} out, or use shuffle='global'"
+                f"rbm.fit: expected {what} that the mesh's {on.n} devices divide for shuffle='block', got {number}; {remedy}, "
+                f"or use shuffle='global'"
             )
     return on.spread((data, validation))
 
@@ -272,9 +274,9 @@ def _epoch(
     passed = functools.partial(_passed, batch_size=batch_size, visible=visible)
     if on is None:
         return passed(Part(), optimizer, penalty, sparsity, params, opt_state, chains, data, key, k)
-    rows, chains = P(on.axis), None if chains is None else on.filled(chains)
+    rows, chains = on.over.rows, None if chains is None else on.filled(chains)
     specs = (*[P()] * 5, rows, rows if shuffle == "block" else P(), P(), P())
-    passed = functools.partial(passed, Part(on.axis), in_blocks=shuffle == "block")
+    passed = functools.partial(passed, Part(on.over.axis), in_blocks=shuffle == "block")
     on_mesh = jax.shard_map(passed, mesh=on.mesh, in_specs=specs, out_specs=(P(), P(), rows))
     *carry, chains = on_mesh(optimizer, penalty, sparsity, params, opt_state, chains, data, key, k)
     return *carry, None if chains is None else chains[:batch_size]
@@ -336,8 +338,8 @@ def _monitor(
     if on is None:
         means = measured(Part(), params, v, units, validation)
     else:
-        measured = functools.partial(measured, Part(on.axis))
-        specs = P(), *[P(on.axis)] * 3
+        measured = functools.partial(measured, Part(on.over.axis))
+        specs = P(), *[on.over.rows] * 3
         on_mesh = jax.shard_map(measured, mesh=on.mesh, in_specs=specs, out_specs=P())
         means = on_mesh(params, *jax.tree.map(on.filled, (v, units, validation)))
     return means, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
