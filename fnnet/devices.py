@@ -36,6 +36,9 @@ __all__ = [
 
 WHOLE = PartitionSpec()
 
+NETWORKS = "the networks of a sweep"
+"""The axis over which `fnnet.sweep` divides networks, each with all of its batch."""
+
 
 class Division(NamedTuple):
     """How a batch is divided: over which axis of which mesh. The axis may be a tuple of axes."""
@@ -286,7 +289,7 @@ def check_agreed(function: str, parts: tuple[str, ...], own: Any) -> None:
 
 def check_mixing(net: Layer, x: Any) -> None:
     """Raise a LayerError where a layer mixes examples and each device has but a part of the batch, inside ``shard_map``."""
-    if net.independent or not isinstance(x, Tracer) or not (axes := varying_axes(x)):
+    if net.independent or not isinstance(x, Tracer) or not (axes := varying_axes(x) - {NETWORKS}):
         return
     raise _of_mixing(net, f"one device's part over {', '.join(sorted(axes))}")
 
