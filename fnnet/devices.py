@@ -28,10 +28,14 @@ class Division(NamedTuple):
     axis: Any
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """The axis, or each of several."""
+        return self.axis if isinstance(self.axis, tuple) else (self.axis,)
+
+    @property
     def n(self) -> int:
         """The number of parts."""
-        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
-        return math.prod(self.mesh.shape[name] for name in axes)
+        return math.prod(self.mesh.shape[name] for name in self.axes)
 
     @property
     def rows(self) -> PartitionSpec:
@@ -103,7 +107,8 @@ def divided(f: Callable, over: Division | None, params: Any, batch: Any, key: An
         return mean(means, over), of_examples
 
     specs = WHOLE, _specs_of_examples(f, over, params, batch, key)
-    run = jax.shard_map(of_device, mesh=over.mesh, in_specs=(WHOLE, over.rows, WHOLE), out_specs=specs)
+    of_axis = {"mesh": over.mesh, "axis_names": frozenset(over.axes)}
+    run = jax.shard_map(of_device, **of_axis, in_specs=(WHOLE, over.rows, WHOLE), out_specs=specs)
     return run(_placed(params, WHOLE, over), _placed(batch, over.rows, over), key)
 
 
@@ -138,10 +143,9 @@ def mean(tree: Any, over: Division) -> Any:
 
 def varying(tree: Any, over: Division) -> Any:
     """The tree as one that may differ between devices: what is made of it stays each device's own until it is summed."""
-    axes = over.axis if isinstance(over.axis, tuple) else (over.axis,)
 
     def of_leaf(a: Any) -> Any:
-        new = tuple(name for name in axes if name not in varying_axes(a))
+        new = tuple(name for name in over.axes if name not in varying_axes(a))
         return jax.lax.pcast(a, new, to="varying") if new else a
 
     return jax.tree.map(of_leaf, tree)

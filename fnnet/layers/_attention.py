@@ -463,7 +463,9 @@ class Position(Layer):
     def collectives(self, params, a_in, a_out):
         by_step, over = params["w"].cut
         if by_step:
-            raise LayerError(self, "w cut by features", f"P{params['w'].cut}", "every device needs all steps: give it P()")
+            raise LayerError(
+                self, "w cut by features", f"P{params['w'].cut}", "every device needs all steps: give it P()"
+            )
         return Sends(over, over)
 
     def gradients(self, params, cache, delta):

@@ -69,6 +69,8 @@ class Composite(Layer):
     last: ClassVar[int | None] = None
     looped: ClassVar[bool] = False
     """Whether its parts are one loop in the compiled program, in which the first does what the others do."""
+    reruns: ClassVar[bool] = False
+    """Whether their forward pass may run more than once."""
 
     def __post_init__(self) -> None:
         _check_layers(self.layers)
@@ -117,11 +119,13 @@ class Composite(Layer):
         return all(getattr(part, "kept", False) for part in self.layers)
 
     def joined_over(self, over: tuple[str | None, ...]) -> str | None:
-        """The axis of a mesh over which the last axis of an output that `wire` makes is cut, from that of each part's output.
+        """The axis of a mesh over which the last axis of the output is cut, from that of each part's output.
 
         Raises:
-            LayerError: by default, where any is cut.
+            LayerError: by default, for an output that `wire` makes of some that are cut.
         """
+        if self.output_part is not None:
+            return over[self.output_part]
         if any(over):
             remedy = "cut the last layer of each by its inputs"
             raise LayerError(self, "outputs of its parts that each device holds whole", str(over), remedy)

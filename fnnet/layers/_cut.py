@@ -50,7 +50,7 @@ def of_product(
     return Sends()
 
 
-def channelwise(layer: Layer, params: Any, a_in: Shard, a_out: Shard) -> Sends:
+def channelwise(self: Layer, params: Any, a_in: Shard, a_out: Shard) -> Sends:
     """Of a layer that acts on each entry of the last axis alone: nothing, however it is cut."""
     over = a_in.cut[-1] if len(a_in.cut) > 1 else None
     return Sends(over, over)

@@ -74,7 +74,7 @@ class Shard:
         return Shard(self.shape[1:], self.dtype, self.cut[1:])
 
 
-Psum = tuple[str, str | None, Shape, Any]
+Psum = tuple[str, str, Shape, Any]
 
 
 class Sends(NamedTuple):

@@ -142,7 +142,9 @@ class Recurrent(Cell):
     def collectives(self, params, a_in, a_out):
         for name, leaf in params.items():
             if any(leaf.cut):
-                expected = f"{name} whole on each device: its rows are {self.n_gates} gates of {self.n}, one under another"
+                expected = (
+                    f"{name} whole on each device: its rows are {self.n_gates} gates of {self.n}, one under another"
+                )
                 remedy = (
                     "a part of the rows is not a part of each gate, and every step would move the state: give it P(), or "
                     "write a cell with weights (g, n, n_in) and cut their second axis"

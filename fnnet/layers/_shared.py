@@ -472,6 +472,7 @@ class Recompute(Around):
 
     net: Composite
 
+    reruns = True
     _example = "fn.Recompute(fn.Network(fn.Dense(64, fn.tanh), fn.Dense(64, fn.tanh)))"
 
     def __init__(self, layer: Layer) -> None:
