@@ -14,7 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["after", "below_all_kept", "mean_of_products", "mean_of_products_in_loop", "stored", "varying"]
+__all__ = [
+    "after",
+    "below_all_kept",
+    "mean_of_products",
+    "mean_of_products_in_loop",
+    "stored",
+    "varying",
+    "varying_axes",
+]
 
 T = TypeVar("T")
 
@@ -32,13 +40,18 @@ def stored(x: T) -> T:
 def varying(tree: T, of: Any) -> T:
     """The tree, marked as different on each device wherever a leaf of ``of`` is: what a loop starts from inside of
     ``jax.shard_map`` has to be so where what it computes is. The same numbers; elsewhere the tree as it is."""
-    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(of)))
+    axes = frozenset().union(*map(varying_axes, jax.tree.leaves(of)))
 
     def marked(leaf: Any) -> Any:
-        missing = axes - jax.typeof(leaf).manual_axis_type.varying
-        return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying")
+        return jax.lax.pcast(leaf, tuple(sorted(axes - varying_axes(leaf))), to="varying")
 
-    return jax.tree.map(marked, tree)
+    return jax.tree.map(marked, tree) if axes else tree
+
+
+def varying_axes(a: Any) -> frozenset[str]:
+    """The axes of the enclosing ``jax.shard_map`` over which an array may differ; none outside of one that checks."""
+    aval = jax.typeof(a)
+    return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying  # pyright: ignore
 
 
 def after(d: Any, x: T) -> tuple[Any, T]:
