@@ -62,8 +62,8 @@ def data_parallel(gradient: Callable[..., tuple[Any, Any]], mesh: Mesh, axis: An
     """The function of a whole batch from a gradient function of one device's examples: (params, x, y, *, key, mask, ...) ->
     (C, ∂C/∂params), compiled, with the batch divided among the devices and one all-reduce of the means.
 
-    C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole and
-    its part of everything that has the examples on axis 0, with the keys of those examples: masks of dropout are those of one
+    C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole (or
+    cut over other axes of a mesh whose axes are automatic: there the compiler partitions what is in here) and its part of everything that has the examples on axis 0, with the keys of those examples: masks of dropout are those of one
     device. `value_and_grad` needs no such wrapper for arrays that are divided already.
 
     Args:
