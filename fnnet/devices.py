@@ -47,10 +47,14 @@ class Division(NamedTuple):
     axis: Any
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """The axis, or each of several."""
+        return self.axis if isinstance(self.axis, tuple) else (self.axis,)
+
+    @property
     def n(self) -> int:
         """The number of parts."""
-        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
-        return math.prod(self.mesh.shape[name] for name in axes)
+        return math.prod(self.mesh.shape[name] for name in self.axes)
 
     @property
     def rows(self) -> PartitionSpec:
@@ -62,8 +66,8 @@ def data_parallel(gradient: Callable[..., tuple[Any, Any]], mesh: Mesh, axis: An
     """The function of a whole batch from a gradient function of one device's examples: (params, x, y, *, key, mask, ...) ->
     (C, ∂C/∂params), compiled, with the batch divided among the devices and one all-reduce of the means.
 
-    C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole and
-    its part of everything that has the examples on axis 0, with the keys of those examples: masks of dropout are those of one
+    C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole (or
+    cut over other axes of a mesh whose axes are automatic: there the compiler partitions what is in here) and its part of everything that has the examples on axis 0, with the keys of those examples: masks of dropout are those of one
     device. `value_and_grad` needs no such wrapper for arrays that are divided already.
 
     Args:
@@ -122,7 +126,8 @@ def divided(f: Callable, over: Division | None, params: Any, batch: Any, key: An
         return mean(means, over), of_examples
 
     specs = WHOLE, _specs_of_examples(f, over, params, batch, key)
-    run = jax.shard_map(of_device, mesh=over.mesh, in_specs=(WHOLE, over.rows, WHOLE), out_specs=specs)
+    of_axis = {"mesh": over.mesh, "axis_names": frozenset(over.axes)}
+    run = jax.shard_map(of_device, **of_axis, in_specs=(WHOLE, over.rows, WHOLE), out_specs=specs)
     return run(_placed(params, WHOLE, over), _placed(batch, over.rows, over), key)
 
 

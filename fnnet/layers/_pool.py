@@ -19,6 +19,7 @@ from jax import Array
 
 from ..activations import wide_dtype
 from ..forms import UNROLLED_PLACES, stored
+from ._cut import channelwise
 from ._layer import Layer, LayerError, as_floats, check_real, layer
 from ._window import Padding, Sizes, Window, check_images, check_padding, check_sizes, overlap_add, taps, window
 
@@ -204,6 +205,7 @@ class Pool(Layer):
     padding: Padding = 0
 
     independent = True
+    collectives = channelwise
 
     def __post_init__(self) -> None:
         for name in ("size", "stride"):
@@ -295,6 +297,7 @@ class GlobalMeanPool(Layer):
     """
 
     independent = True
+    collectives = channelwise
 
     def forward(self, params, a_in, *, probe=None):
         n_in = check_images(self, a_in.shape)
@@ -323,6 +326,7 @@ class Upsample(Layer):
     size: Sizes
 
     independent = True
+    collectives = channelwise
     _example = "fn.Upsample(2)"
 
     def __post_init__(self) -> None:
