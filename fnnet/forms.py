@@ -5,6 +5,7 @@ no better on another backend, it is left to XLA there. The rules that a layer st
 ``kept`` of the contract.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["after", "below_all_kept", "mean_of_products", "mean_of_products_in_loop", "stored", "varying"]
+__all__ = [
+    "after",
+    "below_all_kept",
+    "contraction",
+    "mean_of_products",
+    "mean_of_products_in_loop",
+    "rowwise",
+    "stored",
+    "varying",
+    "varying_axes",
+]
 
 T = TypeVar("T")
 
@@ -32,13 +43,18 @@ def stored(x: T) -> T:
 def varying(tree: T, of: Any) -> T:
     """The tree, marked as different on each device wherever a leaf of ``of`` is: what a loop starts from inside of
     ``jax.shard_map`` has to be so where what it computes is. The same numbers; elsewhere the tree as it is."""
-    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(of)))
+    axes = frozenset().union(*map(varying_axes, jax.tree.leaves(of)))
 
     def marked(leaf: Any) -> Any:
-        missing = axes - jax.typeof(leaf).manual_axis_type.varying
-        return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying")
+        return jax.lax.pcast(leaf, tuple(sorted(axes - varying_axes(leaf))), to="varying")
 
-    return jax.tree.map(marked, tree)
+    return jax.tree.map(marked, tree) if axes else tree
+
+
+def varying_axes(a: Any) -> frozenset[str]:
+    """The axes of the enclosing ``jax.shard_map`` over which an array may differ; none outside of one that checks."""
+    aval = jax.typeof(a)
+    return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying  # pyright: ignore
 
 
 def is_on_one_device(a: Array) -> bool:
@@ -53,6 +69,31 @@ def is_on_one_device(a: Array) -> bool:
     return math.prod(by_compiler) == 1 and sharding.spec[:1] in ((), (None,))
 
 
+def contraction(equation: Callable[..., T]) -> Callable[..., T]:
+    """An equation of arrays, the batch first, that sums over examples. On an explicit mesh that divides them the compiler
+    divides the equation, and each device has the whole of its result."""
+    return _by_compiler(equation, False)
+
+
+def rowwise(equation: Callable[..., T]) -> Callable[..., T]:
+    """An equation of arrays, the batch first, whose results have the examples on axis 0. On an explicit mesh that divides
+    them the compiler divides the equation, and its results are divided as the batch is."""
+    return _by_compiler(equation, True)
+
+
+def _by_compiler(equation: Callable, rows: bool) -> Callable:
+    @functools.wraps(equation)
+    def run(batch: Array, *others: Any) -> Any:
+        sharding = jax.typeof(batch).sharding
+        if not any(sharding.spec):
+            return equation(batch, *others)
+        out = jax.sharding.PartitionSpec(*sharding.spec[:1] if rows else ())
+        with jax.sharding.use_abstract_mesh(sharding.mesh):
+            return jax.sharding.auto_axes(equation, out_sharding=out)(batch, *others)
+
+    return run
+
+
 def after(d: Any, x: T) -> tuple[Any, T]:
     """(d, x), x only once d is there: what is computed from x again is neither shared with the first time nor run
     early, as in ``jax.checkpoint``. (Inside a loop on a CPU, four repeated blocks have the same temporaries without.)"""
@@ -64,6 +105,7 @@ SMALL_BATCH, SMALL_WEIGHTS = 16, 4096
 copy of δ with its axes exchanged, which takes longer."""
 
 
+@contraction
 def mean_of_products(delta: Array, a: Array) -> Array:
     """(1/m) Σ_x δ_j a_k over the examples x and all axes between, (n_out, n_in).
 
@@ -104,6 +146,7 @@ def product_of_columns(a: Array, b: Array) -> Array:
     return jax.lax.dot_general(columns, b, ((tuple(range(1, n)), tuple(range(n - 1))), ((), ())))
 
 
+@contraction
 def mean_of_products_in_loop(delta: Array, a: Array) -> Array:
     """`mean_of_products` where the update follows at once: of a small batch of rows the sum is written out whatever
     the size of the result. XLA fuses it with the update into one pass over w, in place, where a product would be

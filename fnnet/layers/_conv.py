@@ -25,9 +25,11 @@ from ..forms import (
     PerPlatform,
     after,
     concatenated,
+    contraction,
     examples_at_a_time,
     input_error_by_product,
     is_on_one_device,
+    rowwise,
     stored,
     summed,
     summed_squares,
@@ -35,6 +37,7 @@ from ..forms import (
     weighted_input_by_product,
 )
 from ..initializers import Initializer, scaled_normal, zeros
+from ._cut import of_product
 from ._dense import biased, check_bias, weight_and_bias
 from ._layer import (
     Layer,
@@ -205,7 +208,7 @@ def weight_gradient(delta: Array, a_in: Array, win: Window, groups: int = 1, alg
         return jnp.stack(found).reshape(*win.size, *found[0].shape)
 
     form, on_cpu = (gemm, weight_gradient_by_product(delta, a_in, win)) if groups == 1 else (by_place, True)
-    total = run(algorithm, library, form, on_cpu, win, groups, delta, a_in)
+    total = contraction(functools.partial(run, algorithm, library, form, on_cpu, win, groups))(delta, a_in)
     return (total / delta.shape[0]).astype(delta.dtype)
 
 
@@ -224,7 +227,7 @@ def weight_shares(delta: Array, a_in: Array, win: Window, groups: int = 1) -> Ar
         g = jnp.concatenate([share(e, d) for e, d in in_windows(delta, a_in, win, groups)], axis=-1)
         return g.reshape(len(g), *win.size, a_in.shape[-1] // groups, g.shape[-1])
 
-    return concatenated(of_chunk, (delta, a_in), chunk(delta, a_in, win))
+    return rowwise(lambda *both: concatenated(of_chunk, both, chunk(*both, win)))(delta, a_in)
 
 
 @functools.partial(jax.jit, static_argnames=("win", "groups"))
@@ -234,7 +237,7 @@ def weight_square_norms(delta: Array, a_in: Array, win: Window, groups: int = 1)
     def of_chunk(delta: Array, a_in: Array) -> Array:
         return added_up([share_square_norms(e, d) for e, d in in_windows(delta, a_in, win, groups)], delta)
 
-    return concatenated(of_chunk, (delta, a_in), chunk(delta, a_in, win))
+    return rowwise(lambda *both: concatenated(of_chunk, both, chunk(*both, win)))(delta, a_in)
 
 
 @functools.partial(jax.jit, static_argnames=("win", "groups"))
@@ -247,7 +250,7 @@ def weight_second_moment(delta: Array, a_in: Array, win: Window, groups: int = 1
         g = jnp.concatenate([summed_squares(*pair) for pair in pairs], axis=-1)
         return g.reshape(*win.size, a_in.shape[-1] // groups, g.shape[-1])
 
-    return summed(of_chunk, (delta, a_in), chunk(delta, a_in, win, 4)) / len(delta)
+    return contraction(lambda *both: summed(of_chunk, both, chunk(*both, win, 4)))(delta, a_in) / len(delta)
 
 
 def in_windows(delta: Array, a_in: Array, win: Window, groups: int) -> list[tuple[Array, Array]]:
@@ -416,6 +419,15 @@ class Convolution(Layer):
             z = z + probe
         a = self.activation(z)
         return a, (a_in, z, a)
+
+    def collectives(self, params, a_in, a_out):
+        """As `Dense`'s, by channels, for the library's convolution: the products over patches are added up before their rows
+        are, which would send each row of the window."""
+        w = params["w"]
+        if any(w.cut) and (self.groups > 1 or self.algorithm != "library"):
+            remedy = f"build {type(self).__name__} with these, or give w the spec P()"
+            raise LayerError(self, 'algorithm="library" and one group, to cut channels', f"w cut by P{w.cut}", remedy)
+        return of_product(self, params, a_in, a_out, len(w.cut) - 1, len(w.cut) - 2, self.activation)
 
     def product(self, w: Array, a_in: Array) -> Array:
         """The weighted input without the bias."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ._composite import Composite
+from ._cut import channelwise
 from ._layer import Layer, LayerError, drawing_key, layer
 from ._recurrent import Recurrent
 from ._shared import Fixed
@@ -29,6 +30,7 @@ class LastStep(Layer):
     """
 
     independent = True
+    collectives = channelwise
 
     def forward(self, params, a_in, *, probe=None):
         if a_in.ndim < 3 or a_in.shape[1] == 0:
@@ -43,7 +45,8 @@ class LastStep(Layer):
 
 def _at_step(t: int, d: Array, steps: int) -> Array:
     """An error of step t (m, ...) among zeros for the others (m, T, ...)."""
-    return jnp.zeros((d.shape[0], steps, *d.shape[1:]), d.dtype).at[:, t].set(d)
+    before = t % steps
+    return jnp.pad(d[:, None], ((0, 0), (before, steps - 1 - before), *((0, 0),) * (d.ndim - 1)))
 
 
 @layer

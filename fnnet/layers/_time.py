@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..forms import ROWS, is_on_one_device, stored, varying
+from ..forms import ROWS, contraction, is_on_one_device, stored, varying
 from ._dense import input_error
 from ._layer import Params
 from ._products import SumsOfProducts
@@ -36,6 +36,7 @@ def weighted_inputs(w_x: Array, x: Array) -> Array:
 
 
 @jax.jit
+@contraction
 def weight_gradient(delta: Array, a: Array) -> Array:
     """BP4 over all steps at once: ∂C/∂w_jk = (1/m) Σ_t Σ_x δ_j a_k. Shapes (T, m, g·n), (T, m, k) -> (g·n, k).
 

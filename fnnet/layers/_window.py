@@ -161,7 +161,7 @@ def overlap_add(parts: Sequence[Array], axis: int, win: Window) -> Array:
         edges[at] = (shift, blocks - shift - part.shape[at], 0)
         placed = jax.lax.pad(part, zero, edges)
         sums[r] = placed if sums[r] is None else sums[r] + placed
-    nothing = jnp.zeros((*parts[0].shape[:at], blocks, *parts[0].shape[at + 1 :]), zero.dtype)
+    nothing = jnp.zeros_like(next(total for total in sums if total is not None))
     whole = jnp.stack([nothing if total is None else total for total in sums], axis=at + 1)
     whole = whole.reshape(*nothing.shape[:at], blocks * s, *nothing.shape[at + 1 :])
     return jax.lax.slice_in_dim(whole, low, low + win.n_in[axis], axis=at)
