@@ -231,7 +231,7 @@ def monitor(net, cost, penalty, params, data, n_examples, *, classes, layout=ONE
     def means(data: Any, params: Params) -> tuple[Array, Array, Array]:
         part, factor = part_of_device(layout, data)
         params = varying(params, part)
-        size = min(chunk_size(net, params, part.x, jax.random.key(0), part.extras.get("mask"), "auto"), 8192)
+        size = chunk_size(net, params, part.x, jax.random.key(0), part.extras.get("mask"), "auto", most=8192)
         found = mean_over_chunks(functools.partial(chunk, params), tuple(part), None, size)
         return mean(found, layout.over, factor)
 
