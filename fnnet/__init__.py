@@ -23,6 +23,7 @@ from .backpropagation import Backprop, backprop, objective, value_and_grad
 from .calibration import calibrate
 from .costs import Cost, Curvature, accuracy, cross_entropy, log_likelihood, quadratic
 from .curvature import fisher_diagonal, ggn_diagonal, ggnvp, hutchinson_diagonal, hvp
+from .devices import data_parallel
 from .gradcheck import Report, Row, assert_gradients, audit, check_gradient, check_layer, check_vjp, compare_gradients
 from .interop import as_function, from_torch, manual_vjp, to_torch
 from .kfac import Factors, kfac_factors
@@ -140,6 +141,8 @@ __all__ = [
     # curvature
     "Factors", "Spectrum", "fisher_diagonal", "ggn_diagonal", "ggnvp", "hutchinson_diagonal", "hvp", "kfac_factors",
     "spectrum",
+    # many devices
+    "data_parallel",
     # every example's share
     "GradientStatistics", "clipped_value_and_grad", "example_gradients", "gradient_gram", "gradient_norms",
     "gradient_statistics", "input_gradient",

@@ -3,6 +3,7 @@
 Source: the notes, section 3.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from jax import Array
 
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost
+from .devices import divided, where_divided
 from .given import check_batch, check_cost, check_feedback, check_net, whole
 from .head import check_head, from_cost, through_positions
 from .layers._layer import Delta, Layer, Params, run_forward
@@ -75,16 +77,21 @@ def backprop(
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
     check_feedback(params, feedback)
     penalty, n_examples = jax.tree.map(placed, (penalty, n_examples))
-    run = program(_backprop, net, cost)
+    run = program(_backprop, net, cost, over=where_divided(net, params, x))
     return run(params, x, y, key, mask, weights, penalty, n_examples, feedback, state)
 
 
-def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback, state) -> Backprop:
-    x = counted(x, weights)
-    a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
-    errors = errors_of(net, cost, params, a, cache, y, weights, params if feedback is None else feedback)
-    gradients = net.gradients(params, cache, errors)
-    value = cost(a, y, weights=weights, output=net.output(params, cache))
+def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback, state, *, over) -> Backprop:
+    def of_part(both, x, y, mask, weights, state, key):
+        params, back = both
+        x = counted(x, weights)
+        a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
+        errors = errors_of(net, cost, params, a, cache, y, weights, back)
+        value = cost(a, y, weights=weights, output=net.output(params, cache))
+        return (value, net.gradients(params, cache, errors)), errors
+
+    both = params, params if feedback is None else feedback
+    (value, gradients), errors = divided(of_part, over, both, (x, y, mask, weights, state), key)
     value, gradients = completed(value, gradients, params, x, penalty, n_examples)
     return Backprop(value, errors, gradients)
 
@@ -136,19 +143,27 @@ def value_and_grad(
         check_head(net)
     check_penalty(penalty)
     about_penalty = jax.tree.map(placed, (penalty, n_examples))
-    run = program(_value_and_grad, net, cost, micro_batch=micro_batch, positions=positions, carry=carry)
+    options = {"micro_batch": micro_batch, "positions": positions, "carry": carry}
+    run = lambda over: program(_value_and_grad, net, cost, **options, over=over)  # noqa: E731
 
     def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
-        return run(params, x, y, key, mask, weights, state, *about_penalty)
+        return run(where_divided(net, params, x))(params, x, y, key, mask, weights, state, *about_penalty)
 
     return manual_value_and_grad
 
 
 def _value_and_grad(
-    net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, *, micro_batch, positions, carry
+    net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, *, micro_batch, positions, carry, over
 ):
-    def chunk(x, y, mask, weights, state, key):
+    def of_part(params, x, y, mask, weights, state, key):
+        size = x.shape[0] if carry else chunk_size(net, params, x, key, mask, micro_batch)
+        of_chunk = functools.partial(chunk, params)
+        value, gradients = mean_over_chunks(of_chunk, (x, y, mask, weights, state), key, size)
+        value, last = value if carry else (value, None)
+        return (value, gradients), last
+
+    def chunk(params, x, y, mask, weights, state, key):
         x = counted(x, weights)
         if positions is not None:
             given = {"key": key, "mask": mask, "state": state}
@@ -158,9 +173,7 @@ def _value_and_grad(
         value, _, gradients = from_cost(net, cost, params, a, cache, y, weights)
         return (value, net.final_state(cache)) if carry else value, gradients
 
-    size = x.shape[0] if carry else chunk_size(net, params, x, key, mask, micro_batch)
-    value, gradients = mean_over_chunks(chunk, (x, y, mask, weights, state), key, size)
-    value, last = value if carry else (value, None)
+    (value, gradients), last = divided(of_part, over, params, (x, y, mask, weights, state), key)
     value, gradients = completed(value, gradients, params, x, penalty, n_examples)
     return ((value, last) if carry else value), gradients
 
@@ -177,22 +190,25 @@ def objective(
     check_cost(cost)
     check_penalty(penalty)
     about_penalty = jax.tree.map(placed, (penalty, n_examples))
-    run = program(_objective, net, cost, carry=carry)
+    run = lambda over: program(_objective, net, cost, carry=carry, over=over)  # noqa: E731
 
     def cost_of_params(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
-        return run(params, x, y, key, mask, weights, state, *about_penalty)
+        return run(where_divided(net, params, x))(params, x, y, key, mask, weights, state, *about_penalty)
 
     return cost_of_params
 
 
-def _objective(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, *, carry):
-    x = counted(x, weights)
-    a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
-    value = cost(a, y, weights=weights, output=net.output(params, cache))
+def _objective(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, *, carry, over):
+    def of_part(params, x, y, mask, weights, state, key):
+        x = counted(x, weights)
+        a, cache = run_forward(net, params, x, key=key, train=True, mask=mask, state=state)
+        return cost(a, y, weights=weights, output=net.output(params, cache)), net.final_state(cache) if carry else None
+
+    value, last = divided(of_part, over, params, (x, y, mask, weights, state), key)
     if penalty is not None:
         value = value + penalty.value(params, x.shape[0] if n_examples is None else n_examples).astype(value.dtype)
-    return (value, net.final_state(cache)) if carry else value
+    return (value, last) if carry else value
 
 
 def counted(x: Array, weights: Any) -> Array:

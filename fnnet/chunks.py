@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .forms import CHUNK_BYTES, SMALLEST_CHUNK, WHOLE_BATCH_BYTES
-from .layers._layer import Layer, Params, keys_of, run_forward
+from .forms import CHUNK_BYTES, SMALLEST_CHUNK, WHOLE_BATCH_BYTES, summed
+from .layers._layer import Layer, Params, example_index, keys_of, run_forward
 
 
 def chunk_size(net: Layer, params: Params, x: Array, key: Any, mask: Any, micro_batch: int | str | None) -> int:
@@ -40,18 +40,11 @@ def mean_over_chunks(f: Callable, batch: tuple[Any, ...], key: Any, size: int) -
     if size >= m:
         return f(*batch, key)
 
-    def part(start: Any, count: int) -> Any:
-        chunk = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, count), batch)
-        means = f(*chunk, keys_of(key, start + jnp.arange(count)))
-        return jax.tree.map(lambda mean: mean * jnp.asarray(count / m, mean.dtype), means)
+    def share(index: Array, *chunk: Any) -> Any:
+        means = f(*chunk, keys_of(key, index))
+        return jax.tree.map(lambda mean: mean * jnp.asarray(len(index) / m, mean.dtype), means)
 
-    def body(total: Any, start: Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, part(start, size)), None
-
-    full = m // size
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: part(0, size)))
-    total, _ = jax.lax.scan(body, zeros, size * jnp.arange(full))
-    return jax.tree.map(jnp.add, total, part(full * size, m - full * size)) if m % size else total
+    return summed(share, (example_index(key, m), *batch), size)
 
 
 def check_micro_batch(micro_batch: Any) -> None:

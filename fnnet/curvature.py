@@ -302,9 +302,7 @@ def over_root(
 
 def _summed(f: Callable[[Array], Any], n: int) -> Any:
     """Σ_i f(i) for i < n, one at a time."""
-    zeros = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, jax.ShapeDtypeStruct((), jnp.result_type(int)))
-    )
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(f, jax.ShapeDtypeStruct((), jnp.result_type(int))))
     return jax.lax.fori_loop(0, n, lambda i, total: jax.tree.map(jnp.add, total, f(i)), zeros)
 
 

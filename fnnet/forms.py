@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["after", "below_all_kept", "mean_of_products", "mean_of_products_in_loop", "stored"]
+__all__ = ["after", "below_all_kept", "mean_of_products", "mean_of_products_in_loop", "stored", "varying"]
 
 T = TypeVar("T")
 
@@ -27,6 +27,18 @@ def stored(x: T) -> T:
     0.10.2 drops it before it fuses, but for loops: there only the LSTM gains.
     """
     return jax.lax.optimization_barrier(x)
+
+
+def varying(tree: T, of: Any) -> T:
+    """The tree, marked as different on each device wherever a leaf of ``of`` is: what a loop starts from inside of
+    ``jax.shard_map`` has to be so where what it computes is. The same numbers; elsewhere the tree as it is."""
+    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(of)))
+
+    def marked(leaf: Any) -> Any:
+        missing = axes - jax.typeof(leaf).manual_axis_type.varying
+        return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying")
+
+    return jax.tree.map(marked, tree)
 
 
 def after(d: Any, x: T) -> tuple[Any, T]:
@@ -160,24 +172,28 @@ def by_inner_products(delta: Array, a: Array) -> bool:
 
 def concatenated(f: Callable, arrays: Any, size: int) -> Any:
     """f(*arrays) by chunks of so many examples, its results along axis 0. The arrays may be pytrees."""
-    m, part = _chunks(arrays)
+    m = len(jax.tree.leaves(arrays)[0])
     if size >= m:
         return f(*arrays)
-    full = m // size
-    _, parts = jax.lax.scan(lambda _, i: (None, f(*part(i * size, size))), None, jnp.arange(full))
-    whole = jax.tree.map(lambda a: jax.lax.collapse(a, 0, 2), parts)
-    rest = [f(*part(full * size, m % size))] if m % size else []
-    return jax.tree.map(lambda *a: jnp.concatenate(a), whole, *rest)
+    rows, chunk, rest = chunks(arrays, size)
+    in_rows = lambda parts: jax.tree.map(lambda a: a.reshape(rows, -1, *a.shape[1:]), parts)  # noqa: E731
+    _, parts = jax.lax.scan(lambda _, i: (None, in_rows(f(*chunk(i)))), None, jnp.arange(m // size))
+    parts = jax.tree.map(lambda a: jax.lax.collapse(jnp.moveaxis(a, 0, 1), 1, 3), parts)
+    others = [in_rows(f(*rest))] if m % size else []
+    whole = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), parts, *others)
+    return jax.tree.map(lambda a: jax.lax.collapse(a, 0, 2), whole)
 
 
 def summed(f: Callable, arrays: Any, size: int) -> Any:
     """f(*arrays), which is a sum over examples, by chunks of so many."""
-    m, part = _chunks(arrays)
+    m = len(jax.tree.leaves(arrays)[0])
     if size >= m:
         return f(*arrays)
-    first = m % size or size
-    add_one = lambda total, i: (jax.tree.map(jnp.add, total, f(*part(first + i * size, size))), None)  # noqa: E731
-    return jax.lax.scan(add_one, f(*part(0, first)), jnp.arange((m - first) // size))[0]
+    _, chunk, rest = chunks(arrays, size)
+    add_one = lambda total, i: (jax.tree.map(jnp.add, total, f(*chunk(i))), None)  # noqa: E731
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: f(*chunk(0))))
+    total, _ = jax.lax.scan(add_one, zeros, jnp.arange(m // size))
+    return jax.tree.map(jnp.add, total, f(*rest)) if m % size else total
 
 
 def summed_squares(delta: Array, a: Array) -> Array:
@@ -192,7 +208,7 @@ def summed_squares(delta: Array, a: Array) -> Array:
             return total + jnp.square(a.T @ delta), None
 
         zeros = jnp.zeros((a.shape[-1], delta.shape[-1]), delta.dtype)
-        return jax.lax.scan(add_one, zeros, (delta, a))[0].T
+        return jax.lax.scan(add_one, varying(zeros, (delta, a)), (delta, a))[0].T
 
     def in_chunks(delta: Array, a: Array) -> Array:
         of_chunk = lambda delta, a: jnp.sum(jnp.square(jnp.einsum("mpj,mpk->mjk", delta, a)), axis=0)  # noqa: E731
@@ -201,7 +217,21 @@ def summed_squares(delta: Array, a: Array) -> Array:
     return jax.lax.platform_dependent(delta, a, cpu=in_turn, default=in_chunks)
 
 
-def _chunks(arrays: Any) -> tuple[int, Callable]:
-    """m, and (start, size) -> those examples."""
-    take = lambda start, size: jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), arrays)  # noqa: E731
-    return len(jax.tree.leaves(arrays)[0]), take
+def chunks(arrays: Any, size: int) -> tuple[int, Callable, Any]:
+    """A batch of m examples in chunks of ``size``: how many rows it is laid out in, i -> the i-th chunk, and the m mod size
+    examples that are left.
+
+    The examples are laid out in gcd(m, size) rows, and a chunk takes as many columns as it needs. Where the batch is divided
+    between devices, m and size by their number too, each device has some of the rows: no example moves, and every device
+    runs its part of every chunk. (A chunk of neighbours would be on one device.)
+    """
+    m = len(jax.tree.leaves(arrays)[0])
+    rows = math.gcd(m, size)
+    columns = size // rows
+    table = jax.tree.map(lambda a: a.reshape(rows, m // rows, *a.shape[1:]), arrays)
+
+    def taken(start: Any, count: int) -> Any:
+        take = lambda a: jax.lax.collapse(jax.lax.dynamic_slice_in_dim(a, start, count, 1), 0, 2)  # noqa: E731
+        return jax.tree.map(take, table)
+
+    return rows, lambda i: taken(i * columns, columns), taken(m // size * columns, m % size // rows)

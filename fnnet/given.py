@@ -3,7 +3,7 @@
 import contextlib
 import weakref
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax import Array
 from jax.core import Tracer
 
 from .costs import Cost, check_targets
+from .devices import check_mixing
 from .layers._layer import Layer, Params, Shape, as_array, as_data, check_key, run_forward
 from .programs import KEPT
 
@@ -91,6 +92,7 @@ def check_batch(
     """
     check_net(net)
     check_cost(cost)
+    check_mixing(net, x)
     given = y
     x, y, mask, weights = as_data("x", x), as_data("y", y), as_array(mask), as_array(weights)
     m = x.shape[:1]
@@ -146,3 +148,56 @@ def _targets_are_right(net: Layer, cost: Cost, params: Params, x: Array, y: Any,
         with contextlib.suppress(ValueError):
             return right(shape)
     return right(traced())
+
+
+class Examples(NamedTuple):
+    """A data set on the device; every leaf has the examples on axis 0."""
+
+    x: Array
+    y: Array
+    extras: dict[str, Array]
+
+
+def check_data(data: Any, name: str) -> None:
+    """Raise a ValueError unless it has two or three entries."""
+    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
+        got = f"{len(data)} entries" if isinstance(data, tuple | list) else type(data).__name__
+        raise ValueError(f"{name}: expected (x, y) or (x, y, {{'mask': ..., 'weights': ...}}), got {got}")
+
+
+def examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> Examples:
+    check_data(data, name)
+    x, y, *rest = data
+    given = rest[0] if rest else {}
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"{name}: expected (x, y, {{'mask': ..., 'weights': ...}}), got {type(given).__name__} for the third"
+        )
+    extras: dict[str, Any] = {k: as_array(v) for k, v in given.items() if v is not None}
+    if unknown := sorted(extras.keys() - {"mask", "weights"}):
+        raise ValueError(f"{name}: expected the keys 'mask' and 'weights' beside x and y, got {unknown}")
+    for extra, value in extras.items():
+        if value.shape[:1] != jnp.shape(x)[:1]:
+            raise ValueError(
+                f"{name}: expected {extra} for {jnp.shape(x)[0] if jnp.ndim(x) else 0} examples, got shape {value.shape}"
+            )
+    x, y, *_ = check_batch(net, cost, params, x, y, None, given.get("mask"), given.get("weights"))
+    return Examples(x, y, extras)
+
+
+def names_classes(net: Layer, params: Params, data: Examples) -> bool:
+    """Whether the targets name classes: labels, rows that are distributions, or zeros and ones for a single output."""
+    a = jax.eval_shape(lambda: run_forward(net, params, data.x, mask=data.extras.get("mask"))[0])
+    y = data.y
+    if y.shape != a.shape:
+        return True
+    if y.ndim == 1:
+        return False
+    return bool(jax.device_get(_are_classes(y)))
+
+
+@jax.jit
+def _are_classes(y: Array) -> Array:
+    if y.shape[-1] == 1:
+        return jnp.all((y == 0) | (y == 1))
+    return jnp.all(y >= 0) & jnp.all(jnp.abs(jnp.sum(y, axis=-1) - 1) < 1e-3)

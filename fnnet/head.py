@@ -84,7 +84,7 @@ def through_positions(
 
     steps = h.shape[1]
     size = min(size, steps)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: piece(0, size)[0]))
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: piece(0, size)[0]))
     (value, of_last), dh = jax.lax.scan(body, zeros, size * jnp.arange(steps // size))
     dh = jnp.moveaxis(dh, 0, 1).reshape(len(h), -1, h.shape[2])
     if rest := steps % size:

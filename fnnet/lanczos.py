@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from .activations import at_least_float32, on_last_axis
 from .costs import Cost
 from .curvature import apart, gauss_newton_vector, hessian_vector
+from .forms import varying
 from .given import check_batch, whole
 from .layers._layer import Layer, Params, batch_key
 from .programs import program
@@ -95,6 +96,7 @@ def lanczos(product: Callable[[Array], Array], start: Array, key: Array, steps: 
         return (vs, v, size), (alpha, jnp.where(over, 0, beta))
 
     carry = jnp.zeros((steps, *start.shape), start.dtype), unit(start), jnp.zeros((), start.dtype)
+    carry = varying(carry, jax.eval_shape(product, start))
     _, (alpha, beta) = jax.lax.scan(step, carry, jnp.arange(steps))
     return alpha, beta[:-1]
 

@@ -29,7 +29,18 @@ from .costs import Cost
 from .forms import concatenated
 from .given import check_batch, check_cost, check_net, check_number
 from .layers._composite import bottom, is_walked
-from .layers._layer import Cache, Delta, Layer, LayerError, Params, batch_key, keys_of, located, run_forward
+from .layers._layer import (
+    Cache,
+    Delta,
+    Layer,
+    LayerError,
+    Params,
+    batch_key,
+    example_index,
+    keys_of,
+    located,
+    run_forward,
+)
 from .layers._swapped import Ruled
 from .programs import KEPT, placed, program
 
@@ -280,7 +291,7 @@ def _gradient_norms(net, cost, params, x, y, mask, weights, key):
         return net.square_norms(params, cache, errors)
 
     m, size = len(x), chunk_size(net, params, x, key, mask, "auto")
-    return jnp.sqrt(concatenated(chunk, (jnp.arange(m), x, y, mask, weights), size))
+    return jnp.sqrt(concatenated(chunk, (example_index(key, m), x, y, mask, weights), size))
 
 
 def _gradient_gram(net, cost, params, *given):

@@ -13,12 +13,14 @@ from jax import Array
 
 from .checkpoints import fingerprint, keeping, resumed
 from .costs import Cost
-from .given import check_net, whole
+from .epochs import epoch as epoch_program
+from .epochs import monitor
+from .given import check_data, check_net, examples, names_classes, whole
 from .layers._layer import Layer, Params, as_array
 from .optimizers import Optimizer, is_transformation, traceable
 from .penalties import Penalty, check_penalty
 from .programs import for_each_structure
-from .training import _epoch, _examples, _monitor, _names_classes, check_data, reporter
+from .training import reporter
 
 __all__ = ["Sweep", "sweep"]
 
@@ -140,11 +142,11 @@ def sweep(
 
     shape = jnp.shape(data[0])[1:]
     example = _example(net, keys, shape=shape)
-    train = _examples(net, cost, example, data, "data")
-    held_out = None if validation is None else _examples(net, cost, example, validation, "validation")
+    train = examples(net, cost, example, data, "data")
+    held_out = None if validation is None else examples(net, cost, example, validation, "validation")
     sets = {"": train if monitor_training else None, "validation_": held_out}
     sets = {name: part for name, part in sets.items() if part is not None}
-    classes = tuple(_names_classes(net, example, part) for part in sets.values())
+    classes = tuple(names_classes(net, example, part) for part in sets.values())
     epoch_of = functools.partial(_epochs, net, cost, grid, keys, train, sets, batch_size=batch_size, classes=classes)
 
     names = ["cost", *(f"{name}{kind}" for name in sets for kind in ("cost", "accuracy"))]
@@ -226,12 +228,12 @@ def _epochs(net, cost, grid, keys, train, sets, runs, params, opt_states, epoch,
         optimizer, penalty, (_, fit_key) = _of_run(grid, keys, run)
         settings = {"batch_size": batch_size, "gradient": None, "micro_batch": "auto", "window": None}
         key = jax.random.fold_in(fit_key, epoch)
-        params, opt_state, costs, finite = _epoch.__wrapped__(  # pyright: ignore[reportFunctionMemberAccess]
+        params, opt_state, costs, finite = epoch_program.__wrapped__(  # pyright: ignore[reportFunctionMemberAccess]
             net, cost, optimizer, penalty, params, opt_state, train, key, **settings
         )
         measured = {"cost": jnp.mean(costs)}
         for (name, part), shows in zip(sets.items(), classes, strict=True):
-            values = _monitor.__wrapped__(  # pyright: ignore[reportFunctionMemberAccess]
+            values = monitor.__wrapped__(  # pyright: ignore[reportFunctionMemberAccess]
                 net, cost, penalty, params, part, train.x.shape[0], classes=shows
             )
             measured[f"{name}cost"], measured[f"{name}accuracy"] = values

@@ -18,15 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .backpropagation import counted, value_and_grad
 from .checkpoints import fingerprint, keeping, resumed
-from .chunks import check_micro_batch, chunk_size, mean_over_chunks
-from .costs import Cost, accuracy
-from .curvature import gauss_newton_vector
-from .given import check_batch, whole
-from .layers._composite import has_moving, visited
+from .chunks import check_micro_batch
+from .costs import Cost
+from .epochs import epoch as _epoch
+from .epochs import monitor as _monitor
+from .epochs import state_after
+from .given import Examples, examples, names_classes, whole
+from .layers._composite import visited
 from .layers._layer import Layer, Params, as_array, check_key, run_forward
-from .optimizers import Optimizer, apply_updates, extra_arguments, is_transformation, traceable, updated
+from .optimizers import Optimizer, is_transformation, traceable
 from .penalties import Penalty, check_penalty
 from .programs import for_each_structure
 
@@ -138,14 +139,6 @@ class Diverged(RuntimeError):
         return type(self), (str(self), self.epoch, self.params, self.history, self.layer, self.step), vars(self)
 
 
-class Examples(NamedTuple):
-    """A data set on the device; every leaf has the examples on axis 0."""
-
-    x: Array
-    y: Array
-    extras: dict[str, Array]
-
-
 def fit(
     net: Layer,
     cost: Cost,
@@ -214,9 +207,9 @@ def fit(
         ValueError: for bad input, naming what was expected, what came and the remedy.
         Diverged: when the cost is not finite.
     """
-    train = _examples(net, cost, params, data, "data")
+    train = examples(net, cost, params, data, "data")
     _check_window(net, params, train, window, gradient)
-    held_out = None if validation is None else _examples(net, cost, params, validation, "validation")
+    held_out = None if validation is None else examples(net, cost, params, validation, "validation")
     _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient, watch)
     epochs, batch_size = whole("fit", "epochs", epochs, least=0), whole("fit", "batch_size", batch_size)
     every = whole("fit", "every", every)
@@ -234,7 +227,7 @@ def fit(
     monitor = functools.partial(_monitor, net, cost, penalty)
     watching = None if watch is None else functools.partial(_watched, traceable(watch))
     n_examples = jax.device_put(train.x.shape[0])
-    shows = (_names_classes(net, params, train), held_out is not None and _names_classes(net, params, held_out))
+    shows = (names_classes(net, params, train), held_out is not None and names_classes(net, params, held_out))
 
     if early_stopping is not None and early_stopping.monitor == "validation_accuracy" and not shows[1]:
         raise ValueError(
@@ -302,138 +295,6 @@ def _appended(record: Any, value: Any) -> np.ndarray:
     return np.append(record, np.asarray(value, record.dtype)[None], axis=0)
 
 
-@for_each_structure
-def _epoch(
-    net,
-    cost,
-    optimizer,
-    penalty,
-    params,
-    opt_state,
-    data,
-    key,
-    *,
-    batch_size,
-    gradient,
-    micro_batch,
-    window,
-    steps=None,
-) -> tuple[Params, Any, Array, Array]:
-    """(params, optimiser state, cost of each mini-batch, whether costs and parameters are finite) after one shuffled pass, or
-    after its first ``steps`` steps."""
-    n = data.x.shape[0]
-    shuffle_key, step_key = jax.random.split(key)
-    order = jax.random.permutation(shuffle_key, n)
-    moves = has_moving(net)
-    gradient = gradient or value_and_grad(net.in_loop(), cost, micro_batch=micro_batch, carry=window is not None)
-
-    def improved(
-        params: Params, opt_state: Any, run: Callable, seen: Callable, curved: Callable
-    ) -> tuple[Params, Any, Any]:
-        """(params, optimiser state, value) after a step, with run(params) -> value, gradients of the mini-batch; value is a
-        cost, or (cost, state). ``seen(params)`` is the forward pass of that batch, which the compiler shares with run's, and
-        ``curved(params, v)`` the product with its Gauss-Newton matrix."""
-
-        def penalised(params: Params, value: Any, grads: Params) -> tuple[Array, Params]:
-            value = jnp.asarray(value if window is None else value[0])
-            if penalty is None:
-                return value, grads
-            added = penalty.gradient(params, n)
-            grads = jax.tree.map(lambda g, p: g + p.astype(g.dtype), grads, added)
-            return value + penalty.value(params, n).astype(value.dtype), grads
-
-        value, grads = run(params)
-        objective, grads = penalised(params, value, grads)
-
-        def ggnvp(v: Params) -> Params:
-            product = curved(params, v)
-            if penalty is None:
-                return product
-            added = jax.jvp(lambda params: penalty.gradient(params, n), (params,), (v,))[1]
-            return jax.tree.map(lambda g, p: g + p.astype(g.dtype), product, added)
-
-        asked = extra_arguments(objective, grads, lambda params: penalised(params, *run(params))) | {"ggnvp": ggnvp}
-        updates, opt_state = updated("fit", optimizer, grads, opt_state, params, **asked)
-        new_params = apply_updates(params, updates)
-        if moves:
-            new_params = net.moving(new_params, seen(params)[1])
-        return new_params, opt_state, value
-
-    def forward(x: Array, key: Array, given: dict[str, Any], state: Any = None) -> Callable:
-        about = {"key": key, "train": True, "mask": given.get("mask"), "state": state}
-        return lambda params: run_forward(net, params, counted(x, given["weights"]), **about)
-
-    def curved(x: Array, y: Array, key: Array, given: dict[str, Any], state: Any = None) -> Callable:
-        about = key, given.get("mask"), given["weights"], state
-        return lambda params, v: gauss_newton_vector(net, cost, params, x, y, v, *about)
-
-    def step(carry: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Any], Array]:
-        rows, i = batch
-        x, y, extras = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds", unique_indices=True), data)
-        key, given = jax.random.fold_in(step_key, i), {"weights": None, **extras}
-        if window is not None:
-            return through_windows(carry, x, y, given, key, min(window, x.shape[1]))
-        run = lambda params: gradient(params, x, y, key=key, **given)  # noqa: E731
-        params, opt_state, value = improved(*carry, run, forward(x, key, given), curved(x, y, key, given))
-        return (params, opt_state), value
-
-    def through_windows(carry: Any, x: Array, y: Array, given: dict[str, Any], key: Array, window: int) -> Any:
-        """A mini-batch of sequences, window by window; its cost is the sum over the windows."""
-
-        def part(a: Array, start: Any, size: int) -> Array:
-            return jax.lax.dynamic_slice_in_dim(a, start, size, 1) if a.ndim > 1 else a
-
-        def one(carry: tuple, start: Any, size: int = window) -> tuple[tuple, Array]:
-            params, opt_state, state = carry
-            x_part, y_part, more = jax.tree.map(lambda a: part(a, start, size), (x, y, given))
-            own = jax.random.fold_in(key, start)
-            run = lambda params: gradient(params, x_part, y_part, key=own, state=state, **more)  # noqa: E731
-            seen, product = forward(x_part, own, more, state), curved(x_part, y_part, own, more, state)
-            params, opt_state, (value, state) = improved(params, opt_state, run, seen, product)
-            return (params, opt_state, state), value
-
-        zero_state = jax.tree.map(jnp.zeros_like, _state_after(net, carry[0], part(x, 0, window)))
-        full, rest = divmod(x.shape[1], window)
-        (*carry, state), values = jax.lax.scan(one, (*carry, zero_state), window * jnp.arange(full))
-        value = jnp.sum(values)
-        if rest:
-            (*carry, state), last = one((*carry, state), full * window, rest)
-            value = value + last
-        return tuple(carry), value
-
-    full, rest = divmod(n, batch_size)
-    steps = full + (rest > 0) if steps is None else steps
-    full = min(full, steps)
-    batches = order[: full * batch_size].reshape(full, batch_size), jnp.arange(full)
-    carry, costs = jax.lax.scan(step, (params, opt_state), batches)
-    if steps > full:
-        carry, last = step(carry, (order[full * batch_size :], jnp.asarray(full)))
-        costs = jnp.append(costs, last)
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((carry[0], costs))]
-    return *carry, costs, jnp.all(jnp.stack(finite))
-
-
-@for_each_structure
-def _monitor(net, cost, penalty, params, data, n_examples, *, classes) -> tuple[Array, Array]:
-    """(objective, accuracy) of a data set in inference mode, a chunk at a time."""
-
-    def chunk(x, y, extras, key):
-        a, cache = run_forward(net, params, x, mask=extras.get("mask"))
-        weights = extras.get("weights")
-        value = cost(a, y, weights=weights, output=net.output(params, cache))
-        if not classes:
-            return value, jnp.full((), jnp.nan), jnp.ones(())
-        share = jnp.ones(()) if weights is None else jnp.mean(weights.astype(jnp.result_type(float)))
-        hits = jnp.where(share > 0, accuracy(a, y, weights) * share, 0)
-        return value, hits, share
-
-    size = min(chunk_size(net, params, data.x, jax.random.key(0), data.extras.get("mask"), "auto"), 8192)
-    value, hits, share = mean_over_chunks(chunk, tuple(data), None, size)
-    if penalty is not None:
-        value = value + penalty.value(params, n_examples).astype(value.dtype)
-    return value, hits / share
-
-
 def evaluate(
     net: Layer,
     cost: Cost,
@@ -456,43 +317,11 @@ def evaluate(
     Raises:
         ValueError: for bad input.
     """
-    examples = _examples(net, cost, params, data, "data")
-    n = jax.device_put(examples.x.shape[0] if n_examples is None else n_examples)
-    classes = _names_classes(net, params, examples)
-    value, share = jax.device_get(_monitor(net, cost, penalty, params, examples, n, classes=classes))
+    given = examples(net, cost, params, data, "data")
+    n = jax.device_put(given.x.shape[0] if n_examples is None else n_examples)
+    classes = names_classes(net, params, given)
+    value, share = jax.device_get(_monitor(net, cost, penalty, params, given, n, classes=classes))
     return float(value), float(share)
-
-
-def check_data(data: Any, name: str) -> None:
-    """Raise a ValueError unless it has two or three entries."""
-    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
-        got = f"{len(data)} entries" if isinstance(data, tuple | list) else type(data).__name__
-        raise ValueError(f"{name}: expected (x, y) or (x, y, {{'mask': ..., 'weights': ...}}), got {got}")
-
-
-def _examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> Examples:
-    check_data(data, name)
-    x, y, *rest = data
-    given = rest[0] if rest else {}
-    if not isinstance(given, dict):
-        raise ValueError(
-            f"{name}: expected (x, y, {{'mask': ..., 'weights': ...}}), got {type(given).__name__} for the third"
-        )
-    extras: dict[str, Any] = {k: as_array(v) for k, v in given.items() if v is not None}
-    if unknown := sorted(extras.keys() - {"mask", "weights"}):
-        raise ValueError(f"{name}: expected the keys 'mask' and 'weights' beside x and y, got {unknown}")
-    for extra, value in extras.items():
-        if value.shape[:1] != jnp.shape(x)[:1]:
-            raise ValueError(
-                f"{name}: expected {extra} for {jnp.shape(x)[0] if jnp.ndim(x) else 0} examples, got shape {value.shape}"
-            )
-    x, y, *_ = check_batch(net, cost, params, x, y, None, given.get("mask"), given.get("weights"))
-    return Examples(x, y, extras)
-
-
-def _state_after(net: Layer, params: Params, x: Array) -> Any:
-    """The shapes of the state after x, as zeros can be made from them."""
-    return jax.eval_shape(lambda p, x: net.final_state(run_forward(net, p, x)[1]), params, x)
 
 
 def _check_window(net: Layer, params: Params, data: Examples, window: Any, gradient: Any) -> None:
@@ -504,7 +333,7 @@ def _check_window(net: Layer, params: Params, data: Examples, window: Any, gradi
             f"fit: expected x and y with as many steps on axis 1 for window={window}, got {data.x.shape} and "
             f"{data.y.shape}; a window needs a target for each step"
         )
-    if not jax.tree.leaves(_state_after(net, params, data.x[:1, :1])):
+    if not jax.tree.leaves(state_after(net, params, data.x[:1, :1])):
         raise ValueError(
             f"fit: expected a network with a state to carry for window={window}, got {net!r}; add a recurrent layer or leave "
             f"window out"
@@ -582,24 +411,6 @@ def _result(state: TrainingState) -> tuple[Params, History]:
     monitors |= jax.tree.map(np.asarray, state.records)
     kept = state.params if state.best is None or int(state.best.epoch) == 0 else state.best.params
     return kept, History(state=state, **monitors)
-
-
-def _names_classes(net: Layer, params: Params, data: Examples) -> bool:
-    """Whether the targets name classes: labels, rows that are distributions, or zeros and ones for a single output."""
-    a = jax.eval_shape(lambda: run_forward(net, params, data.x, mask=data.extras.get("mask"))[0])
-    y = data.y
-    if y.shape != a.shape:
-        return True
-    if y.ndim == 1:
-        return False
-    return bool(jax.device_get(_are_classes(y)))
-
-
-@jax.jit
-def _are_classes(y: Array) -> Array:
-    if y.shape[-1] == 1:
-        return jnp.all((y == 0) | (y == 1))
-    return jnp.all(y >= 0) & jnp.all(jnp.abs(jnp.sum(y, axis=-1) - 1) < 1e-3)
 
 
 @jax.transfer_guard("allow")

@@ -386,7 +386,8 @@ class TestCompilation:
 
         run(1.0)
         net, built = small(dropout=True)[0], program.cache_info().misses
-        options = ({}, {"micro_batch": "auto", "positions": None, "carry": False}, {"carry": False})
+        over = {"over": None}
+        options = (over, {"micro_batch": "auto", "positions": None, "carry": False, **over}, {"carry": False, **over})
         functions = (backpropagation._backprop, backpropagation._value_and_grad, backpropagation._objective)
         programs = [program(f, net, fn.log_likelihood, **o) for f, o in zip(functions, options, strict=True)]
         before = [run._cache_size() for run in programs]

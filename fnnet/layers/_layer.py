@@ -497,21 +497,22 @@ def split_key(key: Any, n: int) -> list[Any]:
     return list(jax.random.split(key, n))
 
 
+def example_index(key: Any, m: int) -> Array:
+    """The m examples' numbers in the whole batch, of which `ExampleKeys` may be a part."""
+    return key.index if isinstance(key, ExampleKeys) else jnp.arange(m)
+
+
 def example_keys(key: Array | ExampleKeys, m: int) -> Array:
     """m keys, one for each example: fold_in(key, i) for example i of the whole batch.
 
     They are threefry keys whatever the key is, since draws of other kinds differ under ``vmap``.
     """
-    check_key(key)
-    base, index = (key.key, key.index) if isinstance(key, ExampleKeys) else (key, jnp.arange(m))
-    return jax.vmap(jax.random.fold_in, (None, 0))(threefry(base), index)
+    return jax.vmap(jax.random.fold_in, (None, 0))(threefry(batch_key(key)), example_index(key, m))
 
 
 def keys_of(key: Any, index: Array) -> ExampleKeys | None:
-    """The keys of those examples of the batch that a key is for; None without one."""
-    if key is None:
-        return None
-    return ExampleKeys(key.key, key.index[index]) if isinstance(key, ExampleKeys) else ExampleKeys(key, index)
+    """The key for the examples with these numbers in the whole batch; None without one."""
+    return None if key is None else ExampleKeys(batch_key(key), index)
 
 
 def batch_key(key: Array | ExampleKeys) -> Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..activations import at_least_float32
+from ..forms import varying
 from ..initializers import Initializer
 from ._dense import input_error
 from ._layer import LayerError, Params, Shape, as_floats, check_leaf, check_mask, check_real, drawing_key, whole_number
@@ -58,7 +59,7 @@ def forward_by_segments(
         return kept.last, (h, states)
 
     if start is None:
-        start = (jnp.zeros_like(x, shape=(x.shape[0], cell.n)),) * cell.n_states
+        start = varying((jnp.zeros_like(x, shape=(x.shape[0], cell.n)),) * cell.n_states, (params, x))
     last, (h, starts) = jax.lax.scan(segment, start, size * jnp.arange(full))
     h = jnp.swapaxes(h, 0, 1).reshape(x.shape[0], full * size, cell.n)
     if rest:
@@ -92,7 +93,7 @@ def backward_by_segments(cell: Cell, params: Params, kept: Segments, da: Array) 
         da_in, gradients = backward_products(cell, params, own, delta, extra)
         return (d_states, jax.tree.map(jnp.add, total, gradients)), da_in
 
-    carry, after = jax.tree.map(jnp.zeros_like, (kept.last, params)), None
+    carry, after = varying(jax.tree.map(jnp.zeros_like, (kept.last, params)), (params, kept, da)), None
     if rest:
         carry, after = segment(carry, (full * size, tuple(state[-1] for state in kept.starts)), rest)
     whole = size * jnp.arange(full), tuple(state[:full] for state in kept.starts)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..forms import ROWS, stored
+from ..forms import ROWS, stored, varying
 from ._dense import input_error
 from ._layer import Params
 from ._products import SumsOfProducts
@@ -178,7 +178,7 @@ def _forward(
         return (buffer, _at(buffer, jnp.minimum(t + 1, len(buffer) - 1)), new), (extra, states)
 
     if start is None:
-        start = (jnp.zeros_like(z[0, :, : cell.n]),) * cell.n_states
+        start = varying((jnp.zeros_like(z[0, :, : cell.n]),) * cell.n_states, (params, z))
     if in_place:
         carry = z, z[0], start
         (gates, _, last), (extra, before) = jax.lax.scan(in_buffer, carry, (steps, valid, cut))
@@ -293,5 +293,5 @@ def backward_products(
             delta_part, extra_part = jax.tree.map(lambda d: jnp.where(new, d, 0), (delta_part, extra_part))
         return da_in, jax.tree.map(jnp.add, total, cell.sums(x, h, delta_part, extra_part))
 
-    start = jnp.zeros_like(kept.x), jax.tree.map(jnp.zeros_like, params)
+    start = varying((jnp.zeros_like(kept.x), jax.tree.map(jnp.zeros_like, params)), (params, kept, delta))
     return jax.lax.fori_loop(0, blocks, block, start)

@@ -1,0 +1,230 @@
+"""A batch divided among devices: each runs its own examples, and one sum over the devices adds up.
+
+C = (1/m) Σ_x C_x, so that on D devices with m/D examples each ∂C/∂w = (1/D) Σ_d ∂C_d/∂w, C_d the cost of device d's
+examples. Whatever the network, the devices send the cost and the gradients, once, and nothing else.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from .layers._layer import Layer, LayerError, as_array, check_key, keys_of
+from .programs import program
+
+__all__ = ["Division", "check_divides", "check_mixing", "data_parallel", "divided", "division_of", "where_divided"]
+
+WHOLE = PartitionSpec()
+
+
+class Division(NamedTuple):
+    """How a batch is divided: over which axis of which mesh. The axis may be a tuple of axes."""
+
+    mesh: Any
+    axis: Any
+
+    @property
+    def n(self) -> int:
+        """The number of parts."""
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        return math.prod(self.mesh.shape[name] for name in axes)
+
+    @property
+    def rows(self) -> PartitionSpec:
+        """An array with its axis 0 divided."""
+        return PartitionSpec(self.axis)
+
+
+def data_parallel(gradient: Callable[..., tuple[Any, Any]], mesh: Mesh, axis: Any = None) -> Callable[..., Any]:
+    """The function of a whole batch from a gradient function of one device's examples: (params, x, y, *, key, mask, ...) ->
+    (C, ∂C/∂params), compiled, with the batch divided among the devices and one all-reduce of the means.
+
+    C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole and
+    its part of everything that has the examples on axis 0, with the keys of those examples: masks of dropout are those of one
+    device. `value_and_grad` needs no such wrapper for arrays that are divided already.
+
+    Args:
+        gradient: g(params, x, y, *, key, ...) -> (cost, gradients), means over its examples, such as
+            ``fn.value_and_grad(net, cost)`` or ``jax.value_and_grad(fn.objective(net, cost))``, in which a penalty may
+            be. With ``key=None`` it is called without a key, and so on. One that returns ((cost, state), gradients), as with
+            ``carry=True``, has its states put together again, examples on axis 0.
+        mesh: a ``jax.sharding.Mesh``, of axes of any type.
+        axis: the name of the axis over which the batch is divided, or a tuple of names; the only one, or "data", by default.
+
+    Raises:
+        ValueError: for a mesh without the axis, and for a batch that the devices do not divide.
+        LayerError: for a layer that mixes examples, such as `BatchNorm`.
+    """
+    if not callable(gradient):
+        raise ValueError(f"data_parallel: expected a gradient function, got {type(gradient).__name__}")
+    over = division_of("data_parallel", mesh, axis)
+    run = program(_of_batch, gradient, over)
+
+    def of_whole_batch(params: Any, x: Any, y: Any, *, key: Any = None, **given: Any) -> tuple[Any, Any]:
+        x, y, given = jax.tree.map(as_array, (x, y, {name: a for name, a in given.items() if a is not None}))
+        check_divides("data_parallel", x.shape[0] if x.ndim else 0, over)
+        return run(params, x, y, check_key(key), given)
+
+    return of_whole_batch
+
+
+def _of_batch(gradient: Callable, over: Division, params: Any, x: Any, y: Any, key: Any, given: Any) -> tuple[Any, Any]:
+    def of_part(params: Any, x: Any, y: Any, given: Any, key: Any) -> tuple[Any, Any]:
+        about = given if key is None else {**given, "key": key}
+        value, gradients = gradient(params, x, y, **about)
+        value, state = value if isinstance(value, tuple) else (value, None)
+        return (value, gradients), state
+
+    (value, gradients), state = divided(of_part, over, params, (x, y, given), key)
+    return value if state is None else (value, state), gradients
+
+
+def divided(f: Callable, over: Division | None, params: Any, batch: Any, key: Any) -> tuple[Any, Any]:
+    """(means, of examples) of ``f(params, *batch, key)`` over a batch; f returns these of a part of it.
+
+    Args:
+        f: its first result are means over its examples; its second has the examples on some axis.
+        over: how the batch is divided; None for one device, where it is one part.
+        params: a pytree that every device gets whole.
+        batch: a tuple of pytrees with the examples on axis 0.
+        key: None, a key or `ExampleKeys`.
+    """
+    if over is None:
+        return f(params, *batch, key)
+    n = jax.tree.leaves(batch)[0].shape[0] // over.n
+
+    def of_device(params: Any, batch: Any, key: Any) -> tuple[Any, Any]:
+        index = jax.lax.axis_index(over.axis) * n + jnp.arange(n)
+        means, of_examples = f(varying(params, over), *batch, keys_of(key, index))
+        return mean(means, over), of_examples
+
+    specs = WHOLE, _specs_of_examples(f, over, params, batch, key)
+    run = jax.shard_map(of_device, mesh=over.mesh, in_specs=(WHOLE, over.rows, WHOLE), out_specs=specs)
+    return run(_placed(params, WHOLE, over), _placed(batch, over.rows, over), key)
+
+
+def _placed(tree: Any, spec: PartitionSpec, over: Division) -> Any:
+    """The arrays as ``shard_map`` expects them on an explicit mesh; elsewhere it places them itself."""
+    if AxisType.Explicit not in over.mesh.axis_types:
+        return tree
+    return jax.tree.map(lambda a: jax.sharding.reshard(a, NamedSharding(over.mesh, spec)), tree)
+
+
+def _specs_of_examples(f: Callable, over: Division, params: Any, batch: Any, key: Any) -> Any:
+    """Where f's second result has the examples: the axis whose length goes with theirs."""
+
+    def shapes(parts: int) -> Any:
+        sized = lambda a: jax.ShapeDtypeStruct((a.shape[0] // parts, *a.shape[1:]), a.dtype)  # noqa: E731
+        given = jax.tree.map(sized, batch)
+        index = jnp.arange(jax.tree.leaves(given)[0].shape[0])
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (params, key))
+        return jax.eval_shape(lambda both, given: f(both[0], *given, keys_of(both[1], index))[1], like, given)
+
+    def spec(whole: Any, part: Any) -> PartitionSpec:
+        return PartitionSpec(*(over.axis if a != b else None for a, b in zip(whole.shape, part.shape, strict=True)))
+
+    whole = shapes(1)
+    return jax.tree.map(spec, whole, shapes(over.n)) if jax.tree.leaves(whole) else WHOLE
+
+
+def mean(tree: Any, over: Division) -> Any:
+    """(1/D) Σ_d over the devices, all leaves together."""
+    return jax.tree.map(lambda a: a / jnp.asarray(over.n, a.dtype), jax.lax.psum(varying(tree, over), over.axis))
+
+
+def varying(tree: Any, over: Division) -> Any:
+    """The tree as one that may differ between devices: what is made of it stays each device's own until it is summed."""
+    axes = over.axis if isinstance(over.axis, tuple) else (over.axis,)
+
+    def of_leaf(a: Any) -> Any:
+        new = tuple(name for name in axes if name not in varying_axes(a))
+        return jax.lax.pcast(a, new, to="varying") if new else a
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def varying_axes(a: Any) -> frozenset[str]:
+    """The axes of the enclosing ``shard_map`` over which the array may differ; none outside, or where that is not checked."""
+    aval = jax.typeof(a)
+    return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying  # pyright: ignore
+
+
+def division_of(function: str, mesh: Any, axis: Any = None) -> Division:
+    """The division over an axis of a mesh, or a ValueError: the only axis, or "data", by default."""
+    if not isinstance(mesh, Mesh | jax.sharding.AbstractMesh):
+        got = type(mesh).__name__
+        raise ValueError(f"{function}: expected mesh= a jax.sharding.Mesh, got {got}; such as {MAKE_A_MESH}")
+    names = mesh.axis_names
+    if axis is None:
+        axis = names[0] if len(names) == 1 else "data"
+    if missing := [name for name in (axis if isinstance(axis, tuple) else (axis,)) if name not in names]:
+        raise ValueError(
+            f"{function}: expected a mesh with the axis {missing[0]!r}, got one with {names}; name the axis over which the "
+            f"examples are divided, or make a mesh with it, {MAKE_A_MESH}"
+        )
+    return Division(mesh, axis)
+
+
+MAKE_A_MESH = 'jax.make_mesh((8,), ("data",))'
+
+
+def check_divides(function: str, m: int, over: Division, what: str = "a batch") -> None:
+    """Raise a ValueError unless the devices divide m."""
+    if m % over.n:
+        whole = -(-m // over.n) * over.n
+        raise ValueError(
+            f"{function}: expected {what} that the {over.n} devices of {over.axis!r} divide, got {m} examples; give "
+            f"{m // over.n * over.n or whole}, or fill up to {whole} with examples of weight 0, whose mean is over {whole}"
+        )
+
+
+def where_divided(net: Layer, params: Any, x: Any) -> Division | None:
+    """How a batch is divided already, as far as it is known: of an array by its sharding, inside ``jit`` on an explicit
+    mesh. None for a batch on one device, for a network that mixes examples or whose parameters are divided themselves, and
+    inside ``jit`` on other meshes, where the compiler decides."""
+    sharding = _known(x)
+    if sharding is None or not net.independent:
+        return None
+    axis, *others = (*sharding.spec, None)
+    if axis is None or any(name is not None for name in others) or not all(map(_is_whole, jax.tree.leaves(params))):
+        return None
+    over = Division(sharding.mesh, axis)
+    return over if over.n > 1 else None
+
+
+def _known(a: Any) -> NamedSharding | None:
+    """The sharding of an array on a mesh, where it is known and divided."""
+    if not isinstance(a, jax.Array):
+        return None
+    if not isinstance(a, Tracer):
+        sharding = a.sharding
+        return sharding if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated else None
+    sharding = jax.typeof(a).sharding
+    explicit = [name for name, kind in zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
+                if kind == AxisType.Explicit]  # fmt: skip
+    return sharding if explicit and any(sharding.spec) else None
+
+
+def _is_whole(a: Any) -> bool:
+    return _known(a) is None
+
+
+def check_mixing(net: Layer, x: Any) -> None:
+    """Raise a LayerError where a layer mixes examples and each device has but a part of the batch, inside ``shard_map``."""
+    if net.independent or not isinstance(x, Tracer) or not (axes := varying_axes(x)):
+        return
+    raise LayerError(
+        _mixing(net), "the whole batch, since it mixes examples", f"one device's part over {', '.join(sorted(axes))}",
+        "normalise each example by itself (fn.LayerNorm, fn.GroupNorm), or call value_and_grad under jax.jit on divided "
+        "arrays, without shard_map; a layer of your own that does not mix says independent = True in its class",
+    )  # fmt: skip
+
+
+def _mixing(net: Any) -> Any:
+    """The first layer that mixes examples."""
+    inner = (part for part in getattr(net, "layers", ()) if not getattr(part, "independent", False))
+    return next((_mixing(part) for part in inner), net)

@@ -1,0 +1,159 @@
+"""One epoch of training as a compiled scan over its mini-batches, and the monitors of a data set.
+
+Source: the notes, section 3 (the algorithm).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .backpropagation import counted, value_and_grad
+from .chunks import chunk_size, mean_over_chunks
+from .costs import accuracy
+from .curvature import gauss_newton_vector
+from .layers._composite import has_moving
+from .layers._layer import Layer, Params, run_forward
+from .optimizers import apply_updates, extra_arguments, updated
+from .programs import for_each_structure
+
+__all__ = ["epoch", "monitor"]
+
+
+@for_each_structure
+def epoch(
+    net,
+    cost,
+    optimizer,
+    penalty,
+    params,
+    opt_state,
+    data,
+    key,
+    *,
+    batch_size,
+    gradient,
+    micro_batch,
+    window,
+    steps=None,
+) -> tuple[Params, Any, Array, Array]:
+    """(params, optimiser state, cost of each mini-batch, whether costs and parameters are finite) after one shuffled pass, or
+    after its first ``steps`` steps."""
+    n = data.x.shape[0]
+    shuffle_key, step_key = jax.random.split(key)
+    order = jax.random.permutation(shuffle_key, n)
+    moves = has_moving(net)
+    gradient = gradient or value_and_grad(net.in_loop(), cost, micro_batch=micro_batch, carry=window is not None)
+
+    def improved(
+        params: Params, opt_state: Any, run: Callable, seen: Callable, curved: Callable
+    ) -> tuple[Params, Any, Any]:
+        """(params, optimiser state, value) after a step, with run(params) -> value, gradients of the mini-batch; value is a
+        cost, or (cost, state). ``seen(params)`` is the forward pass of that batch, which the compiler shares with run's, and
+        ``curved(params, v)`` the product with its Gauss-Newton matrix."""
+
+        def penalised(params: Params, value: Any, grads: Params) -> tuple[Array, Params]:
+            value = jnp.asarray(value if window is None else value[0])
+            if penalty is None:
+                return value, grads
+            added = penalty.gradient(params, n)
+            grads = jax.tree.map(lambda g, p: g + p.astype(g.dtype), grads, added)
+            return value + penalty.value(params, n).astype(value.dtype), grads
+
+        value, grads = run(params)
+        objective, grads = penalised(params, value, grads)
+
+        def ggnvp(v: Params) -> Params:
+            product = curved(params, v)
+            if penalty is None:
+                return product
+            added = jax.jvp(lambda params: penalty.gradient(params, n), (params,), (v,))[1]
+            return jax.tree.map(lambda g, p: g + p.astype(g.dtype), product, added)
+
+        asked = extra_arguments(objective, grads, lambda params: penalised(params, *run(params))) | {"ggnvp": ggnvp}
+        updates, opt_state = updated("fit", optimizer, grads, opt_state, params, **asked)
+        new_params = apply_updates(params, updates)
+        if moves:
+            new_params = net.moving(new_params, seen(params)[1])
+        return new_params, opt_state, value
+
+    def forward(x: Array, key: Array, given: dict[str, Any], state: Any = None) -> Callable:
+        about = {"key": key, "train": True, "mask": given.get("mask"), "state": state}
+        return lambda params: run_forward(net, params, counted(x, given["weights"]), **about)
+
+    def curved(x: Array, y: Array, key: Array, given: dict[str, Any], state: Any = None) -> Callable:
+        about = key, given.get("mask"), given["weights"], state
+        return lambda params, v: gauss_newton_vector(net, cost, params, x, y, v, *about)
+
+    def step(carry: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Any], Array]:
+        rows, i = batch
+        x, y, extras = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds", unique_indices=True), data)
+        key, given = jax.random.fold_in(step_key, i), {"weights": None, **extras}
+        if window is not None:
+            return through_windows(carry, x, y, given, key, min(window, x.shape[1]))
+        run = lambda params: gradient(params, x, y, key=key, **given)  # noqa: E731
+        params, opt_state, value = improved(*carry, run, forward(x, key, given), curved(x, y, key, given))
+        return (params, opt_state), value
+
+    def through_windows(carry: Any, x: Array, y: Array, given: dict[str, Any], key: Array, window: int) -> Any:
+        """A mini-batch of sequences, window by window; its cost is the sum over the windows."""
+
+        def part(a: Array, start: Any, size: int) -> Array:
+            return jax.lax.dynamic_slice_in_dim(a, start, size, 1) if a.ndim > 1 else a
+
+        def one(carry: tuple, start: Any, size: int = window) -> tuple[tuple, Array]:
+            params, opt_state, state = carry
+            x_part, y_part, more = jax.tree.map(lambda a: part(a, start, size), (x, y, given))
+            own = jax.random.fold_in(key, start)
+            run = lambda params: gradient(params, x_part, y_part, key=own, state=state, **more)  # noqa: E731
+            seen, product = forward(x_part, own, more, state), curved(x_part, y_part, own, more, state)
+            params, opt_state, (value, state) = improved(params, opt_state, run, seen, product)
+            return (params, opt_state, state), value
+
+        zero_state = jax.tree.map(jnp.zeros_like, state_after(net, carry[0], part(x, 0, window)))
+        full, rest = divmod(x.shape[1], window)
+        (*carry, state), values = jax.lax.scan(one, (*carry, zero_state), window * jnp.arange(full))
+        value = jnp.sum(values)
+        if rest:
+            (*carry, state), last = one((*carry, state), full * window, rest)
+            value = value + last
+        return tuple(carry), value
+
+    full, rest = divmod(n, batch_size)
+    steps = full + (rest > 0) if steps is None else steps
+    full = min(full, steps)
+    batches = order[: full * batch_size].reshape(full, batch_size), jnp.arange(full)
+    carry, costs = jax.lax.scan(step, (params, opt_state), batches)
+    if steps > full:
+        carry, last = step(carry, (order[full * batch_size :], jnp.asarray(full)))
+        costs = jnp.append(costs, last)
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((carry[0], costs))]
+    return *carry, costs, jnp.all(jnp.stack(finite))
+
+
+def state_after(net: Layer, params: Params, x: Array) -> Any:
+    """The shapes of the state after x, as zeros can be made from them."""
+    return jax.eval_shape(lambda p, x: net.final_state(run_forward(net, p, x)[1]), params, x)
+
+
+@for_each_structure
+def monitor(net, cost, penalty, params, data, n_examples, *, classes) -> tuple[Array, Array]:
+    """(objective, accuracy) of a data set in inference mode, a chunk at a time."""
+
+    def chunk(x, y, extras, key):
+        a, cache = run_forward(net, params, x, mask=extras.get("mask"))
+        weights = extras.get("weights")
+        value = cost(a, y, weights=weights, output=net.output(params, cache))
+        if not classes:
+            return value, jnp.full((), jnp.nan), jnp.ones(())
+        share = jnp.ones(()) if weights is None else jnp.mean(weights.astype(jnp.result_type(float)))
+        hits = jnp.where(share > 0, accuracy(a, y, weights) * share, 0)
+        return value, hits, share
+
+    size = min(chunk_size(net, params, data.x, jax.random.key(0), data.extras.get("mask"), "auto"), 8192)
+    value, hits, share = mean_over_chunks(chunk, tuple(data), None, size)
+    if penalty is not None:
+        value = value + penalty.value(params, n_examples).astype(value.dtype)
+    return value, hits / share
