@@ -11,18 +11,19 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 
 from ..layers._composite import Composite
 from ..layers._layer import Layer, Params, keys_of, run_forward
 from .rules import parts_of
+from .sides import Given
 
 Axes = tuple[tuple[str, int], ...]
 """The axes of a mesh with more than one device, each with its size."""
@@ -60,6 +61,17 @@ def placed_like(tree: Any, there: Any) -> Any:
         return jax.make_array_from_callback(whole.shape, old.sharding, lambda index: whole[index])
 
     return jax.tree.map(leaf, tree, there)
+
+
+def lying_like(tree: Any, there: Any) -> Any:
+    """The same inside a compiled function, where it can be differentiated."""
+    return jax.tree.map(lambda a, old: jax.device_put(a, old.sharding) if _is_spread(old) else a, tree, there)
+
+
+def typed_like(u: Any, out: Any) -> Any:
+    """A cotangent on the explicit mesh on which the output lies, or as it is."""
+    sharding = jax.typeof(out).sharding
+    return jax.sharding.reshard(u, sharding) if AxisType.Explicit in sharding.mesh.axis_types else u
 
 
 def _is_spread(a: Any) -> bool:
@@ -106,11 +118,51 @@ def numbers_of_devices(axes: Axes) -> dict[str, int]:
     return {**along, "the number of devices": math.prod(along.values())} if along else {}
 
 
-def speaking_of(net: Layer, params: Params, x: Any, key: Any, mask: Any) -> str:
-    """What JAX says of an axis that the network's layers name and that is not bound outside of ``shard_map``; "" for none."""
+class Lying(NamedTuple):
+    """A network as the user has it, and where.
+
+    Attributes:
+        net: the network.
+        there: its arrays.
+        axes: of the mesh on which they lie, or to which its layers map.
+        runs: whether ``value_and_grad`` runs on it there, on several devices.
+        notes: what to say of it.
+    """
+
+    net: Layer
+    there: Given
+    axes: Axes
+    runs: bool
+    notes: list[str]
+
+
+def on_one_device(by: str, net: Layer, there: Given) -> tuple[Layer, Given, Lying]:
+    """The network and what it is audited on, on one device: with layers that name axes of a mesh run in parts.
+
+    Raises:
+        ValueError: for such a layer where the batch is not divided over a mesh.
+    """
+    given, axes = gathered(there), axes_of(there)
+    unbound, within = named_axes(net, given)
+    lying = Lying(net, there, axes or within, bool(axes) and (not unbound or net.independent), [])
+    if not unbound:
+        return net, given, lying
+    if not (over := batch_axes(there.x)):
+        raise ValueError(
+            f"{by}: expected x divided over the axis of a mesh that a layer names ({unbound}), got it on one device; place it "
+            f'with jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))'
+        )
+    parts = " × ".join(f"{n} parts over {name!r}" for name, n in over)
+    lying.notes.append(f"Layers of your own run on {parts}, and the means of their gradients are averaged.")
+    return in_parts(net, over), given, lying
+
+
+def named_axes(net: Layer, given: Given) -> tuple[str, Axes]:
+    """What JAX says of an axis that the network's layers name and that is not bound outside of ``shard_map``, "" for none;
+    and the axes of the meshes that they map over themselves."""
 
     def both_ways(params: Params, x: Any) -> Any:
-        a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
+        a, cache = run_forward(net, params, x, key=given.key, train=True, mask=given.mask)
         errors = net.error(params, cache, a)
         return (
             net._propagated(params, cache, errors),
@@ -119,12 +171,11 @@ def speaking_of(net: Layer, params: Params, x: Any, key: Any, mask: Any) -> str:
         )
 
     try:
-        jax.eval_shape(both_ways, params, x)
+        return "", axes_within(jax.make_jaxpr(both_ways)(given.params, given.x))
     except NameError as error:
-        return str(error).split(". ")[0] if "unbound axis" in str(error) else ""
+        return str(error).split(". ")[0] if "unbound axis" in str(error) else "", ()
     except Exception:  # whatever a wrong equation raises: the audit will say it
-        pass
-    return ""
+        return "", ()
 
 
 def in_parts(net: Layer, axes: Axes) -> Layer:

@@ -21,7 +21,7 @@ from ..given import check_batch
 from ..layers._composite import walk
 from ..layers._layer import Layer, Params, check_key
 from ..penalties import Penalty, check_penalty
-from .devices import axes_of, batch_axes, gathered, in_parts, speaking_of
+from .devices import Lying, on_one_device
 from .elsewhere import Audited, elsewhere_rows
 from .layer import Terms
 from .network_mistakes import of_penalty
@@ -73,13 +73,12 @@ def compare_gradients(
         ValueError: for bad input, as `fnnet.backprop`; for a rule inside forward whose function cannot be differentiated.
     """
     check_penalty(penalty)
-    there = Given(params, x, y, key, mask, weights)
-    params, *batch = gathered(there)
+    net, (params, *batch), lying = on_one_device("compare_gradients", net, Given(params, x, y, key, mask, weights))
     x, y, key, mask, weights = check_batch(net, cost, params, *batch)
     check_concrete("compare_gradients", params, x, y, weights)
     given = Given(params, x, y, key, mask, weights)
     extra = [] if penalty is None else [(penalty, x.shape[0] if n_examples is None else n_examples)]
-    return _audited("compare_gradients", net, cost, given, there, finite_differences, trust, extra)
+    return _audited(net, cost, given, lying, finite_differences, trust, extra)
 
 
 def check_layer(
@@ -110,48 +109,41 @@ def check_layer(
     if not isinstance(layer, Layer):
         got = type(layer).__name__
         raise ValueError(f"check_layer: expected a layer, got {got}; decorate a class of your own with @fn.layer")
-    there = Given(params, x, key=key, mask=mask)
-    params, x, _, key, mask, _ = gathered(there)
+    layer, (params, x, _, key, mask, _), lying = on_one_device("check_layer", layer, Given(params, x, None, key, mask))
     x, key = jnp.asarray(x), check_key(key)
     if x.ndim == 0 or x.shape[0] == 0:
         raise ValueError(f"x: expected a batch (m, ...) of at least one example, got shape {x.shape}")
     check_concrete("check_layer", params, x)
-    given = Given(params, x, key=key, mask=mask)
-    return _audited("check_layer", layer, None, given, there, finite_differences, trust)
+    return _audited(layer, None, Given(params, x, key=key, mask=mask), lying, finite_differences, trust)
 
 
 def _audited(
-    by: str,
     net: Layer,
     cost: Cost | None,
     given: Given,
-    there: Given,
+    lying: Lying,
     finite: bool,
     trust: Sequence[Callable],
     penalties: Sequence = (),
 ) -> Report:
-    """``given`` lies on one device, ``there`` is the same where the user has it."""
     for placed in walk(net, given.params, given.key):
         for path, leaf in tree_leaves_with_path(placed.params):
             if not is_float(leaf):
                 got = f"{jnp.result_type(leaf)} at {keystr(path)}"
                 remedy = "make it a field of the layer"
                 raise ValueError(f"layer {placed.name}: expected parameters of floats to audit, got {got}; {remedy}")
-    as_given, axes, notes = net, axes_of(there), []
-    if spoken := speaking_of(net, given.params, given.x, given.key, given.mask):
-        net, notes = _in_parts(by, net, there.x, spoken)
     own, net = net, standing(net)
     program, a = traced(net, cost, given)
     progress, u = _Progress(), normals(a, 0)
     trusted, believed, said = _judged_by(net, cost, given, program, tuple(trust), finite)
-    notes = notes + said
-    terms = Terms(dtype_of(given.params, given.x), finite, trusted, believed=believed, axes=axes)
+    notes = [*lying.notes, *said]
+    terms = Terms(dtype_of(given.params, given.x), finite, trusted, believed=believed, axes=lying.axes)
     rows, _, whole = network_rows(net, cost, given, u, terms, progress.step)
     for penalty, n in penalties:
         rows += _penalty_rows(penalty, given.params, n, terms.dtype)
     rows = settled(rows, (given.params, given.x), functools.partial(_beside, net, cost, given, u, terms))
-    if cost is not None and axes and (as_given.independent or not spoken):
-        rows += rows_in_place(as_given, cost, given, there, whole, terms, is_cause=not any(map(wrong, rows)))
+    if cost is not None and lying.runs:
+        rows += rows_in_place(lying, cost, given, whole, terms, is_cause=not any(map(wrong, rows)))
     if not any(map(wrong, rows)):
         progress.step("other numbers and another number of examples")
         tolerance = ROUGHLY if any(row.verdict == APPROXIMATE for row in rows) else TOLERANCE["float64"]
@@ -166,17 +158,6 @@ def _audited(
 
 def wrong(row: Row) -> bool:
     return row.verdict in ("fail", "consequence")
-
-
-def _in_parts(by: str, net: Layer, x: Any, spoken: str) -> tuple[Layer, list[str]]:
-    """The network with the axes bound that its layers speak of, and what to say of it."""
-    if not (axes := batch_axes(x)):
-        raise ValueError(
-            f"{by}: expected x divided over the mesh's axis that a layer names ({spoken}), got it on one device; place it "
-            f'with jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))'
-        )
-    parts = " × ".join(f"{n} parts over {name!r}" for name, n in axes)
-    return in_parts(net, axes), [f"Layers of your own run on {parts}, and the means of their gradients are averaged."]
 
 
 def _beside(net: Layer, cost: Cost | None, given: Given, u: Any, terms: Terms, moved: tuple) -> list[Row]:

@@ -15,7 +15,7 @@ from ..costs import Cost
 from ..layers._composite import composites, walk
 from ..layers._layer import Layer, Params, run_forward
 from .central import opinion, supports_manual
-from .devices import gathered, numbers_of_devices, placed_like
+from .devices import Lying, gathered, numbers_of_devices, placed_like
 from .function_mistakes import of_function
 from .layer import Chained, Terms, layer_rows
 from .network_mistakes import of_cost
@@ -221,18 +221,16 @@ def _composed_rows(whole: Subject, finite: bool = False) -> list[Row]:
     return rows
 
 
-def rows_in_place(
-    net: Layer, cost: Cost, given: Given, there: Given, whole: Subject, terms: Terms, is_cause: bool
-) -> list[Row]:
+def rows_in_place(lying: Lying, cost: Cost, given: Given, whole: Subject, terms: Terms, is_cause: bool) -> list[Row]:
     """``value_and_grad`` on the arrays where they lie against autodiff on one device: a row, or one for each leaf that is
     wrong. ``is_cause``: whether nothing else is."""
     if "value_and_grad" not in whole:
         return []
     (right,) = whole.compared("value_and_grad")
-    gradient = value_and_grad(net, cost)
+    gradient = value_and_grad(lying.net, cost)
 
     def run(given: Given) -> dict[str, Any]:
-        params, x, y, key, mask, weights = placed_like(given, there)
+        params, x, y, key, mask, weights = placed_like(given, lying.there)
         found = gradient(params, x, y, key=key, mask=mask, weights=weights)[1]
         doubled = right.autodiff64 is not None and dtype_of(params, x) == "float64"
         return {"value_and_grad": Two(gathered(found), right.autodiff64 if doubled else right.autodiff)}
