@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..layers._composite import Composite
 from ..layers._layer import Layer, Params, keys_of, run_forward
@@ -143,25 +143,29 @@ def on_one_device(by: str, net: Layer, there: Given) -> tuple[Layer, Given, Lyin
         ValueError: for such a layer where the batch is not divided over a mesh.
     """
     given, axes = gathered(there), axes_of(there)
-    unbound, within = named_axes(net, given)
-    lying = Lying(net, there, axes or within, bool(axes) and (not unbound or net.independent), [])
-    if not unbound:
-        return net, given, lying
-    if not (over := batch_axes(there.x)):
+    program, error = _both_ways(net, given)
+    unbound = str(error).split(". ")[0] if isinstance(error, NameError) and "unbound axis" in str(error) else ""
+    axes = axes or (axes_within(program) if program else ())
+    lying = Lying(net, there, axes, bool(axes_of(there)) and (not unbound or net.independent), [])
+    over = batch_axes(there.x)
+    if unbound and not over:
         raise ValueError(
-            f"{by}: expected x divided over the axis of a mesh that a layer names ({unbound}), got it on one device; place it "
-            f'with jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))'
+            f"{by}: expected x divided over the axis of a mesh that a layer names ({unbound}), got it on one device; give "
+            f'jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))'
         )
-    parts = " × ".join(f"{n} parts over {name!r}" for name, n in over)
-    lying.notes.append(f"Layers of your own run on {parts}, and the means of their gradients are averaged.")
-    return in_parts(net, over), given, lying
+    if unbound:
+        parts = " × ".join(f"{n} parts over {name!r}" for name, n in over)
+        lying.notes.append(f"Layers of your own run on {parts}, and the means of their gradients are averaged.")
+        return in_parts(net, over), given, lying
+    if error and over and _is_explicit(there.x) and _both_ways(placed := in_place(net, there.x), given)[0]:
+        return placed, given, lying
+    return net, given, lying
 
 
-def named_axes(net: Layer, given: Given) -> tuple[str, Axes]:
-    """What JAX says of an axis that the network's layers name and that is not bound outside of ``shard_map``, "" for none;
-    and the axes of the meshes that they map over themselves."""
+def _both_ways(net: Layer, given: Given) -> tuple[Any, Exception | None]:
+    """The program of a network, forward and back, and what stands against it."""
 
-    def both_ways(params: Params, x: Any) -> Any:
+    def run(params: Params, x: Any) -> Any:
         a, cache = run_forward(net, params, x, key=given.key, train=True, mask=given.mask)
         errors = net.error(params, cache, a)
         return (
@@ -171,72 +175,107 @@ def named_axes(net: Layer, given: Given) -> tuple[str, Axes]:
         )
 
     try:
-        return "", axes_within(jax.make_jaxpr(both_ways)(given.params, given.x))
-    except NameError as error:
-        return str(error).split(". ")[0] if "unbound axis" in str(error) else "", ()
-    except Exception:  # whatever a wrong equation raises: the audit will say it
-        return "", ()
+        return jax.make_jaxpr(run)(given.params, given.x), None
+    except Exception as error:  # whatever a wrong equation raises: the audit will say it
+        return None, error
+
+
+def _is_explicit(a: Any) -> bool:
+    return AxisType.Explicit in a.sharding.mesh.axis_types
 
 
 def in_parts(net: Layer, axes: Axes) -> Layer:
-    """The network with its users' own layers run on each part of a batch that is divided over the axes."""
+    """The network with its users' own layers run on each part of a batch that is divided over the axes, which are bound."""
+    return _own_layers(net, lambda cls: _class_in_parts(cls, axes))
+
+
+def in_place(net: Layer, x: Any) -> Layer:
+    """The network with its users' own layers run, where they must, on examples that lie as those of x on an explicit mesh."""
+    specs = PartitionSpec(x.sharding.spec[0]), PartitionSpec()
+    rows, whole = (NamedSharding(x.sharding.mesh, spec) for spec in specs)
+    return _own_layers(net, lambda cls: _class_in_place(cls, rows, whole))
+
+
+def _own_layers(net: Layer, instead: Callable[[type], type]) -> Layer:
+    """The network with other classes for the layers at the bottom that are no layers of this library."""
     if isinstance(net, Composite):
-        return net.mapped(lambda layer: in_parts(layer, axes))
-    if type(net).__module__.startswith("fnnet."):
-        return net
-    twin = copy.copy(net)
-    object.__setattr__(twin, "__class__", _class_in_parts(type(net), axes))
+        return net.mapped(lambda layer: _own_layers(layer, instead))
+    return net if type(net).__module__.startswith("fnnet.") else _of_class(net, instead(type(net)))
+
+
+def _of_class(layer: Layer, cls: type) -> Any:
+    twin = copy.copy(layer)
+    object.__setattr__(twin, "__class__", cls)
     return twin
 
 
 @functools.cache
-def _class_in_parts(cls: Any, axes: Axes) -> Any:
-    """A layer's class with its methods run on every part, the axes bound: arrays of examples go in and come out whole, caches
-    keep their parts apart, and gradients are averaged."""
+def _class_in_parts(cls: type, axes: Axes) -> type:
+    """Each part by itself: caches keep their parts apart, gradients are averaged."""
     sizes = tuple(n for _, n in axes)
     k = len(sizes)
 
-    def cut(tree: Any) -> Any:
-        return jax.tree.map(lambda a: a.reshape(*sizes, a.shape[0] // math.prod(sizes), *a.shape[1:]), tree)
+    def cut(a: Any) -> Any:
+        return a.reshape(*sizes, a.shape[0] // math.prod(sizes), *a.shape[1:])
 
-    def joined(tree: Any) -> Any:
-        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[k + 1 :]), tree)
-
-    def averaged(tree: Any) -> Any:
-        return jax.tree.map(lambda a: a.mean(tuple(range(k))), tree)
-
-    def on_each(f: Callable, *parts: Any) -> Any:
+    def on_each(f: Callable) -> Callable:
         for name, _ in reversed(axes):
             f = jax.vmap(f, axis_name=name)
-        return f(*parts)
+        return f
 
-    def own(layer: Any) -> Any:
-        twin = copy.copy(layer)
-        object.__setattr__(twin, "__class__", cls)
-        return twin
+    return _class(cls, cut, lambda a: a.reshape(-1, *a.shape[k + 1 :]), lambda a: a.mean(tuple(range(k))), on_each)
+
+
+@functools.cache
+def _class_in_place(cls: type, rows: NamedSharding, whole: NamedSharding) -> type:
+    """Examples are divided for the methods that cannot do without, and what comes out of these is whole on every device."""
+
+    def on_each(f: Callable) -> Callable:
+        def run(*parts: Any) -> Any:
+            try:
+                return f(*parts)
+            except Exception:  # such as shard_map raises for an array that does not lie where its specs say
+                divided = jax.tree.map(lambda a: jax.sharding.reshard(a, rows), parts)
+                return jax.tree.map(lambda a: jax.sharding.reshard(a, whole), f(*divided))
+
+        return run
+
+    same = lambda a: a  # noqa: E731
+    return _class(cls, same, same, same, on_each)
+
+
+def _class(cls: Any, cut: Callable, joined: Callable, averaged: Callable, on_each: Callable) -> Any:
+    """A layer's class with its methods run by ``on_each``: arrays of examples are ``cut`` on the way in and ``joined`` on the
+    way out, and gradients ``averaged``."""
 
     def forward(
         self: Any, params: Any, a_in: Any, *, key: Any = None, mask: Any = None, probe: Any = None, **about: Any
     ) -> Any:
-        def of_part(a_in: Any, mask: Any, probe: Any, index: Any) -> Any:
+        def run(a_in: Any, mask: Any, probe: Any, index: Any) -> Any:
             given = {"key": keys_of(key, index), "mask": mask, "probe": probe, **about}
-            return run_forward(own(self), params, a_in, **given)
+            return run_forward(_of_class(self, cls), params, a_in, **given)
 
-        a_out, cache = on_each(of_part, *cut((a_in, mask, probe, jnp.arange(a_in.shape[0]))))
+        examples = a_in, mask, probe, None if key is None else jnp.arange(a_in.shape[0])
+        a_out, cache = on_each(run)(*jax.tree.map(cut, examples))
         return joined(a_out), cache
 
-    def method(name: str, put: Callable) -> Callable:
+    def method(name: str, *put: Callable) -> Callable:
         def run(self: Any, params: Any, cache: Any, *given: Any) -> Any:
-            return put(on_each(functools.partial(getattr(own(self), name), params), cache, *cut(given)))
+            own = functools.partial(getattr(_of_class(self, cls), name), params)
+            found = on_each(own)(cache, *jax.tree.map(cut, given))
+            return (
+                found
+                if found is None
+                else tuple(map(jax.tree.map, put, found))
+                if put[1:]
+                else jax.tree.map(put[0], found)
+            )
 
         return run
 
-    def both(found: Any) -> tuple[Any, Any]:
-        return joined(found[0]), averaged(found[1])
-
-    joining = dict.fromkeys(("error", "propagate", "output", "output_error"), joined)
-    puts = {**joining, "gradients": averaged, "backward": both, "output_backward": both}
-    written = {name: method(name, put) for name, put in puts.items() if getattr(cls, name) is not getattr(Layer, name)}
-    keywords = property(lambda self: own(self)._keywords)
+    puts = dict.fromkeys(("error", "propagate", "output", "output_error"), (joined,))
+    puts |= {"gradients": (averaged,), "backward": (joined, averaged), "output_backward": (joined, averaged)}
+    written = {name: method(name, *put) for name, put in puts.items() if getattr(cls, name) is not getattr(Layer, name)}
+    keywords = property(lambda self: _of_class(self, cls)._keywords)
     about = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_keywords": keywords}
     return jax.tree_util.register_static(type(cls.__name__, (cls,), {**about, "forward": forward, **written}))
