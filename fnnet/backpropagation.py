@@ -77,7 +77,7 @@ def backprop(
     x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
     check_feedback(params, feedback)
     penalty, n_examples = jax.tree.map(placed, (penalty, n_examples))
-    run = program(_backprop, net, cost, over=where_divided(net, params, x))
+    run = _run_where_the_batch_lies(_backprop, net, cost)
     return run(params, x, y, key, mask, weights, penalty, n_examples, feedback, state)
 
 
@@ -144,11 +144,11 @@ def value_and_grad(
     check_penalty(penalty)
     about_penalty = jax.tree.map(placed, (penalty, n_examples))
     options = {"micro_batch": micro_batch, "positions": positions, "carry": carry}
-    run = lambda over: program(_value_and_grad, net, cost, **options, over=over)  # noqa: E731
+    run = _run_where_the_batch_lies(_value_and_grad, net, cost, **options)
 
     def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
-        return run(where_divided(net, params, x))(params, x, y, key, mask, weights, state, *about_penalty)
+        return run(params, x, y, key, mask, weights, state, *about_penalty)
 
     return manual_value_and_grad
 
@@ -190,11 +190,11 @@ def objective(
     check_cost(cost)
     check_penalty(penalty)
     about_penalty = jax.tree.map(placed, (penalty, n_examples))
-    run = lambda over: program(_objective, net, cost, carry=carry, over=over)  # noqa: E731
+    run = _run_where_the_batch_lies(_objective, net, cost, carry=carry)
 
     def cost_of_params(params, x, y, *, key=None, mask=None, weights=None, state=None):
         x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
-        return run(where_divided(net, params, x))(params, x, y, key, mask, weights, state, *about_penalty)
+        return run(params, x, y, key, mask, weights, state, *about_penalty)
 
     return cost_of_params
 
@@ -209,6 +209,18 @@ def _objective(net, cost, params, x, y, key, mask, weights, state, penalty, n_ex
     if penalty is not None:
         value = value + penalty.value(params, x.shape[0] if n_examples is None else n_examples).astype(value.dtype)
     return (value, last) if carry else value
+
+
+def _run_where_the_batch_lies(function: Callable, net: Layer, cost: Cost, **options: Any) -> Callable:
+    """``function`` compiled, of a batch on one device or of one that is divided; it holds the former."""
+    on_one = program(function, net, cost, **options, over=None)
+
+    def run(params: Params, x: Array, *arguments: Any) -> Any:
+        over = where_divided(net, params, x)
+        of = on_one if over is None else program(function, net, cost, **options, over=over)
+        return of(params, x, *arguments)
+
+    return run
 
 
 def counted(x: Array, weights: Any) -> Array:

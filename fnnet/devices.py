@@ -10,15 +10,34 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from .forms import varying, varying_axes
 from .layers._layer import Layer, LayerError, as_array, check_key, keys_of
 from .programs import program
 
-__all__ = ["Division", "check_divides", "check_mixing", "data_parallel", "divided", "division_of", "where_divided"]
+__all__ = [
+    "Division",
+    "check_divides",
+    "check_dividing",
+    "check_everywhere",
+    "check_mixing",
+    "data_parallel",
+    "divided",
+    "division_of",
+    "is_whole",
+    "mean",
+    "replicated",
+    "where_divided",
+]
 
 WHOLE = PartitionSpec()
+
+NETWORKS = "the networks of a sweep"
+"""The axis over which `fnnet.sweep` divides networks, each with all of its batch."""
 
 
 class Division(NamedTuple):
@@ -28,10 +47,14 @@ class Division(NamedTuple):
     axis: Any
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """The axis, or each of several."""
+        return self.axis if isinstance(self.axis, tuple) else (self.axis,)
+
+    @property
     def n(self) -> int:
         """The number of parts."""
-        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
-        return math.prod(self.mesh.shape[name] for name in axes)
+        return math.prod(self.mesh.shape[name] for name in self.axes)
 
     @property
     def rows(self) -> PartitionSpec:
@@ -43,8 +66,8 @@ def data_parallel(gradient: Callable[..., tuple[Any, Any]], mesh: Mesh, axis: An
     """The function of a whole batch from a gradient function of one device's examples: (params, x, y, *, key, mask, ...) ->
     (C, ∂C/∂params), compiled, with the batch divided among the devices and one all-reduce of the means.
 
-    C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole and
-    its part of everything that has the examples on axis 0, with the keys of those examples: masks of dropout are those of one
+    C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole (or
+    cut over other axes of a mesh whose axes are automatic: there the compiler partitions what is in here) and its part of everything that has the examples on axis 0, with the keys of those examples: masks of dropout are those of one
     device. `value_and_grad` needs no such wrapper for arrays that are divided already.
 
     Args:
@@ -99,11 +122,12 @@ def divided(f: Callable, over: Division | None, params: Any, batch: Any, key: An
 
     def of_device(params: Any, batch: Any, key: Any) -> tuple[Any, Any]:
         index = jax.lax.axis_index(over.axis) * n + jnp.arange(n, dtype=jnp.int32)
-        means, of_examples = f(varying(params, over), *batch, keys_of(key, index))
+        means, of_examples = f(varying(params, index), *batch, keys_of(key, index))
         return mean(means, over), of_examples
 
     specs = WHOLE, _specs_of_examples(f, over, params, batch, key)
-    run = jax.shard_map(of_device, mesh=over.mesh, in_specs=(WHOLE, over.rows, WHOLE), out_specs=specs)
+    of_axis = {"mesh": over.mesh, "axis_names": frozenset(over.axes)}
+    run = jax.shard_map(of_device, **of_axis, in_specs=(WHOLE, over.rows, WHOLE), out_specs=specs)
     return run(_placed(params, WHOLE, over), _placed(batch, over.rows, over), key)
 
 
@@ -136,26 +160,12 @@ def _specs_of_examples(f: Callable, over: Division, params: Any, batch: Any, key
     return jax.tree.map(spec, whole, shapes(over.n)) if jax.tree.leaves(whole) else WHOLE
 
 
-def mean(tree: Any, over: Division) -> Any:
-    """(1/D) Σ_d over the devices, all leaves together."""
-    return jax.tree.map(lambda a: a / jnp.asarray(over.n, a.dtype), jax.lax.psum(varying(tree, over), over.axis))
-
-
-def varying(tree: Any, over: Division) -> Any:
-    """The tree as one that may differ between devices: what is made of it stays each device's own until it is summed."""
-    axes = over.axis if isinstance(over.axis, tuple) else (over.axis,)
-
-    def of_leaf(a: Any) -> Any:
-        new = tuple(name for name in axes if name not in varying_axes(a))
-        return jax.lax.pcast(a, new, to="varying") if new else a
-
-    return jax.tree.map(of_leaf, tree)
-
-
-def varying_axes(a: Any) -> frozenset[str]:
-    """The axes of the enclosing ``shard_map`` over which the array may differ; none outside, or where that is not checked."""
-    aval = jax.typeof(a)
-    return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying  # pyright: ignore
+def mean(tree: Any, over: Division | None, factor: float = 1.0) -> Any:
+    """factor (1/D) Σ_d over the devices, of all leaves together; the tree itself on one."""
+    if over is None:
+        return tree
+    sums = jax.lax.psum(varying(tree, jax.lax.axis_index(over.axis)), over.axis)
+    return jax.tree.map(lambda a: a * jnp.asarray(factor / over.n, a.dtype), sums)
 
 
 def division_of(function: str, mesh: Any, axis: Any = None) -> Division:
@@ -195,7 +205,7 @@ def where_divided(net: Layer, params: Any, x: Any) -> Division | None:
     if sharding is None or not net.independent:
         return None
     axis, *others = (*sharding.spec, None)
-    if axis is None or any(name is not None for name in others) or not all(map(_is_whole, jax.tree.leaves(params))):
+    if axis is None or any(name is not None for name in others) or not all(map(is_whole, jax.tree.leaves(params))):
         return None
     over = Division(sharding.mesh, axis)
     return over if over.n > 1 else None
@@ -214,19 +224,93 @@ def _known(a: Any) -> NamedSharding | None:
     return sharding if explicit and any(sharding.spec) else None
 
 
-def _is_whole(a: Any) -> bool:
+def is_whole(a: Any) -> bool:
     return _known(a) is None
+
+
+def check_everywhere(function: str, x: Any, mesh: Any) -> None:
+    """Raise a ValueError for an array that only this process has, where there are several: each would run by itself."""
+    if jax.process_count() > 1 and x.is_fully_addressable:
+        spec = "P('data')" if mesh is None else f"P({division_of(function, mesh).axis!r})"
+        raise ValueError(
+            f"{function}: expected data that the {jax.process_count()} processes share, got an array that only this one has; "
+            f"give each process its part: jax.make_array_from_process_local_data(NamedSharding(mesh, {spec}), x)"
+        )
+
+
+def check_dividing(function: str, net: Layer, params: Any, over: Division) -> None:
+    """Raise an error where a batch cannot be divided: of a network that mixes examples, and for parameters that are divided
+    themselves."""
+    if not net.independent:
+        raise _of_mixing(net, f"{over.n} devices to divide it among")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not is_whole(leaf):
+            raise ValueError(
+                f"{function}: expected parameters that each device has whole, got {jax.tree_util.keystr(path)} divided by "
+                f"{leaf.sharding.spec}; put them on all devices, or write the loop with fn.value_and_grad under jax.jit"
+            )
+
+
+def replicated(function: str, tree: Any, mesh: Any) -> Any:
+    """The tree with every device of the mesh holding all of it, but for what is divided already.
+
+    Raises:
+        ValueError: where another process gave other numbers.
+    """
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, WHOLE)
+
+    def of_leaf(leaf: Any) -> Any:
+        if not is_whole(leaf):
+            return leaf
+        if jax.process_count() == 1 or not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            words = of_leaf(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+        return jax.device_put(np.asarray(leaf), sharding)  # which compares the processes' numbers
+
+    try:
+        return jax.tree.map(of_leaf, tree)
+    except AssertionError:
+        raise ValueError(
+            f"{function}: expected the same parameters, key and state on every process, got others on one; draw them "
+            f"from the same key"
+        ) from None
+
+
+def any_process(value: bool) -> bool:
+    """Whether it is so on one of the processes, all of which have to ask."""
+    return value if jax.process_count() == 1 else bool(process_allgather(np.asarray(value)).any())
+
+
+def check_agreed(function: str, parts: tuple[str, ...], own: Any) -> None:
+    """Raise a ValueError where another process came with another value of one of the parts, numbers all of them."""
+    if jax.process_count() == 1:
+        return
+    of_all = process_allgather(np.asarray(own))
+    if differ := [name for name, values in zip(parts, of_all.T, strict=True) if (values != values[0]).any()]:
+        raise ValueError(
+            f"{function}: expected the {jax.process_count()} processes to come with the same arguments, got another "
+            f"{', '.join(differ)} on one; run the same script on each, and let only the data be each one's own part"
+        )
 
 
 def check_mixing(net: Layer, x: Any) -> None:
     """Raise a LayerError where a layer mixes examples and each device has but a part of the batch, inside ``shard_map``."""
-    if net.independent or not isinstance(x, Tracer) or not (axes := varying_axes(x)):
+    if net.independent or not isinstance(x, Tracer) or not (axes := varying_axes(x) - {NETWORKS}):
         return
-    raise LayerError(
-        _mixing(net), "the whole batch, since it mixes examples", f"one device's part over {', '.join(sorted(axes))}",
-        "normalise each example by itself (fn.LayerNorm, fn.GroupNorm), or call value_and_grad under jax.jit on divided "
-        "arrays, without shard_map; a layer of your own that does not mix says independent = True in its class",
-    )  # fmt: skip
+    raise _of_mixing(net, f"one device's part over {', '.join(sorted(axes))}")
+
+
+def _of_mixing(net: Layer, got: str) -> LayerError:
+    remedy = (
+        "normalise each example by itself (fn.LayerNorm, fn.GroupNorm), or leave the division to the compiler: fn.fit with "
+        "shuffle='global', or fn.value_and_grad under jax.jit, on a mesh of axis_types=(AxisType.Auto,); a layer of your own "
+        "that does not mix says independent = True in its class"
+    )
+    return LayerError(_mixing(net), "the whole batch, since it mixes examples", got, remedy)
 
 
 def _mixing(net: Any) -> Any:

@@ -3,6 +3,7 @@
 Source: the notes, section 3 (the algorithm).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +12,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from .backpropagation import counted, value_and_grad
+from .batches import ONE, Layout, all_of_step, of_device, order, part_of_device, total
 from .chunks import chunk_size, mean_over_chunks
 from .costs import accuracy
 from .curvature import gauss_newton_vector
+from .devices import WHOLE, mean
+from .forms import varying
 from .layers._composite import has_moving
-from .layers._layer import Layer, Params, run_forward
+from .layers._layer import ExampleKeys, Layer, Params, run_forward
 from .optimizers import apply_updates, extra_arguments, updated
 from .programs import for_each_structure
 
-__all__ = ["epoch", "monitor"]
+__all__ = ["epoch", "mini_batch", "monitor"]
 
 
 @for_each_structure
@@ -38,12 +42,33 @@ def epoch(
     micro_batch,
     window,
     steps=None,
+    layout=ONE,
 ) -> tuple[Params, Any, Array, Array]:
     """(params, optimiser state, cost of each mini-batch, whether costs and parameters are finite) after one shuffled pass, or
     after its first ``steps`` steps."""
-    n = data.x.shape[0]
+    about = net, cost, optimizer, penalty, batch_size, gradient, micro_batch, window, steps, layout
+    return on_devices(functools.partial(_epoch, *about), layout, data, params, opt_state, key)
+
+
+def _epoch(
+    net,
+    cost,
+    optimizer,
+    penalty,
+    batch_size,
+    gradient,
+    micro_batch,
+    window,
+    steps,
+    layout,
+    data,
+    params,
+    opt_state,
+    key,
+):
+    n, over = total(layout, data), layout.over
     shuffle_key, step_key = jax.random.split(key)
-    order = jax.random.permutation(shuffle_key, n)
+    rows = order(layout, shuffle_key, n)
     moves = has_moving(net)
     gradient = gradient or value_and_grad(net.in_loop(), cost, micro_batch=micro_batch, carry=window is not None)
 
@@ -79,25 +104,40 @@ def epoch(
             new_params = net.moving(new_params, seen(params)[1])
         return new_params, opt_state, value
 
-    def forward(x: Array, key: Array, given: dict[str, Any], state: Any = None) -> Callable:
+    def averaged(both: tuple[Any, Params], factor: float) -> tuple[Any, Params]:
+        """Value and gradients of the mini-batch from those of each device's part."""
+        value, grads = both
+        value, *state = value if window is not None else (value,)
+        value, grads = mean((value, grads), over, factor)
+        return (value, *state) if state else value, grads
+
+    def forward(x: Array, key: Any, given: dict[str, Any], state: Any = None) -> Callable:
         about = {"key": key, "train": True, "mask": given.get("mask"), "state": state}
         return lambda params: run_forward(net, params, counted(x, given["weights"]), **about)
 
-    def curved(x: Array, y: Array, key: Array, given: dict[str, Any], state: Any = None) -> Callable:
+    def curved(x: Array, y: Array, key: Any, given: dict[str, Any], factor: float, state: Any = None) -> Callable:
         about = key, given.get("mask"), given["weights"], state
-        return lambda params, v: gauss_newton_vector(net, cost, params, x, y, v, *about)
+
+        def product(params: Params, v: Params) -> Params:
+            params, v = varying((params, v), x)
+            return mean(gauss_newton_vector(net, cost, params, x, y, v, *about), over, factor)
+
+        return product
 
     def step(carry: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Any], Array]:
         rows, i = batch
-        x, y, extras = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds", unique_indices=True), data)
+        (x, y, extras), index, factor = of_device(layout, data, rows)
         key, given = jax.random.fold_in(step_key, i), {"weights": None, **extras}
+        key = key if index is None else ExampleKeys(key, index)
         if window is not None:
-            return through_windows(carry, x, y, given, key, min(window, x.shape[1]))
-        run = lambda params: gradient(params, x, y, key=key, **given)  # noqa: E731
-        params, opt_state, value = improved(*carry, run, forward(x, key, given), curved(x, y, key, given))
+            return through_windows(carry, x, y, given, key, factor, min(window, x.shape[1]))
+        run = lambda params: averaged(gradient(varying(params, x), x, y, key=key, **given), factor)  # noqa: E731
+        params, opt_state, value = improved(*carry, run, forward(x, key, given), curved(x, y, key, given, factor))
         return (params, opt_state), value
 
-    def through_windows(carry: Any, x: Array, y: Array, given: dict[str, Any], key: Array, window: int) -> Any:
+    def through_windows(
+        carry: Any, x: Array, y: Array, given: dict[str, Any], key: Any, factor: float, window: int
+    ) -> Any:
         """A mini-batch of sequences, window by window; its cost is the sum over the windows."""
 
         def part(a: Array, start: Any, size: int) -> Array:
@@ -106,13 +146,17 @@ def epoch(
         def one(carry: tuple, start: Any, size: int = window) -> tuple[tuple, Array]:
             params, opt_state, state = carry
             x_part, y_part, more = jax.tree.map(lambda a: part(a, start, size), (x, y, given))
-            own = jax.random.fold_in(key, start)
-            run = lambda params: gradient(params, x_part, y_part, key=own, state=state, **more)  # noqa: E731
-            seen, product = forward(x_part, own, more, state), curved(x_part, y_part, own, more, state)
+            own = _folded(key, start)
+
+            def run(params: Params) -> tuple[Any, Params]:
+                both = gradient(varying(params, x), x_part, y_part, key=own, state=state, **more)
+                return averaged(both, factor)
+
+            seen, product = forward(x_part, own, more, state), curved(x_part, y_part, own, more, factor, state)
             params, opt_state, (value, state) = improved(params, opt_state, run, seen, product)
             return (params, opt_state, state), value
 
-        zero_state = jax.tree.map(jnp.zeros_like, state_after(net, carry[0], part(x, 0, window)))
+        zero_state = varying(jax.tree.map(jnp.zeros_like, state_after(net, carry[0], part(x, 0, window))), x)
         full, rest = divmod(x.shape[1], window)
         (*carry, state), values = jax.lax.scan(one, (*carry, zero_state), window * jnp.arange(full))
         value = jnp.sum(values)
@@ -121,28 +165,55 @@ def epoch(
             value = value + last
         return tuple(carry), value
 
-    full, rest = divmod(n, batch_size)
+    size = batch_size // over.n if layout.block else batch_size
+    full, rest = divmod(len(rows), size)
     steps = full + (rest > 0) if steps is None else steps
     full = min(full, steps)
-    batches = order[: full * batch_size].reshape(full, batch_size), jnp.arange(full)
+    batches = rows[: full * size].reshape(full, size), jnp.arange(full)
     carry, costs = jax.lax.scan(step, (params, opt_state), batches)
     if steps > full:
-        carry, last = step(carry, (order[full * batch_size :], jnp.asarray(full)))
+        carry, last = step(carry, (rows[full * size :], jnp.asarray(full)))
         costs = jnp.append(costs, last)
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((carry[0], costs))]
     return *carry, costs, jnp.all(jnp.stack(finite))
 
 
-def state_after(net: Layer, params: Params, x: Array) -> Any:
+def _folded(key: Any, number: Any) -> Any:
+    if isinstance(key, ExampleKeys):
+        return ExampleKeys(jax.random.fold_in(key.key, number), key.index)
+    return jax.random.fold_in(key, number)
+
+
+def state_after(net: Layer, params: Params, x: Any) -> Any:
     """The shapes of the state after x, as zeros can be made from them."""
     return jax.eval_shape(lambda p, x: net.final_state(run_forward(net, p, x)[1]), params, x)
 
 
 @for_each_structure
-def monitor(net, cost, penalty, params, data, n_examples, *, classes) -> tuple[Array, Array]:
+def mini_batch(data, key, *, batch_size, step, layout) -> Any:
+    """The examples of a step of an epoch, on every device."""
+
+    def run(data: Any, key: Array) -> Any:
+        rows = order(layout, jax.random.split(key)[0], total(layout, data))
+        size = batch_size // layout.over.n if layout.block else batch_size
+        return all_of_step(layout, data, rows[step * size : (step + 1) * size])
+
+    return on_devices(run, layout, data, key)
+
+
+def on_devices(f: Callable, layout: Layout, data: Any, *whole: Any) -> Any:
+    """f(data, *whole), on each device of the layout with what it has of the data."""
+    if layout.over is None:
+        return f(data, *whole)
+    specs = layout.over.rows if layout.cut else WHOLE, *(WHOLE for _ in whole)
+    return jax.shard_map(f, mesh=layout.over.mesh, in_specs=specs, out_specs=WHOLE)(data, *whole)
+
+
+@for_each_structure
+def monitor(net, cost, penalty, params, data, n_examples, *, classes, layout=ONE) -> tuple[Array, Array]:
     """(objective, accuracy) of a data set in inference mode, a chunk at a time."""
 
-    def chunk(x, y, extras, key):
+    def chunk(params, x, y, extras, key):
         a, cache = run_forward(net, params, x, mask=extras.get("mask"))
         weights = extras.get("weights")
         value = cost(a, y, weights=weights, output=net.output(params, cache))
@@ -152,8 +223,14 @@ def monitor(net, cost, penalty, params, data, n_examples, *, classes) -> tuple[A
         hits = jnp.where(share > 0, accuracy(a, y, weights) * share, 0)
         return value, hits, share
 
-    size = min(chunk_size(net, params, data.x, jax.random.key(0), data.extras.get("mask"), "auto"), 8192)
-    value, hits, share = mean_over_chunks(chunk, tuple(data), None, size)
+    def means(data: Any, params: Params) -> tuple[Array, Array, Array]:
+        part, factor = part_of_device(layout, data)
+        params = varying(params, part)
+        size = min(chunk_size(net, params, part.x, jax.random.key(0), part.extras.get("mask"), "auto"), 8192)
+        found = mean_over_chunks(functools.partial(chunk, params), tuple(part), None, size)
+        return mean(found, layout.over, factor)
+
+    value, hits, share = on_devices(means, layout, data, params)
     if penalty is not None:
         value = value + penalty.value(params, n_examples).astype(value.dtype)
     return value, hits / share

@@ -14,7 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["after", "below_all_kept", "mean_of_products", "mean_of_products_in_loop", "stored", "varying"]
+__all__ = [
+    "after",
+    "below_all_kept",
+    "mean_of_products",
+    "mean_of_products_in_loop",
+    "stored",
+    "varying",
+    "varying_axes",
+]
 
 T = TypeVar("T")
 
@@ -32,13 +40,30 @@ def stored(x: T) -> T:
 def varying(tree: T, of: Any) -> T:
     """The tree, marked as different on each device wherever a leaf of ``of`` is: what a loop starts from inside of
     ``jax.shard_map`` has to be so where what it computes is. The same numbers; elsewhere the tree as it is."""
-    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(of)))
+    axes = frozenset().union(*map(varying_axes, jax.tree.leaves(of)))
 
     def marked(leaf: Any) -> Any:
-        missing = axes - jax.typeof(leaf).manual_axis_type.varying
-        return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying")
+        return jax.lax.pcast(leaf, tuple(sorted(axes - varying_axes(leaf))), to="varying")
 
-    return jax.tree.map(marked, tree)
+    return jax.tree.map(marked, tree) if axes else tree
+
+
+def varying_axes(a: Any) -> frozenset[str]:
+    """The axes of the enclosing ``jax.shard_map`` over which an array may differ; none outside of one that checks."""
+    aval = jax.typeof(a)
+    return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying  # pyright: ignore
+
+
+def is_on_one_device(a: Array) -> bool:
+    """Whether all examples (axis 0) that the computation sees are known to be on one device: inside ``jax.shard_map``, on an
+    explicit mesh that does not divide them, and where there is no other device. Elsewhere the compiler divides what it is
+    given only when all is written, and a form that reads single examples, or loops over them, would move them."""
+    sharding = jax.typeof(a).sharding
+    mesh = jax.sharding.get_abstract_mesh() if sharding.mesh.empty else sharding.mesh
+    if mesh.empty:
+        return jax.device_count() == 1
+    by_compiler = [mesh.shape[name] for name in mesh.auto_axes]
+    return math.prod(by_compiler) == 1 and sharding.spec[:1] in ((), (None,))
 
 
 def after(d: Any, x: T) -> tuple[Any, T]:
@@ -92,8 +117,8 @@ def mean_of_products_in_loop(delta: Array, a: Array) -> Array:
 
 
 def is_small_batch_of_rows(delta: Array) -> bool:
-    """Whether δ is (m, n) with a small m."""
-    return delta.ndim == 2 and len(delta) <= SMALL_BATCH
+    """Whether δ is (m, n) with a small m, all on one device."""
+    return delta.ndim == 2 and len(delta) <= SMALL_BATCH and is_on_one_device(delta)
 
 
 def sum_of_outer_products(delta: Array, a: Array) -> Array:

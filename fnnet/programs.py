@@ -1,7 +1,7 @@
 """Compiled programs, kept for the networks in use and forgotten with the others."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -41,14 +41,23 @@ def for_each_structure(function: Callable) -> Callable:
     hashable options. Networks, costs, schedules and an optax transformation's functions are part of a structure.
 
     The `KEPT_RUNS` programs used last are held: those of runs are large, and a fresh lambda makes one of its own. Numbers and
-    NumPy arrays are put on the device explicitly, as ``jax.transfer_guard`` asks.
+    NumPy arrays are put on the device explicitly, as ``jax.transfer_guard`` asks. ``.lower`` is that of ``jax.jit``.
     """
+
+    def of(arguments: Any, options: Any) -> tuple[Callable, Iterable]:
+        leaves, structure = jax.tree.flatten(arguments)
+        return _program_of_run(_of_leaves, function, structure, **options), map(placed, leaves)
 
     @functools.wraps(function)
     def run(*arguments: Any, **options: Any) -> Any:
-        leaves, structure = jax.tree.flatten(arguments)
-        return _program_of_run(_of_leaves, function, structure, **options)(*map(placed, leaves))
+        compiled, leaves = of(arguments, options)
+        return compiled(*leaves)
 
+    def lower(*arguments: Any, **options: Any) -> Any:
+        compiled, leaves = of(arguments, options)
+        return compiled.lower(*leaves)  # pyright: ignore[reportFunctionMemberAccess]
+
+    run.lower = lower  # pyright: ignore[reportAttributeAccessIssue]
     return run
 
 

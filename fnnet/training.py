@@ -17,13 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
+from .batches import Layout, laid_out
 from .checkpoints import fingerprint, keeping, resumed
 from .chunks import check_micro_batch
 from .costs import Cost
+from .devices import check_agreed, check_everywhere, replicated
 from .epochs import epoch as _epoch
+from .epochs import mini_batch, state_after
 from .epochs import monitor as _monitor
-from .epochs import state_after
 from .given import Examples, examples, names_classes, whole
 from .layers._composite import visited
 from .layers._layer import Layer, Params, as_array, check_key, run_forward
@@ -91,8 +94,12 @@ class TrainingState(NamedTuple):
     fingerprint: Array | None = None
 
 
+OF_DEVICES = ("params", "optimizer", "key", "best")
+"""The parts of a state that an epoch works with."""
+
 FINGERPRINT = (
-    "data", "validation data", "network", "cost", "batch_size", "penalty", "gradient", "window", "early_stopping monitor",
+    "data", "validation data", "network", "cost", "batch_size", "penalty", "gradient", "window",
+    "early_stopping monitor",
 )  # fmt: skip
 
 
@@ -157,6 +164,8 @@ def fit(
     window: int | None = None,
     monitor_training: bool = True,
     watch: Callable[[Params], Any] | None = None,
+    mesh: Mesh | None = None,
+    shuffle: Literal["global", "block"] = "global",
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 1,
     resume: TrainingState | str | os.PathLike[str] | None = None,
@@ -193,6 +202,12 @@ def fit(
         watch: f(params) -> numbers or arrays, any pytree of them, recorded after each epoch: ``history.watched``. It is
             compiled, once, and brings its own data, as in
             ``watch=lambda params: fn.diagnostics.alignment(net, cost, params, x_val, y_val)``.
+        mesh: a ``jax.sharding.Mesh`` over whose axis, its only one or "data", each mini-batch is divided; by default that
+            on which the data lie. Every device gets the parameters and sends its part of the gradient, once a step. On
+            several hosts the data are global arrays, such as of ``jax.make_array_from_process_local_data``.
+        shuffle: "global": the mini-batches of one device, and so its numbers. Each device holds all the data, unless they are
+            divided already: then each step sends the devices their examples. "block": each device holds, shuffles and takes
+            examples of its own part, and no data move; ``batch_size`` and N must be multiples of the devices.
         checkpoint: a folder to save the state in after each ``every`` epochs and at the end, however that comes; the newest
             three are kept. Not one that holds another run's.
         every: how many epochs lie between two checkpoints.
@@ -208,11 +223,14 @@ def fit(
         Diverged: when the cost is not finite.
     """
     train = examples(net, cost, params, data, "data")
+    n_examples = jax.device_put(train.x.shape[0])
     _check_window(net, params, train, window, gradient)
     held_out = None if validation is None else examples(net, cost, params, validation, "validation")
     _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient, watch)
     epochs, batch_size = whole("fit", "epochs", epochs, least=0), whole("fit", "batch_size", batch_size)
     every = whole("fit", "every", every)
+    check_everywhere("fit", train.x, mesh)
+    layout, train = laid_out("fit", net, params, train, mesh, shuffle, batch_size)
     epoch_of = functools.partial(
         _epoch,
         net,
@@ -223,13 +241,19 @@ def fit(
         gradient=gradient,
         micro_batch=micro_batch,
         window=window,
+        layout=layout,
     )
-    monitor = functools.partial(_monitor, net, cost, penalty)
     watching = None if watch is None else functools.partial(_watched, traceable(watch))
-    n_examples = jax.device_put(train.x.shape[0])
-    shows = (names_classes(net, params, train), held_out is not None and names_classes(net, params, held_out))
 
-    if early_stopping is not None and early_stopping.monitor == "validation_accuracy" and not shows[1]:
+    def monitored(layout: Layout, data: Examples) -> tuple[bool, Callable[[Params], tuple[Array, Array]]]:
+        about = {"classes": names_classes(net, params, data), "layout": layout}
+        return about["classes"], lambda params: _monitor(net, cost, penalty, params, data, n_examples, **about)
+
+    _, of_training = monitored(layout, train)
+    names, of_held_out = False, None
+    if held_out is not None:
+        names, of_held_out = monitored(*laid_out("fit", net, params, held_out, layout.mesh, "global"))
+    if early_stopping is not None and early_stopping.monitor == "validation_accuracy" and not names:
         raise ValueError(
             "fit: expected validation targets that name classes for EarlyStopping's monitor 'validation_accuracy', got "
             "other values; use EarlyStopping(monitor='validation_cost')"
@@ -237,7 +261,7 @@ def fit(
 
     own = fingerprint(
         {"data": train, "validation data": held_out},
-        net=net, cost=cost, batch_size=batch_size, penalty=penalty,
+        net=net, cost=cost, batch_size=layout.in_blocks(batch_size), penalty=penalty,
         gradient=getattr(gradient, "__qualname__", type(gradient).__qualname__), window=window,
         monitor=early_stopping and early_stopping.monitor,
     )  # fmt: skip
@@ -245,6 +269,9 @@ def fit(
     same = "network, optimizer, monitors, watch and early stopping"
     state = resumed("fit", resume, checkpoint, start, same, FINGERPRINT)
     _check_has_key(state.key)
+    about = [*jax.device_get(own), int(state.epoch), epochs, every]
+    check_agreed("fit", (*FINGERPRINT, "resume", "epochs", "every"), np.asarray(about, np.uint32))
+    state = state._replace(**replicated("fit", {name: getattr(state, name) for name in OF_DEVICES}, layout.mesh))
     with (
         contextlib.suppress(KeyboardInterrupt),
         keeping(checkpoint, every) as keep,
@@ -255,13 +282,12 @@ def fit(
             new_params, opt_state, costs, finite = epoch_of(state.params, state.optimizer, train, epoch_key)
             measured = {"cost": _mean(costs)}
             if monitor_training:
-                measured["cost"], measured["accuracy"] = monitor(new_params, train, n_examples, classes=shows[0])
-            if held_out is not None:
-                names = ("validation_cost", "validation_accuracy")
-                measured |= dict(zip(names, monitor(new_params, held_out, n_examples, classes=shows[1]), strict=True))
+                measured |= zip(("cost", "accuracy"), of_training(new_params), strict=True)
+            if of_held_out is not None:
+                measured |= zip(("validation_cost", "validation_accuracy"), of_held_out(new_params), strict=True)
             measured, finite = jax.device_get((measured, finite))
             if not (finite and np.isfinite(measured["cost"])):
-                raise _diverged(net, state, epoch_of, train, epoch_key, jax.device_get(costs), batch_size)
+                raise _diverged(net, state, epoch_of, train, epoch_key, jax.device_get(costs), batch_size, layout)
             recorded = measured if watching is None else {**measured, "watched": jax.device_get(watching(new_params))}
             records = jax.tree.map(_appended, state.records, recorded)
             best = _better(early_stopping, state, measured, new_params)
@@ -303,6 +329,7 @@ def evaluate(
     *,
     penalty: Penalty | None = None,
     n_examples: Any = None,
+    mesh: Mesh | None = None,
 ) -> tuple[float, float]:
     """(cost, accuracy) of a data set in inference mode, as ``fit`` monitors them.
 
@@ -313,6 +340,7 @@ def evaluate(
         data: (x, y), or (x, y, {"mask": ..., "weights": ...}).
         penalty: added to the cost.
         n_examples: N of the penalty; by default the number of examples in data.
+        mesh: as in `fit`: each device evaluates its part of the data.
 
     Raises:
         ValueError: for bad input.
@@ -320,7 +348,9 @@ def evaluate(
     given = examples(net, cost, params, data, "data")
     n = jax.device_put(given.x.shape[0] if n_examples is None else n_examples)
     classes = names_classes(net, params, given)
-    value, share = jax.device_get(_monitor(net, cost, penalty, params, given, n, classes=classes))
+    layout, given = laid_out("evaluate", net, params, given, mesh, "global")
+    params = replicated("evaluate", params, layout.mesh)
+    value, share = jax.device_get(_monitor(net, cost, penalty, params, given, n, classes=classes, layout=layout))
     return float(value), float(share)
 
 
@@ -333,7 +363,8 @@ def _check_window(net: Layer, params: Params, data: Examples, window: Any, gradi
             f"fit: expected x and y with as many steps on axis 1 for window={window}, got {data.x.shape} and "
             f"{data.y.shape}; a window needs a target for each step"
         )
-    if not jax.tree.leaves(state_after(net, params, data.x[:1, :1])):
+    one = jax.ShapeDtypeStruct((1, 1, *data.x.shape[2:]), data.x.dtype)
+    if not jax.tree.leaves(state_after(net, params, one)):
         raise ValueError(
             f"fit: expected a network with a state to carry for window={window}, got {net!r}; add a recurrent layer or leave "
             f"window out"
@@ -414,15 +445,14 @@ def _result(state: TrainingState) -> tuple[Params, History]:
 
 
 @jax.transfer_guard("allow")
-def _diverged(net, state, epoch_of, train, epoch_key, costs, batch_size) -> Diverged:
+def _diverged(net, state, epoch_of, train, epoch_key, costs, batch_size, layout) -> Diverged:
     """Run the epoch again up to the mini-batch that diverged, and look through its layers."""
     bad = np.flatnonzero(~np.isfinite(costs))
     step = int(bad[0]) if bad.size else len(costs)
     params, *_ = epoch_of(state.params, state.optimizer, train, epoch_key, steps=step)
-    shuffle_key, step_key = jax.random.split(epoch_key)
-    rows = jax.random.permutation(shuffle_key, train.x.shape[0])[step * batch_size : (step + 1) * batch_size]
-    x, _, extras = jax.tree.map(lambda a: a[rows] if rows.size else a, train)
-    key = jax.random.fold_in(step_key, step)
+    at = min(step, len(costs) - 1)
+    x, _, extras = mini_batch(train, epoch_key, batch_size=batch_size, step=at, layout=layout)
+    key = jax.random.fold_in(jax.random.split(epoch_key)[1], at)
     layer = _first_not_finite(net, params, x, key, extras.get("mask"))
     epoch, step = int(state.epoch) + 1, min(step + 1, len(costs))
     message = (

@@ -47,7 +47,9 @@ class TestPrograms:
     def test_a_function_holds_its_program(self, given):
         f = fn.value_and_grad(NET, fn.log_likelihood)
         f(*given)
-        own = program(_value_and_grad, NET, fn.log_likelihood, micro_batch="auto", positions=None, carry=False)
+        own = program(
+            _value_and_grad, NET, fn.log_likelihood, micro_batch="auto", positions=None, carry=False, over=None
+        )
         for i in range(KEPT):
             program(_value_and_grad, fn.Dense(1 + i, fn.linear), fn.quadratic)
         f(*given)

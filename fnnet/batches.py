@@ -1,0 +1,162 @@
+"""Which examples each step of an epoch takes, and where: all on one device, or divided among many."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from .devices import WHOLE, Division, check_divides, check_dividing, check_everywhere, division_of, is_whole
+from .given import Examples
+from .layers._layer import Layer
+
+__all__ = ["ONE", "Layout", "all_of_step", "laid_out", "of_device", "order", "part_of_device", "total"]
+
+
+class Layout(NamedTuple):
+    """How a data set lies on the devices.
+
+    Attributes:
+        over: how mini-batches are divided; None for one device, and where the compiler divides.
+        cut: whether each device has its part of the data set, else it has all of it.
+        block: whether a mini-batch takes as many examples of each device's own part, which then shuffles by itself.
+        mesh: where the data lie, if on one.
+    """
+
+    over: Division | None = None
+    cut: bool = False
+    block: bool = False
+    mesh: Any = None
+
+    def in_blocks(self, batch_size: int) -> Any:
+        """The batch size, in how many parts as well where the devices' own parts make it."""
+        return (batch_size, self.over.n) if self.block and self.over else batch_size
+
+
+ONE = Layout()
+
+
+def laid_out(
+    function: str, net: Layer, params: Any, data: Examples, mesh: Any, shuffle: str, batch_size: int | None = None
+) -> tuple[Layout, Examples]:
+    """(the layout, the data so placed) for ``mesh=`` and ``shuffle=`` of a function.
+
+    Without a mesh it is that on which the data lie already, where there is one. A network that mixes examples, or with
+    parameters that are divided themselves, is divided by the compiler.
+
+    Raises:
+        ValueError: for data that only this process has where there are several, a mesh without an axis for the examples, a
+            shuffle that is neither "global" nor "block", and what the devices do not divide in blocks.
+        LayerError: for a layer that mixes examples, in blocks or on an explicit mesh.
+    """
+    if shuffle not in ("global", "block"):
+        raise ValueError(f"{function}: expected shuffle='global' or 'block', got {shuffle!r}")
+    if mesh is not None:
+        check_everywhere(function, data.x, mesh)
+    sharding = data.x.sharding
+    on, axis = (sharding.mesh, (*sharding.spec, None)[0]) if isinstance(sharding, NamedSharding) else (None, None)
+    if mesh is None and (on is None or on.size == 1):
+        if shuffle == "block":
+            raise ValueError(f"{function}: expected mesh= or divided data for shuffle='block', got one device")
+        return ONE, data
+    over = division_of(function, on, axis) if mesh is None else division_of(function, mesh)
+    cut = on == over.mesh and axis == over.axis
+    by_compiler = not (net.independent and all(map(is_whole, jax.tree.leaves(params))))
+    if shuffle == "block":
+        check_divides(function, len(data.x), over, "data")
+        if batch_size is not None:
+            check_divides(function, batch_size, over, "a batch_size")
+        cut = True
+    if by_compiler and (shuffle == "block" or AxisType.Explicit in over.mesh.axis_types):
+        check_dividing(function, net, params, over)
+    placed = jax.device_put(data, NamedSharding(over.mesh, over.rows if cut else WHOLE))
+    return Layout(None if by_compiler else over, cut, shuffle == "block", over.mesh), placed
+
+
+def total(layout: Layout, data: Examples) -> int:
+    """N, from what a device has."""
+    return len(data.x) * (layout.over.n if layout.over and layout.cut else 1)
+
+
+def order(layout: Layout, key: Array, n: int) -> Array:
+    """The examples in the order in which an epoch takes them, as numbers from 0: of its own part on each device of a block
+    layout, the same on all devices otherwise."""
+    if not (layout.block and layout.over):
+        return jax.random.permutation(key, n)
+    return jax.random.permutation(jax.random.fold_in(key, jax.lax.axis_index(layout.over.axis)), n // layout.over.n)
+
+
+def of_device(layout: Layout, data: Examples, rows: Array) -> tuple[Examples, Array | None, float]:
+    """A device's part of the mini-batch of these rows, as `order` numbers them.
+
+    Returns:
+        the examples, their numbers in the mini-batch (None on one device), and the factor by which the mean over the devices
+        is the mean over the mini-batch: a mini-batch that the devices do not divide is filled up with examples of weight 0.
+    """
+    over = layout.over
+    if over is None or layout.block:
+        taken = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds", unique_indices=True), data)
+        return (taken, _own(over, len(rows)), 1.0) if over else (_spread(taken), None, 1.0)
+    size = -(-len(rows) // over.n)
+    index = _own(over, size)
+    filled = rows[jnp.minimum(jnp.arange(size * over.n), len(rows) - 1)]
+    if layout.cut:
+        taken = jax.tree.map(lambda a: _exchanged(over, a, filled), data)
+    else:
+        taken = jax.tree.map(lambda a: a.at[filled[index]].get(mode="promise_in_bounds"), data)
+    return _counting(taken, index < len(rows)), index, size * over.n / len(rows)
+
+
+def part_of_device(layout: Layout, data: Examples) -> tuple[Examples, float]:
+    """A device's part of the whole data set, and the factor as of `of_device`."""
+    if layout.over is None or layout.cut:
+        return data, 1.0
+    n = len(data.x)
+    size = -(-n // layout.over.n)
+    index = _own(layout.over, size)
+    taken = jax.tree.map(lambda a: a.at[jnp.minimum(index, n - 1)].get(mode="promise_in_bounds"), data)
+    return _counting(taken, index < n), size * layout.over.n / n
+
+
+def all_of_step(layout: Layout, data: Examples, rows: Array) -> Examples:
+    """The whole mini-batch of these rows, on every device."""
+    taken, _, _ = of_device(layout, data, rows)
+    if layout.over is None:
+        return taken
+    size, over = len(rows) * (layout.over.n if layout.block else 1), layout.over
+    every = jax.tree.map(lambda a: jax.lax.all_gather(a, over.axis, tiled=True)[:size], taken)
+    return Examples(every.x, every.y, {name: every.extras[name] for name in data.extras})
+
+
+def _spread(data: Examples) -> Examples:
+    """A mini-batch, divided by the compiler where the data lie on a mesh that it sees to; else each device would run all."""
+    mesh = jax.typeof(data.x).sharding.mesh
+    names = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+    if not names or (len(names) > 1 and "data" not in names):
+        return data
+    rows = NamedSharding(mesh, PartitionSpec("data" if len(names) > 1 else names[0]))
+    return jax.lax.with_sharding_constraint(data, rows)
+
+
+def _own(over: Division, size: int) -> Array:
+    """The device's numbers of ``size`` times as many as there are devices."""
+    return jax.lax.axis_index(over.axis) * size + jnp.arange(size)
+
+
+def _counting(data: Examples, counts: Array) -> Examples:
+    """Examples with weight 0 where they do not count."""
+    weights = data.extras.get("weights")
+    weights = jnp.ones(counts.shape, jnp.float32) if weights is None else weights
+    of_terms = jnp.expand_dims(counts, tuple(range(1, weights.ndim)))
+    return data._replace(extras={**data.extras, "weights": jnp.where(of_terms, weights, jnp.zeros_like(weights))})
+
+
+def _exchanged(over: Division, a: Array, rows: Array) -> Array:
+    """A device's share of these rows of an array of which each has a part. A row is 0 but on the device that has it."""
+    if a.dtype == bool:
+        return _exchanged(over, a.astype(jnp.uint8), rows).astype(bool)
+    here = rows - jax.lax.axis_index(over.axis) * len(a)
+    mine = jnp.expand_dims((here >= 0) & (here < len(a)), tuple(range(1, a.ndim)))
+    held = a.at[jnp.clip(here, 0, len(a) - 1)].get(mode="promise_in_bounds")
+    return jax.lax.psum_scatter(jnp.where(mine, held, jnp.zeros_like(held)), over.axis, tiled=True)
