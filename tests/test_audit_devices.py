@@ -165,7 +165,7 @@ def mapped():
                 found = {place: hint for place, hint in hints(report).items() if place[0] == "0 Mapped"}
                 assert list(found) == [("0 Mapped", "gradients", leaf) for leaf in ("['b']", "['w']") if fault], report
                 assert all(said in hint for hint in found.values()), report
-                assert report.ok == (not fault) or kind == AxisType.Explicit, report
+                assert report.ok == (not fault), report
 
 
 @pytest.mark.thorough

@@ -143,7 +143,8 @@ def _audited(
         rows += _penalty_rows(penalty, given.params, n, terms.dtype)
     rows = settled(rows, (given.params, given.x), functools.partial(_beside, net, cost, given, u, terms))
     if cost is not None and lying.runs:
-        rows += rows_in_place(lying, cost, given, whole, terms, is_cause=not any(map(wrong, rows)))
+        more, said = rows_in_place(lying, cost, given, whole, terms, is_cause=not any(map(wrong, rows)))
+        rows, notes = rows + more, notes + said
     if not any(map(wrong, rows)):
         progress.step("other numbers and another number of examples")
         tolerance = ROUGHLY if any(row.verdict == APPROXIMATE for row in rows) else TOLERANCE["float64"]

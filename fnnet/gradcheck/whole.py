@@ -221,11 +221,13 @@ def _composed_rows(whole: Subject, finite: bool = False) -> list[Row]:
     return rows
 
 
-def rows_in_place(lying: Lying, cost: Cost, given: Given, whole: Subject, terms: Terms, is_cause: bool) -> list[Row]:
+def rows_in_place(
+    lying: Lying, cost: Cost, given: Given, whole: Subject, terms: Terms, is_cause: bool
+) -> tuple[list[Row], list[str]]:
     """``value_and_grad`` on the arrays where they lie against autodiff on one device: a row, or one for each leaf that is
-    wrong. ``is_cause``: whether nothing else is."""
+    wrong; and what to say where it cannot be run. ``is_cause``: whether nothing else is wrong."""
     if "value_and_grad" not in whole:
-        return []
+        return [], []
     (right,) = whole.compared("value_and_grad")
     gradient = value_and_grad(lying.net, cost)
 
@@ -240,7 +242,7 @@ def rows_in_place(lying: Lying, cost: Cost, given: Given, whole: Subject, terms:
         subject = Subject(run, [(given,)], terms.dtype, whole.forward, axes=terms.axes)
     except Exception as error:  # whatever a layer or the compiler raises for divided arrays
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        return [Row("network", "value_and_grad", devices, "fail", float("inf"), hint=f"cannot be run there: {reason}")]
+        return [], [f"Not audited {devices}, where value_and_grad raises {reason}"]
     scales = (largest(right.autodiff), 0.0)
     rows = [
         judged("network", subject, "value_and_grad", f"{keystr(path)} {devices}", path=path, scales=scales)
@@ -248,7 +250,7 @@ def rows_in_place(lying: Lying, cost: Cost, given: Given, whole: Subject, terms:
     ]
     wrong = [row for row in rows if failed(row)]
     if wrong:
-        return wrong if is_cause else [dataclasses.replace(row, verdict="consequence", hint="") for row in wrong]
+        return [row if is_cause else dataclasses.replace(row, verdict="consequence", hint="") for row in wrong], []
     (compared,) = subject.compared("value_and_grad")
     found = differences(compared)
-    return [Row("network", "value_and_grad", devices, judge(found, subject, found.size), *fields(found))]
+    return [Row("network", "value_and_grad", devices, judge(found, subject, found.size), *fields(found))], []
