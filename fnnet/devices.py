@@ -151,7 +151,12 @@ def _specs_of_examples(f: Callable, over: Division, params: Any, batch: Any, key
         given = jax.tree.map(sized, batch)
         index = jnp.arange(jax.tree.leaves(given)[0].shape[0])
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (params, key))
-        return jax.eval_shape(lambda both, given: f(both[0], *given, keys_of(both[1], index))[1], like, given)
+        of_examples = lambda both, given: f(both[0], *given, keys_of(both[1], index))[1]  # noqa: E731
+        axes = over.axis if isinstance(over.axis, tuple) else (over.axis,)
+        for name in axes:  # which f may name
+            of_examples = jax.vmap(of_examples, None, axis_name=name, axis_size=over.mesh.shape[name])
+        found = jax.eval_shape(of_examples, like, given)
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[len(axes) :], a.dtype), found)
 
     def spec(whole: Any, part: Any) -> PartitionSpec:
         return PartitionSpec(*(over.axis if a != b else None for a, b in zip(whole.shape, part.shape, strict=True)))
