@@ -219,7 +219,7 @@ def difference(name):
 def of_recurrence():
     """What a cell's gradient sends under ``jax.jit`` alone, by hand and by autodiff."""
     net = fn.Network(fn.LSTM(4), fn.LastStep(), fn.Dense(3, fn.softmax))
-    args = params, *_ = given(net, (7, 3), False)
+    args = params, *_ = given(net, (40, 3), False)
     shardings, mesh = (living(mesh_of({"data": 8}), P())), mesh_of({"data": 8})
     by_hand = fn.value_and_grad(net, fn.quadratic, micro_batch=None)
     both = by_hand, jax.value_and_grad(fn.objective(net, fn.quadratic))
@@ -303,7 +303,7 @@ def test_the_compiler_alone():
 def test_a_recurrence_sends_once_where_autodiff_sends_each_step():
     declared, by_hand, by_autodiff = ask(("of_recurrence",))["of_recurrence",]
     assert by_hand == declared
-    assert [row[:3] for row in by_autodiff] == [["all-reduce", "data", 1 + 7]]
+    assert [row[:3] for row in by_autodiff] == [["all-reduce", "data", 1 + 40]]
 
 
 @pytest.mark.thorough
