@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from jax import Array
+from jax.sharding import Mesh
 
 from . import rbm
 from .activations import Activation, linear, sigmoid
@@ -21,6 +22,7 @@ from .given import whole
 from .layers import Dense, Layer
 from .layers._composite import Network
 from .layers._layer import as_array
+from .meshes import Devices, Shuffle, devices
 from .rbm.machine import check_given, check_kind, check_machine
 from .rbm.training import history_of, run
 from .training import Diverged
@@ -41,6 +43,8 @@ def pretrain(
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 1,
     resume: tuple[rbm.History, ...] | str | os.PathLike[str] = (),
+    mesh: Mesh | None = None,
+    shuffle: Shuffle = "global",
     **training: Any,
 ) -> tuple[Stack, tuple[rbm.History, ...]]:
     """Train a stack greedily and return (stack, histories): the first machine on the data, each other one on the hidden
@@ -62,6 +66,9 @@ def pretrain(
         resume: the histories of an interrupted call with the same arguments, or the path that was its ``checkpoint``. Its
             machines are taken over, the last one is trained to the end; the result is bit for bit that of one uninterrupted
             run. ``checkpoint`` and ``resume`` may be the same path, as in `fnnet.fit`.
+        mesh: devices to train on, as in `fnnet.rbm.fit`.
+        shuffle: as in `fnnet.rbm.fit`; what the units of one machine are for the next is computed on the device that has the
+            example, where the devices divide the examples.
         **training: the other arguments of `fnnet.rbm.fit`: batch_size, optimizer, k, persistent, penalty, sparsity, progress.
 
     Raises:
@@ -79,10 +86,17 @@ def pretrain(
     whole("dbn.pretrain", "epochs", epochs, least=0)
     every = whole("dbn.pretrain", "every", every)
     given = _machines(resume, checkpoint, sizes)
+    on = devices("dbn.pretrain", mesh, shuffle, data)
     source = as_array(data), as_array(validation)
+    if on is not None:
+        source, key = on.spread(source), on.copied(key)
     v, held_out = source
     histories: list[rbm.History] = []
-    with contextlib.suppress(KeyboardInterrupt), stopping(checkpoint is not None) as stopped:
+    with (
+        contextlib.nullcontext() if on is None else jax.set_mesh(on.mesh),
+        contextlib.suppress(KeyboardInterrupt),
+        stopping(checkpoint is not None) as stopped,
+    ):
         for i, n_hidden in enumerate(sizes):
             if stopped():
                 break
@@ -96,7 +110,7 @@ def pretrain(
             own = None if checkpoint is None else as_folder(checkpoint) / f"machine-{i}"
             states = run(
                 start, v, key=fit_key, epochs=epochs, visible=kind, validation=held_out, checkpoint=own, source=source,
-                resume=given[i] if i < len(given) else None, **training,
+                resume=given[i] if i < len(given) else None, on=on, shuffle=shuffle, **training,
             )  # fmt: skip
             histories.append(history_of(next(states)))
             if i < len(given) - 1:
@@ -109,9 +123,15 @@ def pretrain(
                         if keep.stopped():
                             break
             except Diverged as error:
-                params = tuple(history.state.params for history in histories)
-                raise Diverged(f"dbn.pretrain: machine {i}: {error}", error.epoch, params, tuple(histories)) from error
-    return tuple(history.state.params for history in histories), tuple(histories)
+                reached = _result(histories, on)
+                raise Diverged(f"dbn.pretrain: machine {i}: {error}", error.epoch, *reached) from error
+    return _result(histories, on)
+
+
+def _result(histories: list[rbm.History], on: Devices | None) -> tuple[Stack, tuple[rbm.History, ...]]:
+    """The stack and the histories, on the mesh that was given."""
+    reached = tuple(histories) if on is None else on.returned(tuple(histories))
+    return tuple(history.state.params for history in reached), reached
 
 
 @jax.jit

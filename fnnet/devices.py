@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .forms import varying, varying_axes
@@ -34,6 +35,9 @@ __all__ = [
 ]
 
 WHOLE = PartitionSpec()
+
+NETWORKS = "the networks of a sweep"
+"""The axis over which `fnnet.sweep` divides networks, each with all of its batch."""
 
 
 class Division(NamedTuple):
@@ -265,16 +269,33 @@ def replicated(function: str, tree: Any, mesh: Any) -> Any:
 
     try:
         return jax.tree.map(of_leaf, tree)
-    except (AssertionError, ValueError) as error:
+    except AssertionError:
         raise ValueError(
-            f"{function}: expected the same parameters, key and state on every process, got others on one ({error}); draw "
-            f"them from the same key"
-        ) from error
+            f"{function}: expected the same parameters, key and state on every process, got others on one; draw them "
+            f"from the same key"
+        ) from None
+
+
+def any_process(value: bool) -> bool:
+    """Whether it is so on one of the processes, all of which have to ask."""
+    return value if jax.process_count() == 1 else bool(process_allgather(np.asarray(value)).any())
+
+
+def check_agreed(function: str, parts: tuple[str, ...], own: Any) -> None:
+    """Raise a ValueError where another process came with another value of one of the parts, numbers all of them."""
+    if jax.process_count() == 1:
+        return
+    of_all = process_allgather(np.asarray(own))
+    if differ := [name for name, values in zip(parts, of_all.T, strict=True) if (values != values[0]).any()]:
+        raise ValueError(
+            f"{function}: expected the {jax.process_count()} processes to come with the same arguments, got another "
+            f"{', '.join(differ)} on one; run the same script on each, and let only the data be each one's own part"
+        )
 
 
 def check_mixing(net: Layer, x: Any) -> None:
     """Raise a LayerError where a layer mixes examples and each device has but a part of the batch, inside ``shard_map``."""
-    if net.independent or not isinstance(x, Tracer) or not (axes := varying_axes(x)):
+    if net.independent or not isinstance(x, Tracer) or not (axes := varying_axes(x) - {NETWORKS}):
         return
     raise _of_mixing(net, f"one device's part over {', '.join(sorted(axes))}")
 

@@ -1,18 +1,22 @@
 """Many networks trained at once: `fnnet.fit` over hyperparameters and seeds, by ``vmap``."""
 
+import contextlib
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from .checkpoints import fingerprint, keeping, resumed
 from .costs import Cost
+from .devices import MAKE_A_MESH, NETWORKS
 from .epochs import epoch as epoch_program
 from .epochs import monitor
 from .given import check_data, check_net, examples, names_classes, whole
@@ -86,6 +90,7 @@ def sweep(
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 1,
     resume: str | os.PathLike[str] | None = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Sweep:
     """Train a network for every optimizer, every penalty and every key, many at once.
@@ -106,11 +111,16 @@ def sweep(
         penalties: of one kind, with other numbers: ``[fn.L2(0.0), fn.L2(5.0)]``; without any by default.
         validation: like ``data``; monitored after each epoch.
         monitor_training: as in `fnnet.fit`.
-        at_once: how many networks are trained beside each other, which bounds the memory.
+        at_once: how many networks are trained beside each other, which bounds the memory; with a mesh rounded up to a
+            multiple of its devices.
         checkpoint: as in `fnnet.fit`.
         every: how many epochs lie between two checkpoints; they are counted over all groups of ``at_once``.
         resume: the path that was the ``checkpoint`` of an earlier sweep with the same arguments, epochs and numbers included;
-            the result is bit for bit that of one uninterrupted sweep.
+            the result is bit for bit that of one uninterrupted sweep. The mesh may differ where
+            it leaves ``at_once`` as it is.
+        mesh: a ``jax.sharding.Mesh`` of this process's devices, among all of which the networks are divided; by default that
+            on which the data are divided. Each device gets all the data and trains its networks as one device does; it sends
+            the others nothing.
         progress: as in `fnnet.fit`; epochs are counted over all groups of ``at_once``.
 
     Raises:
@@ -137,7 +147,26 @@ def sweep(
         ),
         _stacked("penalties", penalties, "for no penalty beside others give fn.L2(0.0)"),
     )
-    counts = len(optimizers), len(penalties), len(keys)
+    mesh = _over_networks(mesh, data[0])
+    if mesh is not None:
+        whole_on_each = NamedSharding(mesh, P())
+        grid, keys, data, validation = jax.device_put((grid, keys, tuple(data), validation), whole_on_each)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        params, monitors = _swept(
+            net, cost, grid, keys, data, validation, counts=(len(optimizers), len(penalties), len(keys)), epochs=epochs,
+            batch_size=batch_size, monitor_training=monitor_training, at_once=at_once, checkpoint=checkpoint, every=every,
+            resume=resume, mesh=mesh, progress=progress,
+        )  # fmt: skip
+    return Sweep(
+        jax.tree.map(jax.device_put, params), monitors["cost"], *(monitors.get(name) for name in Sweep._fields[2:])
+    )
+
+
+def _swept(
+    net, cost, grid, keys, data, validation, *, counts, epochs, batch_size, monitor_training, at_once, checkpoint, every,
+    resume, mesh, progress,
+) -> tuple[Params, dict[str, np.ndarray]]:  # fmt: skip
+    """The parameters and the monitors of all runs, with what is given on all devices of the mesh."""
     runs = np.array(list(itertools.product(*map(range, counts))))
 
     shape = jnp.shape(data[0])[1:]
@@ -147,10 +176,14 @@ def sweep(
     sets = {"": train if monitor_training else None, "validation_": held_out}
     sets = {name: part for name, part in sets.items() if part is not None}
     classes = tuple(names_classes(net, example, part) for part in sets.values())
-    epoch_of = functools.partial(_epochs, net, cost, grid, keys, train, sets, batch_size=batch_size, classes=classes)
+    starts_of = functools.partial(_starts, net, grid, keys, shape=shape, mesh=mesh)
+    epoch_of = functools.partial(
+        _epochs, net, cost, grid, keys, train, sets, batch_size=batch_size, classes=classes, mesh=mesh
+    )
 
     names = ["cost", *(f"{name}{kind}" for name in sets for kind in ("cost", "accuracy"))]
-    at_once = min(at_once, len(runs))
+    devices = 1 if mesh is None else mesh.size
+    at_once = -(-min(at_once, len(runs)) // devices) * devices
     groups = -(-len(runs) // at_once)
     # The last group is filled up with its last run, so that it needs no program of its own.
     groups_of = runs[np.minimum(np.arange(groups * at_once), len(runs) - 1)].reshape(groups, at_once, 3)
@@ -159,7 +192,7 @@ def sweep(
         net=net, cost=cost, batch_size=batch_size, epochs=epochs, at_once=at_once,
     )  # fmt: skip
     records = {name: np.full((groups * at_once, epochs), np.nan, jnp.result_type(float)) for name in names}
-    params, opt_state = _starts(net, grid, keys, jax.device_put(groups_of[0]), shape=shape)
+    params, opt_state = starts_of(jax.device_put(groups_of[0]))
     done = jax.tree.map(lambda leaf: np.zeros((groups * at_once, *leaf.shape[1:]), leaf.dtype), params)
     start = State(done, params, opt_state, np.ones(at_once, bool), keys, jax.device_put(0), records, own)
     state = resumed(
@@ -173,7 +206,7 @@ def sweep(
             rows = slice(group * at_once, (group + 1) * at_once)
             real, of_group = min(at_once, len(runs) - rows.start), jax.device_put(groups_of[group])
             if group * epochs >= before and group:
-                params, opt_state = _starts(net, grid, keys, of_group, shape=shape)
+                params, opt_state = starts_of(of_group)
                 alive = np.ones(at_once, bool)
             for epoch in range(max(before - group * epochs, 0), epochs):
                 params, opt_state, measured, finite = epoch_of(of_group, params, opt_state, jax.device_put(epoch))
@@ -192,12 +225,24 @@ def sweep(
     def shaped(leaf: np.ndarray) -> np.ndarray:
         return leaf[: len(runs)].reshape(*counts, *leaf.shape[1:])
 
-    monitors = jax.tree.map(shaped, records)
-    return Sweep(
-        jax.tree.map(lambda leaf: jax.device_put(shaped(leaf)), done),
-        monitors["cost"],
-        *(monitors.get(name) for name in Sweep._fields[2:]),
-    )
+    return jax.tree.map(shaped, (done, records))
+
+
+def _over_networks(mesh: Any, x: Any) -> Mesh | None:
+    """The devices of a mesh, by default of that on which the data are divided, in a row."""
+    sharding = getattr(x, "sharding", None)
+    if mesh is None and isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated:
+        mesh = sharding.mesh
+    if mesh is None:
+        return None
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"sweep: expected mesh= a jax.sharding.Mesh, got {type(mesh).__name__}; such as {MAKE_A_MESH}")
+    if mesh.is_multi_process:
+        raise ValueError(
+            "sweep: expected a mesh of this process's devices, got one of several processes; give each process its part of "
+            "the keys, and jax.sharding.Mesh(jax.local_devices(), ('data',))"
+        )
+    return Mesh(mesh.devices.flatten(), (NETWORKS,))
 
 
 _key_data = jax.jit(jax.random.key_data)
@@ -209,22 +254,37 @@ def _example(net: Layer, keys: Array, *, shape: tuple[int, ...]) -> Params:
 
 
 @for_each_structure
-def _starts(net: Layer, grid: Any, keys: Array, runs: Array, *, shape: tuple[int, ...]) -> tuple[Params, Any]:
+def _starts(
+    net: Layer, grid: Any, keys: Array, runs: Array, *, shape: tuple[int, ...], mesh: Mesh | None = None
+) -> tuple[Params, Any]:
     """Parameters and optimizer states of some runs."""
 
-    def one(run: Array) -> tuple[Params, Any]:
+    def one(common: tuple[Any, Array], run: Array) -> tuple[Params, Any]:
+        grid, keys = common
         optimizer, _, (init_key, _) = _of_run(grid, keys, run)
         params = net.init(init_key, shape)
         return params, optimizer.init(params)
 
-    return jax.vmap(one)(runs)
+    return _of_each(one, mesh, (grid, keys), runs)
+
+
+def _of_each(one: Callable, mesh: Mesh | None, common: Any, *of_runs: Any) -> Any:
+    """one(common, *of_run) for each run on axis 0 of ``of_runs``, each device with its own."""
+    each = jax.vmap(one, (None, *[0] * len(of_runs)))
+    if mesh is None:
+        return each(common, *of_runs)
+    specs = P(), *[P(NETWORKS)] * len(of_runs)
+    return jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=P(NETWORKS))(common, *of_runs)
 
 
 @for_each_structure
-def _epochs(net, cost, grid, keys, train, sets, runs, params, opt_states, epoch, *, batch_size, classes) -> tuple:
+def _epochs(
+    net, cost, grid, keys, train, sets, runs, params, opt_states, epoch, *, batch_size, classes, mesh=None
+) -> tuple:
     """(parameters, optimizer states, monitors, whether all is finite) of some runs after an epoch."""
 
-    def one(run: Array, params: Params, opt_state: Any) -> tuple:
+    def one(common: tuple, run: Array, params: Params, opt_state: Any) -> tuple:
+        grid, keys, train, sets, epoch = common
         optimizer, penalty, (_, fit_key) = _of_run(grid, keys, run)
         settings = {"batch_size": batch_size, "gradient": None, "micro_batch": "auto", "window": None}
         key = jax.random.fold_in(fit_key, epoch)
@@ -239,7 +299,7 @@ def _epochs(net, cost, grid, keys, train, sets, runs, params, opt_states, epoch,
             measured[f"{name}cost"], measured[f"{name}accuracy"] = values
         return params, opt_state, measured, finite & jnp.isfinite(measured["cost"])
 
-    return jax.vmap(one)(runs, params, opt_states)
+    return _of_each(one, mesh, (grid, keys, train, sets, epoch), runs, params, opt_states)
 
 
 def _of_run(grid: tuple[Any, Any], keys: Array, run: Array) -> tuple[Any, Any, Array]:

@@ -187,10 +187,13 @@ def first_maximum(a_in: Array, win: Window) -> Array:
 def scattered(delta: Array, places: Array, win: Window) -> Array:
     """δ added at these places of the input."""
     m, c = delta.shape[0], delta.shape[-1]
-    rows, channels = jnp.arange(m)[:, None, None], jnp.arange(c)[None, None, :]
-    at = places.reshape(m, math.prod(win.n_out), c)
-    zero = jnp.zeros((m, math.prod(win.n_in), c), delta.dtype)
-    return zero.at[rows, at, channels].add(delta.reshape(at.shape), mode="drop").reshape(m, *win.n_in, c)
+
+    def of_example(delta: Array, at: Array) -> Array:
+        zero = jnp.zeros((math.prod(win.n_in), c), delta.dtype)
+        return zero.at[at, jnp.arange(c)].add(delta, mode="drop")
+
+    rows = (a.reshape(m, math.prod(win.n_out), c) for a in (delta, places))
+    return jax.vmap(of_example)(*rows).reshape(m, *win.n_in, c)
 
 
 @layer

@@ -25,6 +25,7 @@ from .machine import (
     hidden_probabilities,
     jit,
 )
+from .parts import Part
 
 __all__ = ["Contrast", "Sparsity", "contrastive_divergence", "phase"]
 
@@ -39,14 +40,21 @@ def phase(params: Params, v: Array, *, visible: Visible = "bernoulli") -> Params
     return like(params, statistics(params, v, hidden_probabilities(params, v), visible))
 
 
-def statistics(params: Params, v: Array, p: Array, visible: Visible) -> Params:
-    """`phase` for given p = p(h | v), at least in float32."""
+def statistics(params: Params, v: Array, p: Array, visible: Visible, share: Array | None = None) -> Params:
+    """`phase` for given p = p(h | v), at least in float32. ``share`` (m,) is what each row weighs, 1/m for None."""
     check_kind(visible)
     check_batch(v)
-    m, v = jnp.asarray(v.shape[0], p.dtype), v.astype(p.dtype)
-    mean = jnp.sum(v, axis=0) / m
-    b = params["b"].astype(p.dtype) - mean if visible == "gaussian" else -mean
-    return {"w": jnp.einsum("xj,xi->ji", -p / m, v), "b": b, "c": -jnp.sum(p, axis=0) / m}
+    v = v.astype(p.dtype)
+    mean = mean_of_rows(v, share)
+    total = 1 if share is None else jnp.sum(share)
+    b = total * params["b"].astype(p.dtype) - mean if visible == "gaussian" else -mean
+    weighed = p / jnp.asarray(v.shape[0], p.dtype) if share is None else p * share[:, None]
+    return {"w": jnp.einsum("xj,xi->ji", -weighed, v), "b": b, "c": -mean_of_rows(p, share)}
+
+
+def mean_of_rows(a: Array, share: Array | None) -> Array:
+    """Σ_x share_x a_x; the mean for None. Shapes (m, n), (m,) -> (n,)."""
+    return jnp.sum(a, axis=0) / jnp.asarray(a.shape[0], a.dtype) if share is None else share @ a
 
 
 def like(params: Params, gradients: Params) -> Params:
@@ -97,11 +105,27 @@ def contrastive_divergence(
 
 @jit
 def contrast(params: Params, key: Array, v: Array, chains: Array | None, k: Any, *, visible: Visible) -> Contrast:
+    of_batch = difference(params, key, v, chains, k, visible)
+    return of_batch._replace(gradients=like(params, of_batch.gradients))
+
+
+def difference(
+    params: Params,
+    key: Any,
+    v: Array,
+    chains: Array | None,
+    k: Any,
+    visible: Visible,
+    shares: tuple[Array | None, Array | None] = (None, None),
+) -> Contrast:
+    """`contrastive_divergence` with gradients at least in float32; ``shares`` are what the rows of v and of the chains
+    weigh."""
     first, key = jax.random.split(key)
     p = hidden_probabilities(params, v)
     end = gibbs_steps(params, key, draw(first, p) if chains is None else chains, k, visible=visible)
-    positive, negative = statistics(params, v, p, visible), statistics(params, end.v, end.p, visible)
-    return Contrast(like(params, jax.tree.map(jnp.subtract, positive, negative)), end.v, end.h)
+    positive = statistics(params, v, p, visible, shares[0])
+    negative = statistics(params, end.v, end.p, visible, shares[1])
+    return Contrast(jax.tree.map(jnp.subtract, positive, negative), end.v, end.h)
 
 
 @jax.tree_util.register_dataclass
@@ -137,8 +161,14 @@ class Sparsity:
     def gradient(self, params: Params, v: Array) -> Params:
         """δ_xj = (2λ/m)(q_j − ρ) p_xj (1 − p_xj), p = p(h | v^x); then Σ_x δ_xj v_xi for w_ji, Σ_x δ_xj for c_j, 0 for b."""
         check_batch(v)
+        return like(params, self.of_part(params, v, Part(), None))
+
+    def of_part(self, params: Params, v: Array, part: Part, share: Array | None) -> Params:
+        """The part of one device, at least in float32; q_j is summed over the devices."""
         p = hidden_probabilities(params, v)
-        scale = jnp.asarray(self.cost, p.dtype) * (2 / v.shape[0])
-        delta = scale * (jnp.mean(p, axis=0, keepdims=True) - jnp.asarray(self.target, p.dtype)) * p * (1 - p)
+        q = part.total(mean_of_rows(p, share))
+        weight = 2 / v.shape[0] if share is None else 2 * share[:, None]
+        excess = jnp.asarray(self.cost, p.dtype) * (q - jnp.asarray(self.target, p.dtype))
+        delta = weight * excess[None] * p * (1 - p)
         w = jnp.einsum("xj,xi->ji", delta, v.astype(p.dtype))
-        return like(params, {"w": w, "b": jnp.zeros(params["b"].shape, p.dtype), "c": jnp.sum(delta, axis=0)})
+        return {"w": w, "b": jnp.zeros_like(params["b"], p.dtype), "c": jnp.sum(delta, axis=0)}

@@ -252,8 +252,13 @@ def pseudo_likelihood(params: Params, key: Array, v: Array) -> Array:
     """A stochastic proxy of ln p(v) for Bernoulli visible units: Σ_i ln p(v_i | the other units), by one unit i drawn for
     each example, as n_v ln s(F(v with v_i flipped) − F(v)). Shapes (m, n_v) -> (m,), in nats. Source: Besag (1975).
     """
+    return pseudo_likelihood_of(params, v, jax.random.randint(key, v.shape[:-1], 0, v.shape[-1]))
+
+
+def pseudo_likelihood_of(params: Params, v: Array, unit: Array) -> Array:
+    """`pseudo_likelihood` by the given unit of each example, (m,)."""
     n_v = v.shape[-1]
     v = at_least_float32(v)
-    flip = jax.nn.one_hot(jax.random.randint(key, v.shape[:-1], 0, n_v), n_v, dtype=v.dtype)
+    flip = jax.nn.one_hot(unit, n_v, dtype=v.dtype)
     other = v + flip * (1 - 2 * v)
     return n_v * jax.nn.log_sigmoid(free_energy(params, other) - free_energy(params, v))

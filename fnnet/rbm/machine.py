@@ -159,8 +159,13 @@ def reconstruct(params: Params, v: Array, *, visible: Visible = "bernoulli") -> 
 def reconstruction_error(params: Params, v: Array, *, visible: Visible = "bernoulli") -> Array:
     """(1/m) Σ_x ‖v − E[v | h]‖² with h = p(h | v); a scalar."""
     check_batch(v)
+    return jnp.mean(reconstruction_errors(params, v, visible=visible))
+
+
+def reconstruction_errors(params: Params, v: Array, *, visible: Visible) -> Array:
+    """‖v − E[v | h]‖² of each example. Shapes (m, n_v) -> (m,)."""
     back = reconstruct(params, v, visible=visible)
-    return jnp.mean(jnp.sum((v.astype(back.dtype) - back) ** 2, axis=-1))
+    return jnp.sum((v.astype(back.dtype) - back) ** 2, axis=-1)
 
 
 class Step(NamedTuple):

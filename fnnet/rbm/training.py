@@ -13,17 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from ..activations import wide_dtype
 from ..checkpoints import fingerprint, keeping, resumed
 from ..given import whole
 from ..layers._layer import as_array, check_key
+from ..meshes import Devices, Shuffle, devices
 from ..optimizers import Optimizer, apply_updates, is_transformation, traceable, updated
 from ..penalties import Penalty, check_penalty
 from ..programs import for_each_structure
 from ..training import Diverged, fold_in, initial, reporter
-from .contrast import Sparsity, contrast
-from .likelihood import pseudo_likelihood
-from .machine import Params, Visible, check_data, check_given, free_energy, jit, reconstruction_error, sample_hidden
+from .contrast import Sparsity, difference, like
+from .likelihood import pseudo_likelihood_of
+from .machine import Params, Visible, check_data, check_given, free_energy, reconstruction_errors, sample_hidden
+from .parts import Part, check_numbered
 
 __all__ = ["History", "State", "fit"]
 
@@ -37,7 +42,7 @@ class State(NamedTuple):
     Attributes:
         params: the parameters after ``epoch`` epochs.
         optimizer: the optimiser's state.
-        chains: hidden units of the persistent chains; None without any.
+        chains: hidden units of the persistent chains; None without any. On a mesh that divides them their axis 0 is cut.
         key: the run's key.
         epoch: how many epochs are done.
         records: the monitors so far, by name.
@@ -90,6 +95,8 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 1,
     resume: State | str | os.PathLike[str] | None = None,
+    mesh: Mesh | None = None,
+    shuffle: Shuffle = "global",
     progress: bool = True,
 ) -> tuple[Params, History]:
     """Train by contrastive divergence and return (params, history); each epoch is one compiled scan.
@@ -114,20 +121,30 @@ def fit(
         every: how many epochs lie between two checkpoints.
         resume: ``history.state`` of an earlier run with the same arguments, or a path, as in `fnnet.fit`; ``params`` and
             ``key`` are then taken from it, and the result is bit for bit that of one uninterrupted run. ``epochs``, ``k`` and
-            the optimizer's numbers may differ.
+            the optimizer's numbers may differ, and the devices with shuffle="global".
+        mesh: devices to train on, as in `fnnet.fit`: each takes its part of every mini-batch and of the chains, and one psum
+            adds up their gradients (another one q_j, for ``sparsity``). Each draws the random numbers that its rows get on
+            one device.
+        shuffle: with a mesh, "global": the data lie on each device and the numbers are those of one device; or "block": the
+            data are cut over the devices and stay where they are. Each device then shuffles its own part by
+            ``fold_in(shuffle_key, device)``, as one device does that takes a mini-batch to be the devices' next
+            batch_size / devices examples side by side.
         progress: as in `fnnet.fit`.
 
     Raises:
-        ValueError: for bad input, naming what was expected, what came and the remedy.
+        ValueError: for bad input, naming what was expected, what came and the remedy; for a mesh without an axis "data" that
+            has several axes, and for "block" where the devices do not divide the examples or ``batch_size``.
         fnnet.Diverged: when a parameter is no longer finite, or the machine models the data worse than one whose
             parameters are all 0, and twice as badly as it did before: in pseudo-likelihood, or in reconstruction error for
             Gaussian visible units.
     """
+    on = devices("rbm.fit", mesh, shuffle, data)
     states = run(
         params, data, key=key, epochs=epochs, batch_size=batch_size, optimizer=optimizer, k=k, persistent=persistent,
         penalty=penalty, sparsity=sparsity, visible=visible, validation=validation, checkpoint=checkpoint, resume=resume,
-        progress=progress,
+        progress=progress, on=on, shuffle=shuffle,
     )  # fmt: skip
+    states = states if on is None else _returned(on, states)
     state, every = next(states), whole("rbm.fit", "every", every)
     with contextlib.suppress(KeyboardInterrupt), keeping(checkpoint, every) as keep:
         for state in states:
@@ -140,34 +157,45 @@ def fit(
 def run(
     params, data, *, key, epochs, batch_size, optimizer, k: Any = 1, persistent=False, penalty=None, sparsity=None,
     visible: Visible = "bernoulli", validation=None, checkpoint=None, resume=None, progress=True, source=None,
+    on: Devices | None = None, shuffle: Shuffle = "global",
 ) -> Iterator[State]:  # fmt: skip
     """The states of a run of `fit`: the first one, then one after each epoch. ``source`` is what the data and the validation
-    data were computed from, where they were."""
+    data were computed from, where they were; ``on`` are the devices, whose mesh is JAX's own meanwhile."""
     params = jax.tree.map(as_array, params)
+    epochs, batch_size = whole("rbm.fit", "epochs", epochs, least=0), whole("rbm.fit", "batch_size", batch_size)
+    if on is not None:
+        params, key = on.copied((params, check_key(key)))
+        data, validation = _on_devices(on, shuffle, data, validation, batch_size)
     data = check_data("rbm.fit", "data", params, data, visible)
     validation = None if validation is None else check_data("rbm.fit", "validation", params, validation, visible)
     _check_run(key, optimizer, penalty, sparsity, resume)
-    epochs, batch_size = whole("rbm.fit", "epochs", epochs, least=0), whole("rbm.fit", "batch_size", batch_size)
 
     optimizer = traceable(optimizer)
     names = ["reconstruction_error", "pseudo_likelihood", "free_energy_gap"]
     absent = {"pseudo_likelihood": visible == "gaussian", "free_energy_gap": validation is None}
     records = {name: np.zeros(0, jnp.result_type(float)) for name in names if not absent.get(name)}
     bottom = source or (data, validation)
+    batches = (batch_size, on.n) if on is not None and shuffle == "block" else batch_size
     own = fingerprint(
-        dict(zip(FINGERPRINT, bottom, strict=False)), visible=visible, batch_size=batch_size,
-        penalty=penalty, sparsity=sparsity,
+        dict(zip(FINGERPRINT, bottom, strict=False)), visible=visible, batch_size=batches, penalty=penalty,
+        sparsity=sparsity,
     )  # fmt: skip
     chains = _chains(jax.random.key(0) if key is None else key, params, data, batch_size) if persistent else None
     start = State(params, initial(optimizer, params), chains, key, jax.device_put(0), records, own)
     state = resumed("rbm.fit", resume, checkpoint, start, "sizes, optimizer, chains and monitors", FINGERPRINT)
+    if on is not None:
+        state = on.copied(state)._replace(chains=on.spread(state.chains), records=state.records)
     check_given("rbm.fit", state.key)
+    if on is not None:
+        check_numbered("rbm.fit", state.key)
     data_key, validation_key, _, _, zero_key, proxy_key = _keys(state.key)
     watched = _some(data_key, data), None if validation is None else _some(validation_key, validation)
-    epoch_of = functools.partial(_epoch, optimizer, penalty, sparsity, batch_size=batch_size, visible=visible)
-    monitor = functools.partial(_monitor, visible=visible)
+    epoch_of = functools.partial(
+        _epoch, optimizer, penalty, sparsity, batch_size=batch_size, visible=visible, on=on, shuffle=shuffle
+    )
+    monitor = functools.partial(_monitor, visible=visible, on=on)
     judge = "pseudo_likelihood" if visible == "bernoulli" else "reconstruction_error"
-    of_zero, _ = jax.device_get(monitor(_zeros_like(params), zero_key, watched[0]))
+    of_zero, _ = jax.device_get(monitor(_zeros_like(state.params), zero_key, *watched))
     yield state
 
     with reporter(progress, epochs, int(state.epoch)) as report:
@@ -191,6 +219,36 @@ def run(
             report(int(state.epoch), {name: float(value) for name, value in measured.items()})
 
 
+def _returned(on: Devices, states: Iterator[State]) -> Iterator[State]:
+    """The states on the mesh that was given, each computed with the devices' own as JAX's."""
+    while True:
+        with jax.set_mesh(on.mesh):
+            try:
+                state = next(states)
+            except StopIteration:
+                return
+            except Diverged as error:
+                error.params, error.history = on.returned((error.params, error.history))
+                raise
+        yield on.returned(state)
+
+
+def _on_devices(on: Devices, shuffle: Shuffle, data: Any, validation: Any, batch_size: int) -> tuple[Any, Any]:
+    """The data and the validation data where the run needs them: on each device, or cut over the devices."""
+    data, validation = as_array(data), as_array(validation)
+    if shuffle == "global" or data.ndim == 0:
+        return on.copied((data, validation))
+    remedies = f"leave {len(data) % on.n} out", f"give {-(-batch_size // on.n) * on.n}"
+    given = ("data of a number of examples", len(data)), ("batch_size=", batch_size)
+    for (what, number), remedy in zip(given, remedies, strict=True):
+        if number % on.n:
+            raise ValueError(
+                f"rbm.fit: expected {what} that the mesh's {on.n} devices divide for shuffle='block', got {number}; {remedy}, "
+                f"or use shuffle='global'"
+            )
+    return on.spread((data, validation))
+
+
 _zeros_like = jax.jit(functools.partial(jax.tree.map, jnp.zeros_like))
 
 
@@ -208,46 +266,100 @@ def _chains(key: Array, params: Params, data: Array, number: int) -> Array:
 
 
 @for_each_structure
-def _epoch(optimizer, penalty, sparsity, params, opt_state, chains, data, key, k, *, batch_size, visible):
+def _epoch(
+    optimizer, penalty, sparsity, params, opt_state, chains, data, key, k, *, batch_size, visible, on=None,
+    shuffle="global",
+):  # fmt: skip
     """(params, optimiser state, chains) after one shuffled pass."""
-    n = data.shape[0]
+    passed = functools.partial(_passed, batch_size=batch_size, visible=visible)
+    if on is None:
+        return passed(Part(), optimizer, penalty, sparsity, params, opt_state, chains, data, key, k)
+    rows, chains = on.over.rows, None if chains is None else on.filled(chains)
+    specs = (*[P()] * 5, rows, rows if shuffle == "block" else P(), P(), P())
+    passed = functools.partial(passed, Part(on.over.axis), in_blocks=shuffle == "block")
+    on_mesh = jax.shard_map(passed, mesh=on.mesh, in_specs=specs, out_specs=(P(), P(), rows))
+    *carry, chains = on_mesh(optimizer, penalty, sparsity, params, opt_state, chains, data, key, k)
+    return *carry, None if chains is None else chains[:batch_size]
+
+
+def _passed(
+    part, optimizer, penalty, sparsity, params, opt_state, chains, data, key, k, *, batch_size, visible, in_blocks=False
+):
+    """`_epoch` of a device, with its part of each mini-batch and of the chains."""
+    blocks = part.devices if in_blocks else 1
+    n, size, dtype = data.shape[0], batch_size // blocks, wide_dtype(params["w"].dtype)
     shuffle_key, step_key = jax.random.split(key)
+    if in_blocks:
+        shuffle_key = jax.random.fold_in(shuffle_key, jax.lax.axis_index(part.axis))
     order = jax.random.permutation(shuffle_key, n)
 
-    def step(carry: tuple, batch: tuple[Array, Array]) -> tuple[tuple, None]:
+    def step(carry: tuple, batch: tuple[Array, Array], count: int = batch_size) -> tuple[tuple, None]:
         params, opt_state, chains = carry
         rows, i = batch
         v = data.at[rows].get(mode="promise_in_bounds", unique_indices=True)
-        grads, _, h = contrast(params, jax.random.fold_in(step_key, i), v, chains, k, visible=visible)
+        sampled = count if chains is None else batch_size
+        shares = part.share(count, dtype), part.share(sampled, dtype)
+        own_key = part.key(jax.random.fold_in(step_key, i), sampled)
+        grads, _, h = difference(params, own_key, v, chains, k, visible, shares)
         if sparsity is not None:
-            grads = jax.tree.map(jnp.add, grads, sparsity.gradient(params, v))
+            grads = jax.tree.map(jnp.add, grads, sparsity.of_part(params, v, part, shares[0]))
+        grads = like(params, part.total(grads))
         if penalty is not None:
-            grads = jax.tree.map(jnp.add, grads, penalty.gradient(params, n))
+            grads = jax.tree.map(jnp.add, grads, penalty.gradient(params, n * blocks))
         updates, opt_state = updated("rbm.fit", optimizer, grads, opt_state, params)
         return (apply_updates(params, updates), opt_state, None if chains is None else h), None
 
-    full, rest = divmod(n, batch_size)
-    batches = order[: full * batch_size].reshape(full, batch_size), jnp.arange(full)
+    full, rest = divmod(n, size)
+    rows = lambda order: order if in_blocks else part.rows(order, axis=-1)  # noqa: E731
+    batches = rows(order[: full * size].reshape(full, size)), jnp.arange(full)
     carry, _ = jax.lax.scan(step, (params, opt_state, chains), batches)
     if rest:
-        carry, _ = step(carry, (order[full * batch_size :], jnp.asarray(full)))
+        carry, _ = step(carry, (rows(order[full * size :]), jnp.asarray(full)), rest * blocks)
     return carry
 
 
-@jit
+@for_each_structure
 def _monitor(
-    params: Params, key: Array, v: Array, validation: Array | None = None, *, visible: Visible
+    params: Params,
+    key: Array,
+    v: Array,
+    validation: Array | None = None,
+    *,
+    visible: Visible,
+    on: Devices | None = None,
 ) -> tuple[dict[str, Array], Array]:
     """The monitors, and whether all parameters are finite."""
-    measured = {"reconstruction_error": reconstruction_error(params, v, visible=visible)}
-    if visible == "bernoulli":
-        # One unit is drawn for each example, so a few examples alone say little.
-        many = jnp.tile(v, (max(1, MONITORED // len(v)), 1))
-        measured["pseudo_likelihood"] = jnp.mean(pseudo_likelihood(params, key, many))
+    m, n_v = v.shape
+    # One unit is drawn for each example, so a few examples alone say little.
+    many = max(1, MONITORED // m)
+    units = jax.random.randint(key, (many * m,), 0, n_v).reshape(many, m).T if visible == "bernoulli" else None
+    counts = m, m if validation is None else len(validation)
+    measured = functools.partial(_measured, counts=counts, visible=visible)
+    if on is None:
+        means = measured(Part(), params, v, units, validation)
+    else:
+        measured = functools.partial(measured, Part(on.over.axis))
+        specs = P(), *[on.over.rows] * 3
+        on_mesh = jax.shard_map(measured, mesh=on.mesh, in_specs=specs, out_specs=P())
+        means = on_mesh(params, *jax.tree.map(on.filled, (v, units, validation)))
+    return means, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+
+
+def _measured(part, params, v, units, validation, *, counts, visible) -> dict[str, Array]:
+    """The monitors of a device's part, summed over the devices; units (m, any number) are those that are flipped."""
+
+    def mean(of_examples: Array, count: int) -> Array:
+        share = part.share(count, of_examples.dtype)
+        return jnp.mean(of_examples) if share is None else share @ of_examples
+
+    means = {"reconstruction_error": mean(reconstruction_errors(params, v, visible=visible), counts[0])}
+    if units is not None:
+        of_each = jax.vmap(pseudo_likelihood_of, (None, None, 1))(params, v, units)
+        means["pseudo_likelihood"] = mean(jnp.mean(of_each, axis=0), counts[0])
     if validation is not None:
         free = functools.partial(free_energy, params, visible=visible)
-        measured["free_energy_gap"] = jnp.mean(free(validation)) - jnp.mean(free(v))
-    return measured, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+        means["free_energy_gap"] = mean(free(validation), counts[1]) - mean(free(v), counts[0])
+    return part.total(means)
 
 
 def _diverged(state: State, finite: Any, ratio: float) -> Diverged:
