@@ -53,9 +53,9 @@ CUT = {
     "two layers": (fn.Network(dense(8), END), (5,), (BY_OUT, BY_IN)),
     "two layers in the middle": IN_THE_MIDDLE,
     "on steps, with dropout": (
-        fn.Network(dense(6), dense(8), fn.Dropout(0.5), fn.LastStep(), END),
+        fn.Network(dense(6), dense(8), fn.Dropout(0.5), fn.Identity(), fn.LastStep(), END),
         (3, 5),
-        (WHOLE, BY_OUT, WHOLE, WHOLE, BY_IN),
+        (WHOLE, BY_OUT, WHOLE, WHOLE, WHOLE, BY_IN),
     ),
     "inputs": (fn.Network(dense(6), END), (8,), (BY_IN, WHOLE)),
     "outputs": (fn.Network(dense(6), dense(4, fn.sigmoid)), (5,), (WHOLE, BY_OUT)),
