@@ -543,6 +543,7 @@ def test_an_own_wiring():
             {"mesh": {"data": 4, "model": 5}},
             r"expected a number that the devices divide, got 8 entries for the 5 devices of",
         ),
+        ({"mesh": 8}, r"mesh: expected a jax\.sharding\.Mesh or the sizes of its axes, got int; as in \{'data': 8\}"),
         (
             {"batch": "rows"},
             r"batch: expected an axis of the mesh, 'data', 'model', or None, got 'rows'; name the axis",
