@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 import fnnet as fn
 from fnnet import dbn, rbm
-from fnnet.meshes import devices
+from fnnet.batches import ONE, Layout
+from fnnet.devices import Division
 from fnnet.rbm import training
-from fnnet.rbm.parts import Part
+from fnnet.rbm.parts import key_of_part
 
 from .cases import thorough
 from .checks import outcomes
@@ -64,6 +65,15 @@ def one_device(kind):
     same_run(CHANGES[kind], mesh=mesh(AxisType.Auto, (2, 4), ("model", "data")))
 
 
+def where_the_data_lie(kind):
+    """Divided data are trained on where they lie, in the order of one device, their rows exchanged."""
+    x = jax.device_put(X[:40], NamedSharding(mesh(AxisType.Explicit), P("data")))
+    params, history = fit(x, **CHANGES[kind])
+    one, of_one = fit(X[:40], **CHANGES[kind])
+    assert_close(params, one)
+    assert_close((history[:3], history.state.chains), (of_one[:3], of_one.state.chains))
+
+
 def blocks(persistent):
     """Blocks on the mesh that the data lie on, an Explicit one that is set: one device that takes the same mini-batches."""
     x, start, settings = X[:40], rbm.init(jax.random.key(0), 12, 7), {"persistent": persistent, "k": 2}
@@ -91,19 +101,25 @@ def blocks(persistent):
 
 
 def program():
-    """An epoch sends one all-reduce of the gradient for each mini-batch and nothing else, and is an eighth of the work."""
+    """An epoch sends one all-reduce of the gradient for each mini-batch, and, of divided data in one device's order, the rows
+    of it: nothing else. It is an eighth of the work."""
     x, start, flops = jnp.ones((256, 200)), rbm.init(KEY, 200, 100), []
-    optimizer = fn.sgd(jnp.ones(()))
-    for on, shuffle in ((None, "global"), *((devices("", mesh(), s, x), s) for s in ("global", "block"))):
+    optimizer, of_gradient = fn.sgd(jnp.ones(())), ("all-reduce", 8 * (200 * 100 + 200 + 100), 2)
+    over = Division(mesh(), "data")
+    for layout, sent in (
+        (ONE, []),
+        (Layout(over), [of_gradient]),
+        (Layout(over, cut=True, block=True), [of_gradient]),
+        (Layout(over, cut=True), [("reduce-scatter", 8 * 16 * 200, 2), of_gradient]),
+    ):
         given = [optimizer, None, None, start, optimizer.init(start), jnp.ones((128, 100)), x, KEY, jnp.asarray(1)]
-        if on is not None:
-            given = list(on.copied(tuple(given)))
-            given[5], given[6] = on.spread(given[5]), on.spread(x) if shuffle == "block" else given[6]
-        options = {"batch_size": 128, "visible": "bernoulli", "on": on, "shuffle": shuffle}
-        run = functools.partial(training._epoch.__wrapped__, **options)
+        if layout.over is not None:
+            given = list(jax.device_put(tuple(given), NamedSharding(over.mesh, P())))
+            given[5] = jax.device_put(given[5], NamedSharding(over.mesh, P("data")))
+            given[6] = jax.device_put(x, NamedSharding(over.mesh, P("data" if layout.cut else None)))
+        run = functools.partial(training._epoch.__wrapped__, batch_size=128, visible="bernoulli", layout=layout)
         compiled = jax.jit(run).lower(*given).compile()
         flops.append(compiled.cost_analysis()["flops"])
-        sent = [] if on is None else [("all-reduce", 8 * (200 * 100 + 200 + 100), 2)]
         assert [(f.kind, f.bytes, f.times) for f in collectives(compiled.as_text())] == sent
     assert max(flops[1:]) <= 1.15 / 8 * flops[0], flops
 
@@ -175,7 +191,7 @@ def random_numbers():
         }
 
     for key in (jax.random.key(5), jax.random.PRNGKey(5)):
-        of_part = lambda key: draws(Part("data").key(key, 24), 3)  # noqa: E731
+        of_part = lambda key: draws(key_of_part(Division(mesh(), "data"), key, 24), 3)  # noqa: E731
         ours = jax.jit(jax.shard_map(of_part, mesh=mesh(), in_specs=P(), out_specs=P("data")))(key)
         assert_same(ours, draws(key, 24))
 
@@ -187,6 +203,7 @@ def refusals():
             {"mesh": several},
             r"rbm.fit: expected a mesh with the axis 'data', got one with \('rows', 'columns'\); name",
         ),
+        ({"shuffle": "block"}, r"rbm.fit: expected mesh= or divided data for shuffle='block', got one device"),
         ({"mesh": 8}, r"rbm.fit: expected mesh= a jax.sharding.Mesh, got int; such as jax.make_mesh"),
         ({**with_data, "shuffle": "rows"}, r"rbm.fit: expected shuffle='global' or 'block', got 'rows'"),
         (
@@ -220,6 +237,7 @@ def refusals():
 
 CHECKS = {
     **{kind: (one_device, kind) for kind in CHANGES},
+    **{f"{kind}, divided": (where_the_data_lie, kind) for kind in CHANGES},
     "blocks": (blocks, False),
     "blocks, persistent": (blocks, True),
     "program": (program,),
