@@ -21,6 +21,7 @@ from .activations import (
 )
 from .backpropagation import Backprop, backprop, objective, value_and_grad
 from .calibration import calibrate
+from .collectives import Collective, Collectives, collectives
 from .costs import Cost, Curvature, accuracy, cross_entropy, log_likelihood, quadratic
 from .curvature import fisher_diagonal, ggn_diagonal, ggnvp, hutchinson_diagonal, hvp
 from .devices import data_parallel
@@ -61,6 +62,8 @@ from .layers import (
     Residual,
     RMSNorm,
     Rule,
+    Sends,
+    Shard,
     Swapped,
     Tied,
     Upsample,
@@ -135,14 +138,14 @@ __all__ = [
     # sequences
     "length_mask",
     # the layer contract
-    "ExampleKeys", "Layer", "LayerError", "example_keys", "layer",
+    "ExampleKeys", "Layer", "LayerError", "Sends", "Shard", "example_keys", "layer",
     # backpropagation
     "Backprop", "as_function", "backprop", "manual_vjp", "objective", "value_and_grad",
     # curvature
     "Factors", "Spectrum", "fisher_diagonal", "ggn_diagonal", "ggnvp", "hutchinson_diagonal", "hvp", "kfac_factors",
     "spectrum",
     # many devices
-    "data_parallel",
+    "Collective", "Collectives", "collectives", "data_parallel",
     # every example's share
     "GradientStatistics", "clipped_value_and_grad", "example_gradients", "gradient_gram", "gradient_norms",
     "gradient_statistics", "input_gradient",

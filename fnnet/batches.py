@@ -52,7 +52,8 @@ def laid_out(
     """
     if shuffle not in ("global", "block"):
         raise ValueError(f"{function}: expected shuffle='global' or 'block', got {shuffle!r}")
-    check_everywhere(function, data.x, mesh)
+    if mesh is not None:
+        check_everywhere(function, data.x, mesh)
     sharding = data.x.sharding
     on, axis = (sharding.mesh, (*sharding.spec, None)[0]) if isinstance(sharding, NamedSharding) else (None, None)
     if mesh is None and (on is None or on.size == 1):

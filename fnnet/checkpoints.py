@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .devices import any_process
 from .programs import for_each_structure
 from .saving import load, save
 
@@ -58,8 +59,8 @@ class Keeper:
             self.save()
 
     def save(self) -> None:
-        """Save the last state, unless it is saved, and let go of all but the newest `KEPT`."""
-        if self.folder is None or self._unsaved is None:
+        """Save the last state, unless it is saved, and let go of all but the newest `KEPT`. The first process does."""
+        if self.folder is None or self._unsaved is None or jax.process_index() > 0:
             return
         save(self.folder / f"checkpoint-{int(self._unsaved.epoch):08d}.npz", self._unsaved)
         self._unsaved = None
@@ -84,9 +85,9 @@ def keeping(checkpoint: Any, every: int) -> Iterator[Keeper]:
 
 @contextlib.contextmanager
 def stopping(active: bool) -> Iterator[Callable[[], bool]]:
-    """Whether a SIGTERM came, as a function. In the main thread it no longer ends the process meanwhile, so that a loop can
-    end after the epoch at hand. The handler of before is put back at the end, and called where a signal came; where SIGTERM
-    is ignored it stays so."""
+    """Whether a SIGTERM came, to any process, as a function. In the main thread it no longer ends the process meanwhile, so
+    that a loop can end after the epoch at hand. The handler of before is put back at the end, and called where a signal
+    came; where SIGTERM is ignored it stays so."""
     received: list[Any] = []
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if active and is_main else None
@@ -95,7 +96,7 @@ def stopping(active: bool) -> Iterator[Callable[[], bool]]:
         return
     signal.signal(signal.SIGTERM, lambda *given: received.append(given))
     try:
-        yield lambda: bool(received)
+        yield lambda: any_process(bool(received))
     finally:
         signal.signal(signal.SIGTERM, before)
         if received and callable(before):
@@ -141,6 +142,7 @@ def resumed(function: str, resume: Any, checkpoint: Any, start: Any, same: str, 
         ValueError: for a state of another run, a path without a whole checkpoint, or a folder of another run.
     """
     check_checkpoint(function, checkpoint)
+    any_process(False)  # until the process that saves is here, which then has saved
     state, folder = start, None if checkpoint is None else as_folder(checkpoint)
     if is_path(resume):
         is_own = folder is not None and folder.resolve() == as_folder(resume).resolve()

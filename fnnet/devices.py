@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .forms import varying, varying_axes
@@ -46,10 +47,14 @@ class Division(NamedTuple):
     axis: Any
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """The axis, or each of several."""
+        return self.axis if isinstance(self.axis, tuple) else (self.axis,)
+
+    @property
     def n(self) -> int:
         """The number of parts."""
-        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
-        return math.prod(self.mesh.shape[name] for name in axes)
+        return math.prod(self.mesh.shape[name] for name in self.axes)
 
     @property
     def rows(self) -> PartitionSpec:
@@ -61,8 +66,8 @@ def data_parallel(gradient: Callable[..., tuple[Any, Any]], mesh: Mesh, axis: An
     """The function of a whole batch from a gradient function of one device's examples: (params, x, y, *, key, mask, ...) ->
     (C, ∂C/∂params), compiled, with the batch divided among the devices and one all-reduce of the means.
 
-    C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole and
-    its part of everything that has the examples on axis 0, with the keys of those examples: masks of dropout are those of one
+    C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole (or
+    cut over other axes of a mesh whose axes are automatic: there the compiler partitions what is in here) and its part of everything that has the examples on axis 0, with the keys of those examples: masks of dropout are those of one
     device. `value_and_grad` needs no such wrapper for arrays that are divided already.
 
     Args:
@@ -121,7 +126,8 @@ def divided(f: Callable, over: Division | None, params: Any, batch: Any, key: An
         return mean(means, over), of_examples
 
     specs = WHOLE, _specs_of_examples(f, over, params, batch, key)
-    run = jax.shard_map(of_device, mesh=over.mesh, in_specs=(WHOLE, over.rows, WHOLE), out_specs=specs)
+    of_axis = {"mesh": over.mesh, "axis_names": frozenset(over.axes)}
+    run = jax.shard_map(of_device, **of_axis, in_specs=(WHOLE, over.rows, WHOLE), out_specs=specs)
     return run(_placed(params, WHOLE, over), _placed(batch, over.rows, over), key)
 
 
@@ -262,11 +268,28 @@ def replicated(function: str, tree: Any, mesh: Any) -> Any:
 
     try:
         return jax.tree.map(of_leaf, tree)
-    except (AssertionError, ValueError) as error:
+    except AssertionError:
         raise ValueError(
-            f"{function}: expected the same parameters, key and state on every process, got others on one ({error}); draw "
-            f"them from the same key"
-        ) from error
+            f"{function}: expected the same parameters, key and state on every process, got others on one; draw them "
+            f"from the same key"
+        ) from None
+
+
+def any_process(value: bool) -> bool:
+    """Whether it is so on one of the processes, all of which have to ask."""
+    return value if jax.process_count() == 1 else bool(process_allgather(np.asarray(value)).any())
+
+
+def check_agreed(function: str, parts: tuple[str, ...], own: Any) -> None:
+    """Raise a ValueError where another process came with another value of one of the parts, numbers all of them."""
+    if jax.process_count() == 1:
+        return
+    of_all = process_allgather(np.asarray(own))
+    if differ := [name for name, values in zip(parts, of_all.T, strict=True) if (values != values[0]).any()]:
+        raise ValueError(
+            f"{function}: expected the {jax.process_count()} processes to come with the same arguments, got another "
+            f"{', '.join(differ)} on one; run the same script on each, and let only the data be each one's own part"
+        )
 
 
 def check_mixing(net: Layer, x: Any) -> None:

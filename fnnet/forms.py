@@ -54,6 +54,18 @@ def varying_axes(a: Any) -> frozenset[str]:
     return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying  # pyright: ignore
 
 
+def is_on_one_device(a: Array) -> bool:
+    """Whether all examples (axis 0) that the computation sees are known to be on one device: inside ``jax.shard_map``, on an
+    explicit mesh that does not divide them, and where there is no other device. Elsewhere the compiler divides what it is
+    given only when all is written, and a form that reads single examples, or loops over them, would move them."""
+    sharding = jax.typeof(a).sharding
+    mesh = jax.sharding.get_abstract_mesh() if sharding.mesh.empty else sharding.mesh
+    if mesh.empty:
+        return jax.device_count() == 1
+    by_compiler = [mesh.shape[name] for name in mesh.auto_axes]
+    return math.prod(by_compiler) == 1 and sharding.spec[:1] in ((), (None,))
+
+
 def after(d: Any, x: T) -> tuple[Any, T]:
     """(d, x), x only once d is there: what is computed from x again is neither shared with the first time nor run
     early, as in ``jax.checkpoint``. (Inside a loop on a CPU, four repeated blocks have the same temporaries without.)"""
@@ -105,8 +117,8 @@ def mean_of_products_in_loop(delta: Array, a: Array) -> Array:
 
 
 def is_small_batch_of_rows(delta: Array) -> bool:
-    """Whether δ is (m, n) with a small m."""
-    return delta.ndim == 2 and len(delta) <= SMALL_BATCH
+    """Whether δ is (m, n) with a small m, all on one device."""
+    return delta.ndim == 2 and len(delta) <= SMALL_BATCH and is_on_one_device(delta)
 
 
 def sum_of_outer_products(delta: Array, a: Array) -> Array:

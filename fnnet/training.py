@@ -23,7 +23,7 @@ from .batches import Layout, laid_out
 from .checkpoints import fingerprint, keeping, resumed
 from .chunks import check_micro_batch
 from .costs import Cost
-from .devices import replicated
+from .devices import check_agreed, check_everywhere, replicated
 from .epochs import epoch as _epoch
 from .epochs import mini_batch, state_after
 from .epochs import monitor as _monitor
@@ -229,6 +229,7 @@ def fit(
     _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient, watch)
     epochs, batch_size = whole("fit", "epochs", epochs, least=0), whole("fit", "batch_size", batch_size)
     every = whole("fit", "every", every)
+    check_everywhere("fit", train.x, mesh)
     layout, train = laid_out("fit", net, params, train, mesh, shuffle, batch_size)
     epoch_of = functools.partial(
         _epoch,
@@ -268,6 +269,8 @@ def fit(
     same = "network, optimizer, monitors, watch and early stopping"
     state = resumed("fit", resume, checkpoint, start, same, FINGERPRINT)
     _check_has_key(state.key)
+    about = [*jax.device_get(own), int(state.epoch), epochs, every]
+    check_agreed("fit", (*FINGERPRINT, "resume", "epochs", "every"), np.asarray(about, np.uint32))
     state = state._replace(**replicated("fit", {name: getattr(state, name) for name in OF_DEVICES}, layout.mesh))
     with (
         contextlib.suppress(KeyboardInterrupt),

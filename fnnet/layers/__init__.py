@@ -8,7 +8,7 @@ from ._dense import Dense
 from ._dropout import Dropout
 from ._embedding import Embedding
 from ._flatten import Flatten
-from ._layer import ExampleKeys, Layer, LayerError, example_keys, layer
+from ._layer import ExampleKeys, Layer, LayerError, Sends, Shard, example_keys, layer
 from ._norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from ._pool import GlobalMeanPool, MaxPool, MeanPool, Upsample, unsample_max, unsample_mean
 from ._sequence import Bidirectional, LastStep, length_mask
@@ -49,6 +49,8 @@ __all__ = [
     "Repeat",
     "Residual",
     "Rule",
+    "Sends",
+    "Shard",
     "Swapped",
     "Tied",
     "Upsample",

@@ -23,6 +23,7 @@ from ..initializers import Initializer, normal
 from ._layer import (
     Layer,
     LayerError,
+    Sends,
     as_floats,
     at_valid_steps,
     check_leaf,
@@ -458,6 +459,14 @@ class Position(Layer):
 
     def propagate(self, params, cache, delta):
         return delta
+
+    def collectives(self, params, a_in, a_out):
+        by_step, over = params["w"].cut
+        if by_step:
+            raise LayerError(
+                self, "w cut by features", f"P{params['w'].cut}", "every device needs all steps: give it P()"
+            )
+        return Sends(over, over)
 
     def gradients(self, params, cache, delta):
         return {"w": position_gradient(delta, len(params["w"])).astype(params["w"].dtype)}

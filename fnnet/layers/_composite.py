@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 
 from ..forms import below_all_kept
+from ._cut import channelwise
 from ._layer import (
     Cache,
     Delta,
@@ -66,6 +67,10 @@ class Composite(Layer):
 
     layers: tuple[Layer, ...]
     last: ClassVar[int | None] = None
+    looped: ClassVar[bool] = False
+    """Whether its parts are one loop in the compiled program, in which the first does what the others do."""
+    reruns: ClassVar[bool] = False
+    """Whether their forward pass may run more than once."""
 
     def __post_init__(self) -> None:
         _check_layers(self.layers)
@@ -112,6 +117,19 @@ class Composite(Layer):
     @property
     def kept(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return all(getattr(part, "kept", False) for part in self.layers)
+
+    def joined_over(self, over: tuple[str | None, ...]) -> str | None:
+        """The axis of a mesh over which the last axis of the output is cut, from that of each part's output.
+
+        Raises:
+            LayerError: by default, for an output that `wire` makes of some that are cut.
+        """
+        if self.output_part is not None:
+            return over[self.output_part]
+        if any(over):
+            remedy = "cut the last layer of each by its inputs"
+            raise LayerError(self, "outputs of its parts that each device holds whole", str(over), remedy)
+        return None
 
     def in_loop(self):
         return self.mapped(lambda part: part.in_loop())
@@ -503,6 +521,7 @@ class Identity(Layer):
     """a = a_in: the wire past the other branches of `Residual`. No parameters; its error δ is ∂C/∂a_out."""
 
     independent = True
+    collectives = channelwise
 
     def forward(self, params, a_in, *, probe=None):
         return a_in if probe is None else a_in + probe, ()
@@ -599,6 +618,9 @@ class Parallel(Composite):
         das = (None,) * len(self.layers) if da_out is None else self._split(da_out, extra)
         back_in = [back(i, da) for i, da in enumerate(das)]
         return None if any(da is None for da in back_in) else functools.reduce(jnp.add, back_in)
+
+    def joined_over(self, over):
+        return over[0] if self.join is add and len(set(over)) == 1 else super().joined_over(over)
 
     def _split(self, da_out: Any, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
         das = self.join.split(da_out, *outputs)

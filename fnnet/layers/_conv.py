@@ -32,6 +32,7 @@ from ..forms import (
     weighted_input_by_product,
 )
 from ..initializers import Initializer, scaled_normal, zeros
+from ._cut import of_product
 from ._dense import biased, check_bias, weight_and_bias
 from ._layer import (
     Layer,
@@ -390,6 +391,15 @@ class Convolution(Layer):
             z = z + probe
         a = self.activation(z)
         return a, (a_in, z, a)
+
+    def collectives(self, params, a_in, a_out):
+        """As `Dense`'s, by channels, for the library's convolution: the products over patches are added up before their rows
+        are, which would send each row of the window."""
+        w = params["w"]
+        if any(w.cut) and (self.groups > 1 or self.algorithm != "library"):
+            remedy = f"build {type(self).__name__} with these, or give w the spec P()"
+            raise LayerError(self, 'algorithm="library" and one group, to cut channels', f"w cut by P{w.cut}", remedy)
+        return of_product(self, params, a_in, a_out, len(w.cut) - 1, len(w.cut) - 2, self.activation)
 
     def product(self, w: Array, a_in: Array) -> Array:
         """The weighted input without the bias."""

@@ -16,6 +16,7 @@ from jax import Array
 from ..activations import Activation, at_least_float32, on_last_axis
 from ..forms import mean_of_products, mean_of_products_in_loop
 from ..initializers import Initializer, scaled_normal, zeros
+from ._cut import of_product
 from ._layer import (
     LayerError,
     Shape,
@@ -184,6 +185,9 @@ class Dense(SumsOfProducts):
         a_in, _, _ = cache
         equation = weight_gradient_in_loop if self.loop else weight_gradient
         return weight_and_bias(self, params, equation(delta, a_in), delta)
+
+    def collectives(self, params, a_in, a_out):
+        return of_product(self, params, a_in, a_out, 0, 1, self.activation)
 
     def products(self, params, cache, delta):
         return {"w": (delta, cache[0]), **({"b": (delta, None)} if self.bias else {})}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..activations import at_least_float32
+from ._cut import channelwise
 from ._layer import Layer, LayerError, as_floats, batch_key, example_keys, layer
 
 __all__ = ["Dropout"]
@@ -45,6 +46,7 @@ class Dropout(Layer):
     per: Literal["example", "batch"] = "example"
 
     independent = True
+    collectives = channelwise
     _example = "fn.Dropout(0.5)"
 
     def __post_init__(self) -> None:

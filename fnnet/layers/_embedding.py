@@ -10,7 +10,7 @@ from jax import Array
 from ..activations import at_least_float32
 from ..forms import concatenated, examples_at_a_time
 from ..initializers import Initializer, normal
-from ._layer import Layer, LayerError, check_leaf, drawing_key, layer, whole_number
+from ._layer import Layer, LayerError, Sends, check_leaf, drawing_key, layer, whole_number
 from ._products import places
 
 __all__ = ["Embedding", "rows", "rows_gradient"]
@@ -154,6 +154,14 @@ class Embedding(Layer):
 
     def gradients(self, params, cache, delta):
         return {"w": rows_gradient(delta, cache, params["w"]).astype(params["w"].dtype)}
+
+    def collectives(self, params, a_in, a_out):
+        """Cut by tokens, a device has a row or nothing for each place, and one all-reduce adds them up."""
+        w = params["w"]
+        by_token, by_feature = w.cut
+        if by_token and by_feature:
+            raise LayerError(self, "w cut by tokens or by features", f"P{w.cut}", "cut one of them")
+        return Sends(None, by_feature, forward=(("a", by_token, a_out.shape, a_out.dtype),) if by_token else ())
 
     def example_gradients(self, params, cache, delta):
         w = params["w"]

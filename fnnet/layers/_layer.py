@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar, NoReturn, TypeVar, dataclass_transform, overload
+from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar, dataclass_transform, overload
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from .. import activations
 from ..activations import Activation, at_least_float32, unwrapped, wide_dtype
 from ..programs import placed, program
 
-__all__ = ["ExampleKeys", "Layer", "LayerError", "example_keys", "layer"]
+__all__ = ["ExampleKeys", "Layer", "LayerError", "Sends", "Shard", "example_keys", "layer"]
 
 Params = Any
 Cache = Any
@@ -53,6 +53,46 @@ def located(index: int) -> Iterator[None]:
     except LayerError as error:
         where = (index, *error.where)
         raise LayerError(error.layer, error.expected, error.got, error.remedy, where) from None
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """What one device holds of an array.
+
+    Attributes:
+        shape: of its part.
+        dtype: of its entries.
+        cut: for each axis of the array the axis of the mesh over which it is cut, None where it is whole.
+    """
+
+    shape: Shape
+    dtype: Any
+    cut: tuple[str | None, ...]
+
+    def __getitem__(self, i: int) -> "Shard":
+        """One entry of the first axis, such as a repetition of `Repeat`."""
+        return Shard(self.shape[1:], self.dtype, self.cut[1:])
+
+
+Psum = tuple[str, str, Shape, Any]
+
+
+class Sends(NamedTuple):
+    """What a layer's equations send over the axes of a mesh, and how its input and output are cut along their last axis.
+
+    Attributes:
+        a_in: the axis of the mesh over which the last axis of a_in has to be cut, None where it has to be whole.
+        a_out: the axis over which that of a_out is cut.
+        forward: the all-reduces of the forward pass, each (name, axis, shape, dtype) of what is added up.
+        propagate: those of BP2, which runs where there are parameters below the layer.
+        fixed: names of leaves whose gradient is 0.
+    """
+
+    a_in: str | None = None
+    a_out: str | None = None
+    forward: tuple[Psum, ...] = ()
+    propagate: tuple[Psum, ...] = ()
+    fixed: tuple[str, ...] = ()
 
 
 class Layer:
@@ -213,6 +253,25 @@ class Layer:
     def _propagated(self, params: Params, cache: Cache, delta: Delta) -> Array | None:
         """``propagate``, or None where the layer defines none: a first layer needs none."""
         return None if type(self).propagate is Layer.propagate else self.propagate(params, cache, delta)
+
+    def collectives(self, params: Params, a_in: Shard, a_out: Shard) -> Sends:
+        """What the forward pass and BP2 send where arrays are cut over a mesh, for `fnnet.collectives`. (BP3 and BP4 are sums
+        over the batch: over the axis that cuts it they are added up with the cost's, which is no matter of the layer.)
+
+        Args:
+            params: a `Shard` for each leaf.
+            a_in: (m, ...) as it comes; ``a_in.cut[0]`` is the axis that cuts the batch.
+            a_out: (m, ...), cut along the batch only.
+
+        Raises:
+            LayerError: for a cut under which the equations would have to move data; by default, for any of a parameter.
+        """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if any(leaf.cut):
+                got = f"params{jax.tree_util.keystr(path)} cut by P{leaf.cut}"
+                remedy = "give it P(); a layer of your own may write collectives(params, a_in, a_out) -> fn.Sends"
+                raise LayerError(self, "parameters that each device holds whole", got, remedy)
+        return Sends()
 
     def in_loop(self: T) -> T:
         """This layer with the equations that are fastest inside a compiled loop of updates, where a gradient is used at

@@ -9,17 +9,19 @@ Source: docs/normalisation.md; Ioffe and Szegedy (2015), Ba et al. (2016), Wu an
 
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..activations import at_least_float32, on_last_axis
+from ..activations import at_least_float32, on_last_axis, wide_dtype
 from ..forms import stored
 from ._dense import bias_gradient
 from ._layer import (
+    Layer,
     LayerError,
+    Sends,
     Shape,
     as_floats,
     at_valid_steps,
@@ -217,6 +219,9 @@ class Normalisation(SumsOfProducts):
 
     eps: float
 
+    means: ClassVar[tuple[str, ...]] = ("mean", "variance")
+    """The means forwards, each of which waits for the one before; BP2 takes as many at once."""
+
     def __post_init__(self) -> None:
         remedy = "it is added to the variance; 1e-5 is usual"
         real_number(self, "eps", lambda eps: 0 < eps < math.inf, "a positive number eps", remedy)
@@ -281,6 +286,26 @@ class Normalisation(SumsOfProducts):
         delta = at_valid_steps(delta, self.mask_of(cache))
         grads = {"g": gain_gradient(product(delta, self.x_hat(cache))), "b": bias_gradient(delta)}
         return {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
+
+    def collectives(self, params, a_in, a_out):
+        """Of means over channels that are cut."""
+        over = self.channels_over(params)
+        return self.sums(over, (*a_in.shape[:-1], 1), a_in.dtype)._replace(a_in=over, a_out=over)
+
+    def channels_over(self, params: Any) -> str | None:
+        """The axis of the mesh over which the channels are cut, the same in every leaf."""
+        cuts = {name: leaf.cut for name, leaf in params.items()}
+        if len(set(cuts.values())) > 1:
+            got = ", ".join(f"{name} by P{cut}" for name, cut in cuts.items())
+            raise LayerError(self, "all parameters cut alike", got, "give them one spec")
+        return params["g"].cut[0]
+
+    def sums(self, axis: str | None, shape: Shape, dtype: Any) -> Sends:
+        """What means of this shape send where what they are taken over is cut over the axis."""
+        if axis is None:
+            return Sends()
+        of = lambda name, *n: (name, axis, (*n, *shape), wide_dtype(dtype))  # noqa: E731
+        return Sends(forward=tuple(map(of, self.means)), propagate=(of("BP2", len(self.means)),))
 
     def products(self, params, cache, delta):
         delta = at_valid_steps(delta, self.mask_of(cache))
@@ -360,6 +385,9 @@ class GroupNorm(OverSteps):
             got = f"{c} channels in {self.groups} groups"
             raise LayerError(self, "channels that groups divide", got, "each group takes c / groups channels")
         return c
+
+    def collectives(self, params, a_in, a_out):
+        return Layer.collectives(self, params, a_in, a_out)
 
     def checked(self, params, a_in):
         a_in = super().checked(params, a_in)
@@ -442,6 +470,12 @@ class BatchNorm(OverSteps):
         fixed = {name: jnp.zeros_like(params[name]) for name in ("mean", "var")}
         return {**super().gradients(params, cache, delta), **fixed}
 
+    def collectives(self, params, a_in, a_out):
+        """Of means over a batch that is cut."""
+        over = self.channels_over(params)
+        sums = self.sums(a_in.cut[0], params["g"].shape, a_in.dtype)
+        return sums._replace(a_in=over, a_out=over, fixed=("mean", "var"))
+
     def products(self, params, cache, delta):
         nothing = jnp.zeros_like(delta), None
         return {**super().products(params, cache, delta), "mean": nothing, "var": nothing}
@@ -484,6 +518,7 @@ class RMSNorm(Normalisation):
     eps: float = 1e-5
 
     independent = True
+    means = ("mean square",)
     _example = "fn.RMSNorm()"
 
     def init(self, key, input_shape):

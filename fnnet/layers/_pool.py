@@ -19,6 +19,7 @@ from jax import Array
 
 from ..activations import wide_dtype
 from ..forms import UNROLLED_PLACES, stored
+from ._cut import channelwise
 from ._layer import Layer, LayerError, as_floats, check_real, layer
 from ._window import Padding, Sizes, Window, check_images, check_padding, check_sizes, overlap_add, taps, window
 
@@ -186,10 +187,13 @@ def first_maximum(a_in: Array, win: Window) -> Array:
 def scattered(delta: Array, places: Array, win: Window) -> Array:
     """δ added at these places of the input."""
     m, c = delta.shape[0], delta.shape[-1]
-    rows, channels = jnp.arange(m)[:, None, None], jnp.arange(c)[None, None, :]
-    at = places.reshape(m, math.prod(win.n_out), c)
-    zero = jnp.zeros((m, math.prod(win.n_in), c), delta.dtype)
-    return zero.at[rows, at, channels].add(delta.reshape(at.shape), mode="drop").reshape(m, *win.n_in, c)
+
+    def of_example(delta: Array, at: Array) -> Array:
+        zero = jnp.zeros((math.prod(win.n_in), c), delta.dtype)
+        return zero.at[at, jnp.arange(c)].add(delta, mode="drop")
+
+    rows = (a.reshape(m, math.prod(win.n_out), c) for a in (delta, places))
+    return jax.vmap(of_example)(*rows).reshape(m, *win.n_in, c)
 
 
 @layer
@@ -201,6 +205,7 @@ class Pool(Layer):
     padding: Padding = 0
 
     independent = True
+    collectives = channelwise
 
     def __post_init__(self) -> None:
         for name in ("size", "stride"):
@@ -292,6 +297,7 @@ class GlobalMeanPool(Layer):
     """
 
     independent = True
+    collectives = channelwise
 
     def forward(self, params, a_in, *, probe=None):
         n_in = check_images(self, a_in.shape)
@@ -320,6 +326,7 @@ class Upsample(Layer):
     size: Sizes
 
     independent = True
+    collectives = channelwise
     _example = "fn.Upsample(2)"
 
     def __post_init__(self) -> None:

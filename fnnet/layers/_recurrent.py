@@ -19,7 +19,18 @@ from ..activations import at_least_float32
 from ..forms import varying
 from ..initializers import Initializer
 from ._dense import input_error
-from ._layer import LayerError, Params, Shape, as_floats, check_leaf, check_mask, check_real, drawing_key, whole_number
+from ._layer import (
+    LayerError,
+    Params,
+    Sends,
+    Shape,
+    as_floats,
+    check_leaf,
+    check_mask,
+    check_real,
+    drawing_key,
+    whole_number,
+)
 from ._time import Cell, Kept, backward_products, forward_in_time, through_time
 
 __all__ = ["Recurrent"]
@@ -127,6 +138,19 @@ class Recurrent(Cell):
             "w_h": self.weight_init(h_key, (rows, self.n), dtype),
             "b": self.bias_init(b_key, (rows,), dtype),
         }
+
+    def collectives(self, params, a_in, a_out):
+        for name, leaf in params.items():
+            if any(leaf.cut):
+                expected = (
+                    f"{name} whole on each device: its rows are {self.n_gates} gates of {self.n}, one under another"
+                )
+                remedy = (
+                    "a part of the rows is not a part of each gate, and every step would move the state: give it P(), or "
+                    "write a cell with weights (g, n, n_in) and cut their second axis"
+                )
+                raise LayerError(self, expected, f"P{leaf.cut}", remedy)
+        return Sends()
 
     def check_params(self, params: Any) -> None:
         """Raise a LayerError unless these are parameters of this layer."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ._composite import Composite
+from ._cut import channelwise
 from ._layer import Layer, LayerError, drawing_key, layer
 from ._recurrent import Recurrent
 from ._shared import Fixed
@@ -29,6 +30,7 @@ class LastStep(Layer):
     """
 
     independent = True
+    collectives = channelwise
 
     def forward(self, params, a_in, *, probe=None):
         if a_in.ndim < 3 or a_in.shape[1] == 0:

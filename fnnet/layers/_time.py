@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..forms import ROWS, stored, varying
+from ..forms import ROWS, is_on_one_device, stored, varying
 from ._dense import input_error
 from ._layer import Params
 from ._products import SumsOfProducts
@@ -266,7 +266,8 @@ def _through_time(cell: Cell, params: Params, kept: Kept, da: Array, d_last: Any
 def backward_products(
     cell: Cell, params: Params, kept: Kept, delta: Array, extra: tuple[Array, ...]
 ) -> tuple[Array, Params]:
-    """BP2's product for the input, and BP3 and BP4 over all steps, a block of steps at a time.
+    """BP2's product for the input, and BP3 and BP4 over all steps: a block of steps at a time, which is smaller in memory,
+    where the examples are on one device; else at once, so that devices add up their parts once.
 
     Args:
         cell: and ``params``, ``kept``: as `through_time`.
@@ -275,6 +276,9 @@ def backward_products(
     Returns:
         ∂C/∂x (m, T, n_in) and the gradients.
     """
+    if not is_on_one_device(kept.x):
+        da_in = jnp.swapaxes(stored(input_error(params["w_x"], delta)), 0, 1)
+        return da_in, cell.sums(kept.x, kept.h_before, delta, extra)
     steps, m, _ = delta.shape
     blocks = max(1, -(-steps * m // ROWS))
     size = -(-steps // blocks)
