@@ -141,7 +141,7 @@ def _spread(data: Examples) -> Examples:
 
 def _own(over: Division, size: int) -> Array:
     """The device's numbers of ``size`` times as many as there are devices."""
-    return jax.lax.axis_index(over.axis) * size + jnp.arange(size)
+    return jax.lax.axis_index(over.axis) * size + jnp.arange(size, dtype=jnp.int32)
 
 
 def _counting(data: Examples, counts: Array) -> Examples:
@@ -156,7 +156,7 @@ def _exchanged(over: Division, a: Array, rows: Array) -> Array:
     """A device's share of these rows of an array of which each has a part. A row is 0 but on the device that has it."""
     if a.dtype == bool:
         return _exchanged(over, a.astype(jnp.uint8), rows).astype(bool)
-    here = rows - jax.lax.axis_index(over.axis) * len(a)
+    here = rows - jax.lax.axis_index(over.axis).astype(rows.dtype) * len(a)
     mine = jnp.expand_dims((here >= 0) & (here < len(a)), tuple(range(1, a.ndim)))
     held = a.at[jnp.clip(here, 0, len(a) - 1)].get(mode="promise_in_bounds")
     return jax.lax.psum_scatter(jnp.where(mine, held, jnp.zeros_like(held)), over.axis, tiled=True)

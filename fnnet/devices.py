@@ -121,7 +121,7 @@ def divided(f: Callable, over: Division | None, params: Any, batch: Any, key: An
     n = jax.tree.leaves(batch)[0].shape[0] // over.n
 
     def of_device(params: Any, batch: Any, key: Any) -> tuple[Any, Any]:
-        index = jax.lax.axis_index(over.axis) * n + jnp.arange(n)
+        index = jax.lax.axis_index(over.axis) * n + jnp.arange(n, dtype=jnp.int32)
         means, of_examples = f(varying(params, index), *batch, keys_of(key, index))
         return mean(means, over), of_examples
 
