@@ -70,17 +70,10 @@ def data_parallel(gradient: Callable[..., tuple[Any, Any]], mesh: Mesh, axis: An
     """The function of a whole batch from a gradient function of one device's examples: (params, x, y, *, key, mask, ...) ->
     (C, ∂C/∂params), compiled, with the batch divided among the devices and one all-reduce of the means.
 
-<<<<<<< HEAD
-    C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole (or
-    cut over the other axes of an automatic mesh, where the compiler divides what a device does) and its part of everything
-    that has the examples on axis 0, with the keys of those examples: masks of dropout are those of one device.
-    `value_and_grad` needs no such wrapper for arrays that are divided already.
-=======
     C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole, or
     cut over other axes of an automatic mesh, over which the compiler divides, and its part of everything that has the
     examples on axis 0, with the keys of those examples: masks of dropout are those of one device. `value_and_grad` needs no
     such wrapper for arrays that are divided already.
->>>>>>> main
 
     Args:
         gradient: g(params, x, y, *, key, ...) -> (cost, gradients), means over its examples, such as
