@@ -154,7 +154,7 @@ class Examples(NamedTuple):
     """A data set on the device; every leaf has the examples on axis 0."""
 
     x: Array
-    y: Array
+    y: Any
     extras: dict[str, Array]
 
 
