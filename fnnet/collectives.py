@@ -91,8 +91,8 @@ def collectives(
     one all-reduce of them all. A product whose summed axis is cut over other devices leaves partial sums, of which there is
     one all-reduce: of z where w is cut by n_in, of BP2's δ w where it is cut by n_out. `data_parallel` compiles to this, with
     parameters that live so. (``jax.jit`` with these ``in_shardings`` does too, but for what it sends more than once: a tied
-    array's gradient for each place, those of `Repeat` in each repetition, of a cell that recomputes for each segment, and with
-    ``micro_batch=`` all of them for each chunk.)
+    array's gradient for each place, those of `Repeat` in each repetition, of a cell that recomputes for each segment, and
+    with ``micro_batch=`` all of them for each chunk.)
 
     Args:
         net: a network or a single layer.
