@@ -8,7 +8,7 @@ import functools
 import json
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -64,10 +64,11 @@ def _describe(name: str, leaf: Any) -> tuple[dict[str, Any], np.ndarray]:
             if not isinstance(impl := jax.random.key_impl(leaf), str):
                 raise TypeError(f"{impl} is not registered")
             about = {"path": name, "dtype": f"key<{impl}>", "shape": list(leaf.shape)}
-            return about, np.asarray(jax.random.key_data(leaf))
+            return about, _held(name, leaf, lambda part: np.asarray(jax.random.key_data(part)))
         if isinstance(leaf, np.ma.MaskedArray):
             raise TypeError("its mask would be lost")
-        array = np.asarray(jnp.asarray(leaf) if isinstance(leaf, bool | int | float | complex) else leaf, order="C")
+        array = _held(name, jnp.asarray(leaf) if isinstance(leaf, bool | int | float | complex) else leaf, np.asarray)
+        array = np.asarray(array, order="C")
         got = f"{got} of {array.dtype}"
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         if not isinstance(leaf, jax.Array):
@@ -78,6 +79,29 @@ def _describe(name: str, leaf: Any) -> tuple[dict[str, Any], np.ndarray]:
         ) from error
     about = {"path": name, "dtype": str(array.dtype), "shape": list(array.shape)}
     return about, array if _is_numpy(array.dtype) else np.frombuffer(array.tobytes(), np.uint8)
+
+
+def _held(name: str, leaf: Any, on_host: Callable[[Any], np.ndarray]) -> np.ndarray:
+    """The leaf on the host, put together from this process's parts where it lies on several hosts: each may hold all of it.
+
+    Raises:
+        ValueError: where this process does not hold all of it.
+    """
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return on_host(leaf)
+    places = leaf.sharding.devices_indices_map(leaf.shape)  # a key's shard has the index of its data
+    parts = {str(places[part.device]): (places[part.device], part.data) for part in leaf.addressable_shards}
+    every = set(map(str, places.values()))
+    if missing := len(every - parts.keys()):
+        raise ValueError(
+            f"save: expected arrays that this process holds whole, got {name or 'the top'} spread over hosts, {missing} of "
+            f"its {len(every)} parts on others; save it with orbax.checkpoint, where each writes its own, or replicate it"
+        )
+    pieces = [(index, on_host(part)) for index, part in parts.values()]
+    whole = np.empty(leaf.shape + pieces[0][1].shape[leaf.ndim :], pieces[0][1].dtype)
+    for index, piece in pieces:
+        whole[index] = piece
+    return whole
 
 
 def _is_numpy(dtype: np.dtype) -> bool:
@@ -174,6 +198,10 @@ def stored(archive: zipfile.ZipFile, leaf: Leaf) -> np.ndarray:
     raise ValueError(f"an array of another dtype or shape than {leaf.about} of {leaf.name:.80}")
 
 
-def restored(leaf: Leaf, array: np.ndarray) -> jax.Array:
-    data = jnp.asarray(array)
+def restored(leaf: Leaf, array: np.ndarray, sharding: Any = None) -> jax.Array:
+    """The leaf as a JAX array, uncommitted, or this process's parts of it where the sharding puts them."""
+    if sharding is None:
+        data = jnp.asarray(array)
+    else:
+        data = jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
     return data if leaf.impl is None else jax.random.wrap_key_data(data, impl=leaf.impl)

@@ -143,7 +143,7 @@ def numbered(layout: Layout, batch: Examples, count: int) -> tuple[Array | None,
     if layout.over is None:
         return None, 1.0
     size = len(batch.x)
-    return _own(layout.over, size), size * layout.over.n / count
+    return layout.over.own(size), size * layout.over.n / count
 
 
 def total(layout: Layout, data: Examples) -> int:
@@ -169,9 +169,9 @@ def of_device(layout: Layout, data: Examples, rows: Array) -> tuple[Examples, Ar
     over = layout.over
     if over is None or layout.block:
         taken = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds", unique_indices=True), data)
-        return (taken, _own(over, len(rows)), 1.0) if over else (_spread(taken), None, 1.0)
+        return (taken, over.own(len(rows)), 1.0) if over else (_spread(taken), None, 1.0)
     size = -(-len(rows) // over.n)
-    index = _own(over, size)
+    index = over.own(size)
     filled = rows[jnp.minimum(jnp.arange(size * over.n), len(rows) - 1)]
     if layout.cut:
         taken = jax.tree.map(lambda a: _exchanged(over, a, filled), data)
@@ -186,7 +186,7 @@ def part_of_device(layout: Layout, data: Examples) -> tuple[Examples, float]:
         return data, 1.0
     n = len(data.x)
     size = -(-n // layout.over.n)
-    index = _own(layout.over, size)
+    index = layout.over.own(size)
     taken = jax.tree.map(lambda a: a.at[jnp.minimum(index, n - 1)].get(mode="promise_in_bounds"), data)
     return _counting(taken, index < n), size * layout.over.n / n
 
@@ -211,11 +211,6 @@ def _spread(data: Examples) -> Examples:
     return jax.lax.with_sharding_constraint(data, rows)
 
 
-def _own(over: Division, size: int) -> Array:
-    """The device's numbers of ``size`` times as many as there are devices."""
-    return jax.lax.axis_index(over.axis) * size + jnp.arange(size, dtype=jnp.int32)
-
-
 def _counting(data: Examples, counts: Any) -> Examples:
     """Examples with weight 0 where they do not count."""
     weights = data.extras.get("weights")
@@ -228,7 +223,7 @@ def _exchanged(over: Division, a: Array, rows: Array) -> Array:
     """A device's share of these rows of an array of which each has a part. A row is 0 but on the device that has it."""
     if a.dtype == bool:
         return _exchanged(over, a.astype(jnp.uint8), rows).astype(bool)
-    here = rows - jax.lax.axis_index(over.axis).astype(rows.dtype) * len(a)
+    here = rows - (jax.lax.axis_index(over.axis) * len(a)).astype(rows.dtype)
     mine = jnp.expand_dims((here >= 0) & (here < len(a)), tuple(range(1, a.ndim)))
     held = a.at[jnp.clip(here, 0, len(a) - 1)].get(mode="promise_in_bounds")
     return jax.lax.psum_scatter(jnp.where(mine, held, jnp.zeros_like(held)), over.axis, tiled=True)

@@ -27,11 +27,12 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     """Write a pytree of arrays, numbers and PRNG keys to one file, atomically; several writers may share a path.
 
     Arrays come back as JAX arrays of the same dtype, numbers as arrays of JAX's default dtypes. A link is followed to its
-    file, whose mode is kept.
+    file, whose mode is kept. Under several processes any one may save what it holds whole, such as replicated parameters.
 
     Raises:
         TypeError: for a leaf that is no array of a dtype that JAX has, or a dict whose keys cannot be sorted.
-        ValueError: for a 64-bit NumPy array while JAX is not set to keep 64 bits.
+        ValueError: for a 64-bit NumPy array while JAX is not set to keep 64 bits; for an array that is spread over hosts, so
+            that this process does not hold all of it.
         OSError: where the folder cannot be written; an older file at ``path`` is then unharmed.
     """
     leaves, treedef = _named_leaves("save", tree)
@@ -48,13 +49,15 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
     Args:
         path: the file.
         like: a pytree of the same structure, shapes and dtypes (arrays or ``jax.ShapeDtypeStruct``), such as
-            ``net.init(key, shape)``; the result has its containers. A leaf of shape (0, ...) stands for any length. Without
-            it the tree must be of tuples, lists and dicts, and is returned as it was saved.
+            ``net.init(key, shape)``; the result has its containers and lies where its arrays were put: each leaf has the
+            sharding of the one in ``like``, of which a process places its own parts. A leaf of shape (0, ...) stands for any
+            length. Without it the tree must be of tuples, lists and dicts, and is returned as it was saved.
 
     Raises:
         TypeError: for a ``like`` of something else than arrays and numbers.
         ValueError: for a file that is no fnnet file or is damaged, before more memory is taken than it has bytes; or for
-            one that does not match ``like``: the message names the first leaf that differs.
+            one that does not match ``like``: the message names the first leaf that differs. For a ``like`` on a mesh of
+            which JAX does not know the devices.
         FileNotFoundError: where there is no file.
     """
     path = Path(os.path.expanduser(path))
@@ -66,8 +69,11 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
             found, description = contents(archive, os.fstat(file.fileno()).st_size)
         for leaf in found:
             check_kept("load", leaf.name, leaf.dtype)
+        shardings: list[Any] = [None] * len(found)
         if like is not None:
             order, treedef = _order_of(like, found, path)
+            for i, (name, given) in zip(order, _named_leaves("load", like)[0], strict=True):
+                shardings[i] = _sharding_of(name, given)
         elif "structure" in description:
             with reading(path):
                 order, treedef = _order_described(description["structure"], found)
@@ -77,10 +83,10 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
                 f"plain keys, got none; give a pytree of the same structure"
             )
         leaves = []
-        for leaf in found:
+        for leaf, sharding in zip(found, shardings, strict=True):
             with reading(path):
                 array = stored(archive, leaf)
-            leaves.append(restored(leaf, array))
+            leaves.append(restored(leaf, array, sharding))
     return jax.tree.unflatten(treedef, [leaves[i] for i in order])
 
 
@@ -188,3 +194,19 @@ def _order_of(like: Any, found: list[Leaf], path: Path) -> tuple[list[int], Any]
                 f"load it into the network that it was saved from"
             )
     return [index[name] for name in names], treedef
+
+
+def _sharding_of(name: str, given: Any) -> Any:
+    """Where a leaf of ``like`` was put; None for one that JAX may put anywhere."""
+    if not getattr(given, "committed", True):
+        return None
+    sharding: Any = getattr(given, "sharding", None)
+    if not isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh):
+        return sharding
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or mesh.abstract_mesh != sharding.mesh:
+        raise ValueError(
+            f"load: expected like= to say on which devices {name or 'the top'} is, got {sharding}; load it under "
+            f"jax.set_mesh(mesh), or give arrays"
+        )
+    return jax.sharding.NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)

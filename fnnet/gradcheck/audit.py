@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..layers._layer import Layer
+from .devices import axes_of, gathered
 from .differences import JUDGE
 from .foreign import audit_numpy, audit_torch, is_torch
 from .forms import PAIR, Arguments, Form, Pair, arrays, bound, fits, form_of, is_numpy, name_of
@@ -169,7 +170,7 @@ def _audited(by: str, f: Any, args: tuple, keywords: dict[str, Any], static_argn
     given_f, given_args = f, args
     f, args = bound(f, args, keywords)
     static = tuple(sorted({i % len(args) for i in static})) if args else ()
-    given = tuple(None if i in static else arrays(by, a, f"args[{i}]", i) for i, a in enumerate(args))
+    given = gathered(tuple(None if i in static else arrays(by, a, f"args[{i}]", i) for i, a in enumerate(args)))
     if not any(map(is_inexact, jax.tree.leaves(given))):
         raise ValueError(f"{by}: expected an argument of {name_of(f)} with an array of floats, got none")
     arguments = Arguments(args, given, static)
@@ -231,6 +232,7 @@ def _rule(by: str, form: Form, arguments: Arguments, held: Held) -> Rule:
         audited=(0,) if form.is_gradient else None,
         forward_mode=forward_mode,
         trust=held.trust,
+        axes=axes_of(arguments.args),
     )
 
 

@@ -7,6 +7,7 @@ of it runs in float64. The composed gradients come first; only what is wrong the
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from ..costs import Cost
 from ..layers._composite import Placed, composites, walk
 from ..layers._layer import Layer, run_forward
 from .composed import WAYS, claimed, composed
+from .devices import Axes
 from .layer import Terms, layer_rows, without_rule
 from .points import ENLARGED, drawing, moved, structures
 from .report import Row
@@ -142,22 +144,23 @@ def _only_here(audited: Audited, given: Given, there: Given, u: Array, row: Row)
     return "right at the given point, wrong at one beside it"
 
 
-def resized(given: Given) -> Given:
-    """With one example less, or one more where there are one or two."""
+def resized(given: Given, n: int = 1) -> Given:
+    """With n examples less, or n more where there are no more than 2n."""
     m = given.x.shape[0]
-    if m > 2:
-        return given._replace(**{name: _each(getattr(given, name), lambda a: a[:-1]) for name in BATCHED})
+    if m > 2 * n:
+        return given._replace(**{name: _each(getattr(given, name), lambda a: a[:-n]) for name in BATCHED})
     more = given._replace(
-        **{name: _each(getattr(given, name), lambda a: jnp.concatenate([a, a[:1]])) for name in BATCHED}
+        **{name: _each(getattr(given, name), lambda a: jnp.concatenate([a, a[:n]])) for name in BATCHED}
     )
-    new = moved(given.x[:1], drawing(1), None)
+    new = moved(given.x[:n], drawing(1), None)
     return more._replace(x=jnp.concatenate([given.x, new]))
 
 
-def _runnable(net: Layer, given: Given) -> Given:
-    """`resized`, or as it is for a network of one size of batch."""
+def _runnable(net: Layer, given: Given, axes: Axes) -> Given:
+    """`resized`, or as it is for a network of one size of batch. Each half of the batch is to be divisible among devices."""
+    devices = math.prod(n for _, n in axes)
     try:
-        other = resized(given)
+        other = resized(given, 1 if devices == 1 else 2 * devices)
         jax.eval_shape(
             lambda g: run_forward(net, g.params, g.x, key=g.key, train=True, mask=g.mask)[0],
             other,
@@ -176,8 +179,8 @@ def _each(tree: Any, f: Callable) -> Any:
 
 def composed_rows(audited: Audited, given: Given, u: Array, tolerance: float) -> list[Row]:
     """What is wrong in the composed gradients with another number of examples, and whose fault it is."""
-    net, cost, _ = audited
-    other, twin = _runnable(net, given), net.in_loop()
+    net, cost, terms = audited
+    other, twin = _runnable(net, given, terms.axes), net.in_loop()
     m, n = given.x.shape[0], other.x.shape[0]
     u = normals(jax.ShapeDtypeStruct((n, *u.shape[1:]), u.dtype), 0)
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr
 
+from .devices import lying_like
 from .foreign.state import State
 from .function import is_complex
 from .sides import is_float
@@ -33,17 +34,19 @@ class Pair(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """All arguments of a function; those that are no arrays, at ``static``, are None in ``dynamic``."""
+    """All arguments of a function; those that are no arrays, at ``static``, are None in ``dynamic``, where the others lie on
+    one device."""
 
     args: tuple
     dynamic: tuple
     static: tuple[int, ...]
 
     def of(self, f: Callable) -> Callable:
-        """f of the dynamic arguments."""
+        """f of the dynamic arguments, which it gets where they lay."""
 
         def called(*dynamic: Any) -> Any:
-            return f(*(self.args[i] if i in self.static else a for i, a in enumerate(dynamic)))
+            given = zip(self.args, dynamic, strict=True)
+            return f(*(a if i in self.static else lying_like(b, a) for i, (a, b) in enumerate(given)))
 
         return called
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from .devices import Axes, typed_like
 from .differences import NoJudge, along_directions, measured
 from .function_mistakes import Program, of_function
 from .measured import array_of, measured_rows, measured_vjp
@@ -49,6 +50,7 @@ class Rule:
         trust: functions whose rules stay in ``plain``.
         measured: whether ``plain`` is held to differences, as JAX cannot differentiate it.
         size: of the tangents that a rule for forward mode is given.
+        axes: of the mesh that the arguments came from.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Rule:
     trust: tuple[Callable, ...] = ()
     measured: bool = False
     size: float = 1.0
+    axes: Axes = ()
 
     def called(self, path: Any) -> str:
         """What rows call the leaf at a path in the arguments."""
@@ -118,7 +121,9 @@ def cotangent_of(out: Any, u: list[Any]) -> Any:
     given = iter(u)
 
     def leaf(o: Any) -> Any:
-        return from_real(next(given), o, -1) if is_inexact(o) else np.zeros(jnp.shape(o), jax.dtypes.float0)
+        return (
+            typed_like(from_real(next(given), o, -1), o) if is_inexact(o) else np.zeros(jnp.shape(o), jax.dtypes.float0)
+        )
 
     return jax.tree.map(leaf, out)
 
@@ -146,7 +151,7 @@ def by_autodiff(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
     if rule.forward_mode:
         return _tangents(rule, plain, args)
     out, pull = jax.vjp(of_reals(plain, args), real_leaves(args))
-    right = dict(zip(paths_of(args), pull(u)[0], strict=True))
+    right = dict(zip(paths_of(args), pull(list(map(typed_like, u, out)))[0], strict=True))
     return {rule.equation: {name: right[path] for path, name in names_of(rule, args)}, "forward": numbered(out)}
 
 
@@ -212,7 +217,8 @@ def _judged_rows(rule: Rule, args: tuple, u: list[Any], bound: float) -> list[Ro
     dtype, wide = dtype_of(real_leaves(args)), (jax.tree.map(widened, args), in_float64(u))
     run = functools.partial(both_sides, rule)
     pairing = None if rule.forward_mode else functools.partial(_scalar, rule)
-    subject = Subject(run, [(args, u)], dtype, lambda args, *_: rule.value(*args), widened=[wide], pairing=pairing)
+    about = {"widened": [wide], "pairing": pairing, "axes": rule.axes}
+    subject = Subject(run, [(args, u)], dtype, lambda args, *_: rule.value(*args), **about)
     if not largest(subject.best(0)["forward"].autodiff) < bound:
         return None
     m = _batch(rule, args, u)

@@ -14,6 +14,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ..layers._composite import Placed
 from ..layers._layer import Layer, Params, run_forward
 from ..layers._swapped import Ruled
+from .devices import Axes
 from .network_mistakes import of_layer
 from .report import Row
 from .rows import failed, judged
@@ -32,6 +33,7 @@ class Terms(NamedTuple):
         scale: by how much the random cotangents are enlarged.
         believed: where the rules are written that are taken as they are for want of a function to differentiate: autodiff
             is no judge of a layer with one, central differences alone are.
+        axes: of the mesh that the arrays came from.
     """
 
     dtype: str
@@ -39,6 +41,7 @@ class Terms(NamedTuple):
     trusted: tuple[str, ...] | None = None
     scale: float = 1.0
     believed: tuple[str, ...] = ()
+    axes: Axes = ()
 
 
 class Chained(NamedTuple):
@@ -98,9 +101,8 @@ def layer_rows(
     def audited(probe: Any) -> Subject:
         cases = [(params, a_in, key, mask, da, probe) for da in das]
         pairing = functools.partial(_pairing, plain_layer)
-        return Subject(
-            functools.partial(isolated, layer, plain), cases, terms.dtype, forward, (5, 1, 0), pairing=pairing
-        )
+        run = functools.partial(isolated, layer, plain)
+        return Subject(run, cases, terms.dtype, forward, (5, 1, 0), pairing=pairing, axes=terms.axes)
 
     subject = audited(probe_for(layer, params, a_in, key, mask, das[0]))
     unused = "error" in subject and largest(subject.values[0]["error"].autodiff) == 0

@@ -40,6 +40,7 @@ class Failure:
         has_mean: whether a mean over the batch has its place near it.
         is_layer: whether features are along the last axis, so that only the others are places or steps.
         numbers: factors that have a name.
+        devices: how many devices take part, in words.
         siblings: other leaves' right results, by name.
         each: the right result of each example alone, (m, *shape), of a gradient.
         ideas: (mistake, what it would give) for the equation at hand.
@@ -55,6 +56,7 @@ class Failure:
     has_mean: bool = True
     is_layer: bool = True
     numbers: dict[str, float] = field(default_factory=dict)
+    devices: dict[str, int] = field(default_factory=dict)
     siblings: dict[str, np.ndarray] = field(default_factory=dict)
     each: Callable[[], np.ndarray | None] = lambda: None
     ideas: Ideas = lambda: iter(())
@@ -179,9 +181,15 @@ def usual_factor(f: Failure) -> Explanation | None:
             names.setdefault(1 / number, f"a factor {name} = {number:.4g} is missing")
             names.setdefault(number, f"a factor {name} = {number:.4g} too much")
     names = {**of_batch, **names}
-    for number, text in names.items():
-        if np.isclose(abs(c), number, rtol=max(f.tolerance, 1e-9)):
-            return Explanation(", and ".join(part for part in ("wrong sign" if c < 0 else "", text) if part))
+    of_devices = {}
+    for name, n in f.devices.items():
+        of_devices[1 / n] = f"off by {name} ({n}): a psum is missing, or a pmean stands where a psum belongs"
+        of_devices[float(n)] = f"off by {name} ({n}): a psum too many, or one that stands where a pmean belongs"
+    close = {n: np.isclose(abs(c), n, rtol=max(f.tolerance, 1e-9)) for n in (*of_devices, *names)}
+    found = [next((text for n, text in of.items() if close[n]), None) for of in (of_devices, names)]
+    if found != [None, None]:
+        text = "; or ".join(filter(None, found))
+        return Explanation(", and ".join(part for part in ("wrong sign" if c < 0 else "", text) if part))
     if any(np.isclose(ratio, round(ratio), rtol=f.tolerance) and round(ratio) for ratio in (c, 1 / c)):
         return constant_factor(f)
     return None

@@ -21,6 +21,7 @@ from ..given import check_batch
 from ..layers._composite import walk
 from ..layers._layer import Layer, Params, check_key
 from ..penalties import Penalty, check_penalty
+from .devices import Lying, on_one_device
 from .elsewhere import Audited, elsewhere_rows
 from .layer import Terms
 from .network_mistakes import of_penalty
@@ -30,7 +31,7 @@ from .rows import APPROXIMATE, ROUGHLY, SUBGRADIENTS, check_concrete, dtype_of, 
 from .rules import name_of, sources, sources_in
 from .sides import Given, gradient_without_rules, is_float, normals, penalty_gradient, traced
 from .verdicts import TOLERANCE, Subject, differences
-from .whole import network_rows
+from .whole import network_rows, rows_in_place
 
 
 @jax.transfer_guard("allow")  # it compares on the host
@@ -72,11 +73,12 @@ def compare_gradients(
         ValueError: for bad input, as `fnnet.backprop`; for a rule inside forward whose function cannot be differentiated.
     """
     check_penalty(penalty)
-    x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights)
+    net, (params, *batch), lying = on_one_device("compare_gradients", net, Given(params, x, y, key, mask, weights))
+    x, y, key, mask, weights = check_batch(net, cost, params, *batch)
     check_concrete("compare_gradients", params, x, y, weights)
     given = Given(params, x, y, key, mask, weights)
     extra = [] if penalty is None else [(penalty, x.shape[0] if n_examples is None else n_examples)]
-    return _audited(net, cost, given, finite_differences, trust, extra)
+    return _audited(net, cost, given, lying, finite_differences, trust, extra)
 
 
 def check_layer(
@@ -107,15 +109,22 @@ def check_layer(
     if not isinstance(layer, Layer):
         got = type(layer).__name__
         raise ValueError(f"check_layer: expected a layer, got {got}; decorate a class of your own with @fn.layer")
+    layer, (params, x, _, key, mask, _), lying = on_one_device("check_layer", layer, Given(params, x, None, key, mask))
     x, key = jnp.asarray(x), check_key(key)
     if x.ndim == 0 or x.shape[0] == 0:
         raise ValueError(f"x: expected a batch (m, ...) of at least one example, got shape {x.shape}")
     check_concrete("check_layer", params, x)
-    return _audited(layer, None, Given(params, x, key=key, mask=mask), finite_differences, trust)
+    return _audited(layer, None, Given(params, x, key=key, mask=mask), lying, finite_differences, trust)
 
 
 def _audited(
-    net: Layer, cost: Cost | None, given: Given, finite: bool, trust: Sequence[Callable], penalties: Sequence = ()
+    net: Layer,
+    cost: Cost | None,
+    given: Given,
+    lying: Lying,
+    finite: bool,
+    trust: Sequence[Callable],
+    penalties: Sequence = (),
 ) -> Report:
     for placed in walk(net, given.params, given.key):
         for path, leaf in tree_leaves_with_path(placed.params):
@@ -126,22 +135,30 @@ def _audited(
     own, net = net, standing(net)
     program, a = traced(net, cost, given)
     progress, u = _Progress(), normals(a, 0)
-    trusted, believed, notes = _judged_by(net, cost, given, program, tuple(trust), finite)
-    terms = Terms(dtype_of(given.params, given.x), finite, trusted, believed=believed)
-    rows = network_rows(net, cost, given, u, terms, progress.step).rows
+    trusted, believed, said = _judged_by(net, cost, given, program, tuple(trust), finite)
+    notes = [*lying.notes, *said]
+    terms = Terms(dtype_of(given.params, given.x), finite, trusted, believed=believed, axes=lying.axes)
+    rows, _, whole = network_rows(net, cost, given, u, terms, progress.step)
     for penalty, n in penalties:
         rows += _penalty_rows(penalty, given.params, n, terms.dtype)
     rows = settled(rows, (given.params, given.x), functools.partial(_beside, net, cost, given, u, terms))
-    if not any(row.verdict in ("fail", "consequence") for row in rows):
+    if cost is not None and lying.runs:
+        more, said = rows_in_place(lying, cost, given, whole, terms, is_cause=not any(map(wrong, rows)))
+        rows, notes = rows + more, notes + said
+    if not any(map(wrong, rows)):
         progress.step("other numbers and another number of examples")
         tolerance = ROUGHLY if any(row.verdict == APPROXIMATE for row in rows) else TOLERANCE["float64"]
         found, more = elsewhere_rows(Audited(net, cost, terms), given, u, tolerance)
-        wrong = {(row.layer, row.equation, row.leaf) for row in found}
-        rows = found + [row for row in rows if (row.layer, row.equation, row.leaf) not in wrong]
+        places = {(row.layer, row.equation, row.leaf) for row in found}
+        rows = found + [row for row in rows if (row.layer, row.equation, row.leaf) not in places]
         notes += more
     if own != net:
         rows = with_replaced(rows, own, cost, given, u, terms)
     return reported(rows, terms.dtype, notes=notes)
+
+
+def wrong(row: Row) -> bool:
+    return row.verdict in ("fail", "consequence")
 
 
 def _beside(net: Layer, cost: Cost | None, given: Given, u: Any, terms: Terms, moved: tuple) -> list[Row]:

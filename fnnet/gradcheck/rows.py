@@ -291,7 +291,7 @@ def _explained(
         )
     apart = found.in_float64 if exact else found.difference
     nearly = tolerance < apart <= NEARLY
-    failure = Failure(manual, reference, apart / 100 if nearly else max(100 * tolerance, 1e-8))
+    failure = Failure(manual, reference, apart / 100 if nearly else max(100 * tolerance, 1e-8), devices=subject.devices)
     text, example = explain(failure if about is None else about(failure, source, path, case))
     if nearly and not text and (np.isnan(found.manual_error) or found.manual_error <= 4 * bound_of(subject.dtype)):
         return dataclasses.replace(row, verdict=APPROXIMATE, hint=f"approximate, to {apart:.0e} of the largest entry")

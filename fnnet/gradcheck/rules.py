@@ -91,7 +91,7 @@ def _evaluated(jaxpr: Any, consts: Any, args: Any, trusted: frozenset[str]) -> l
         with equation.ctx.manager:
             if name in RULES and not _is_trusted(equation, trusted):
                 out = run(params["call_jaxpr"])(*given)
-            elif not any(True for sub in _parts(equation) for _ in _rules(sub, trusted)):
+            elif not any(True for sub in parts_of(equation) for _ in _rules(sub, trusted)):
                 out = bound_to(equation, given)
             elif name in CALLS:
                 out = run(params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"])(*given)
@@ -167,11 +167,11 @@ def _rules(jaxpr: Any, trusted: frozenset[str]) -> Iterator[str]:
             if _is_trusted(equation, trusted):
                 continue
             yield _source(equation.params["call_jaxpr"])
-        for sub in _parts(equation):
+        for sub in parts_of(equation):
             yield from _rules(sub, trusted)
 
 
-def _parts(equation: Any) -> Iterator[Any]:
+def parts_of(equation: Any) -> Iterator[Any]:
     """The jaxprs inside an operation."""
     for value in equation.params.values():
         for sub in value if isinstance(value, tuple | list) else (value,):

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .decimals import precisely
+from .devices import Axes, axes_within, numbers_of_devices, on_host
+from .rules import parts_of
 from .sides import is_float, leaf_at
 
 TOLERANCE = {"float64": 1e-10, "float32": 64 * 2.0**-23, "float16": 16 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
@@ -56,6 +58,7 @@ class Subject:
         widened: the cases in float64, where that is more than a cast.
         pairing: (equation, *args) -> (f, tree): the scalar function whose gradient at the tree the equation's reference is,
             for central differences.
+        axes: of the mesh that the arrays came from.
     """
 
     def __init__(
@@ -67,12 +70,15 @@ class Subject:
         nudged: Sequence[int] = (0,),
         widened: Sequence[tuple] | None = None,
         pairing: Callable[..., tuple[Callable, Any]] | None = None,
+        axes: Axes = (),
     ) -> None:
         self.widened = [in_float64(args) for args in cases] if widened is None else widened
         self.run, self.cases, self.dtype, self.forward, self.nudged = run, cases, dtype, forward, nudged
-        self.pairing = pairing
-        self.values = [run(*args) for args in cases]
-        self.exact = [None if dtype == "float64" else exactly(run, *args) for args in self.widened]
+        self.pairing, self.axes = pairing, axes
+        self.values = [on_host(run(*args)) for args in cases]
+        self.exact = [
+            None if dtype == "float64" else exactly(lambda *a: on_host(run(*a)), *args) for args in self.widened
+        ]
 
     def __contains__(self, equation: str) -> bool:
         return equation in self.values[0]
@@ -102,9 +108,18 @@ class Subject:
     @functools.cached_property
     def inner(self) -> str:
         """The narrowest dtype that a float64 is rounded to, on the way forward or back."""
-        programs = (exactly(jax.make_jaxpr(f), *self.cases[0]) for f in (self.forward, self.run))
-        found = (name for closed in programs if closed is not None for name in _narrowed(closed.jaxpr))
+        found = (name for closed in self._programs() for name in _narrowed(closed.jaxpr))
         return max(found, key=TOLERANCE.__getitem__, default="float64")
+
+    @functools.cached_property
+    def devices(self) -> dict[str, int]:
+        """How many devices take part, in words: of the mesh, and of those that the programs map over."""
+        within = (axis for closed in self._programs() for axis in axes_within(closed))
+        return numbers_of_devices(tuple(dict.fromkeys((*self.axes, *within))))
+
+    def _programs(self) -> Iterator[Any]:
+        programs = (exactly(jax.make_jaxpr(f), *self.cases[0]) for f in (self.forward, self.run))
+        return (closed for closed in programs if closed is not None)
 
     def truth(self, case: int, equation: str, path: Any) -> np.ndarray | None:
         """The reference with more digits than float64 has; None where it cannot be had."""
@@ -147,11 +162,8 @@ def _narrowed(jaxpr: Any) -> Iterator[str]:
             before, after = (str(v.aval.dtype) for v in (equation.invars[0], equation.outvars[0]))
             if before == "float64" and after in TOLERANCE and after != "float64":
                 yield after
-        for value in equation.params.values():
-            for sub in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(sub, "jaxpr", sub)
-                if hasattr(inner, "eqns"):
-                    yield from _narrowed(inner)
+        for part in parts_of(equation):
+            yield from _narrowed(part)
 
 
 def in_float64(tree: Any) -> Any:

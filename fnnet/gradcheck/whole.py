@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import Array
+from jax.tree_util import keystr, tree_leaves_with_path
 
+from ..backpropagation import value_and_grad
 from ..costs import Cost
 from ..layers._composite import composites, walk
 from ..layers._layer import Layer, Params, run_forward
 from .central import opinion, supports_manual
+from .devices import Lying, gathered, numbers_of_devices, placed_like
 from .function_mistakes import of_function
 from .layer import Chained, Terms, layer_rows
 from .network_mistakes import of_cost
@@ -20,6 +23,7 @@ from .report import Row
 from .rows import (
     BETTER,
     NOT_EVEN_AUTODIFF,
+    dtype_of,
     failed,
     faint,
     fields,
@@ -31,6 +35,7 @@ from .rows import (
 from .sides import (
     Given,
     Plain,
+    Two,
     activation_of,
     compiled_once,
     every_input,
@@ -47,10 +52,11 @@ MISFITS = (TypeError, ValueError, NotImplementedError)
 
 
 class Found(NamedTuple):
-    """The rows of a network at one point, and whether its forward pass is finite there."""
+    """The rows of a network at one point, whether its forward pass is finite there, and what they were read from."""
 
     rows: list[Row]
     is_finite: bool
+    whole: Subject
 
 
 def network_rows(
@@ -75,6 +81,7 @@ def network_rows(
                 terms.dtype,
                 forward,
                 pairing=cost and functools.partial(_pairing, net, cost),
+                axes=terms.axes,
             )
         )
 
@@ -114,7 +121,7 @@ def network_rows(
     if terms.finite and not any(map(failed, rows)) and {row.verdict for row in composed or rows} & {BETTER}:
         rows = [dataclasses.replace(row, verdict=BETTER) if row.verdict == "consequence" else row for row in rows]
     is_finite = bool(np.isfinite(largest([a for a in (*values["inputs"], values["output"]) if is_float(a)])))
-    return Found(rows, is_finite)
+    return Found(rows, is_finite, whole)
 
 
 def _join_rows(net: Layer, params: Params, whole: Subject, terms: Terms) -> list[Row]:
@@ -212,3 +219,38 @@ def _composed_rows(whole: Subject, finite: bool = False) -> list[Row]:
         if name == "value_and_grad" or row.verdict in ("consequence", "fail", BETTER):
             rows.append(row)
     return rows
+
+
+def rows_in_place(
+    lying: Lying, cost: Cost, given: Given, whole: Subject, terms: Terms, is_cause: bool
+) -> tuple[list[Row], list[str]]:
+    """``value_and_grad`` on the arrays where they lie against autodiff on one device: a row, or one for each leaf that is
+    wrong; and what to say where it cannot be run. ``is_cause``: whether nothing else is wrong."""
+    if "value_and_grad" not in whole:
+        return [], []
+    (right,) = whole.compared("value_and_grad")
+    gradient = value_and_grad(lying.net, cost)
+
+    def run(given: Given) -> dict[str, Any]:
+        params, x, y, key, mask, weights = placed_like(given, lying.there)
+        found = gradient(params, x, y, key=key, mask=mask, weights=weights)[1]
+        doubled = right.autodiff64 is not None and dtype_of(params, x) == "float64"
+        return {"value_and_grad": Two(gathered(found), right.autodiff64 if doubled else right.autodiff)}
+
+    devices = f"on {max(numbers_of_devices(terms.axes).values())} devices"
+    try:
+        subject = Subject(run, [(given,)], terms.dtype, whole.forward, axes=terms.axes)
+    except Exception as error:  # whatever a layer or the compiler raises for divided arrays
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return [], [f"Not audited {devices}, where value_and_grad raises {reason}"]
+    scales = (largest(right.autodiff), 0.0)
+    rows = [
+        judged("network", subject, "value_and_grad", f"{keystr(path)} {devices}", path=path, scales=scales)
+        for path, _ in tree_leaves_with_path(given.params)
+    ]
+    wrong = [row for row in rows if failed(row)]
+    if wrong:
+        return [row if is_cause else dataclasses.replace(row, verdict="consequence", hint="") for row in wrong], []
+    (compared,) = subject.compared("value_and_grad")
+    found = differences(compared)
+    return [Row("network", "value_and_grad", devices, judge(found, subject, found.size), *fields(found))], []
