@@ -306,7 +306,7 @@ class Repeat(Composite):
     n: int
 
     last = -1
-    looped = True
+    _looped = True
     _example = "fn.Repeat(fn.Residual(fn.Dense(64, fn.tanh)), 12)"
 
     def __post_init__(self) -> None:
@@ -473,7 +473,7 @@ class Recompute(Around):
 
     net: Composite
 
-    reruns = True
+    _reruns = True
     _example = "fn.Recompute(fn.Network(fn.Dense(64, fn.tanh), fn.Dense(64, fn.tanh)))"
 
     def __init__(self, layer: Layer) -> None:
