@@ -39,8 +39,8 @@ def program(
 
 
 def on_mesh_of(arrays: Any) -> contextlib.AbstractContextManager[Any]:
-    """The explicit mesh of the arrays that are traced, as ``jax.set_mesh`` would have it: without one, zeros and slices forget
-    how an array is divided. Nothing where there is one already, or arrays on no such mesh."""
+    """The explicit mesh of arrays that are traced, as ``jax.set_mesh`` would have it: without one, zeros and slices forget
+    how an array is divided. Nothing where there is one already, or for arrays on no such mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         for leaf in jax.tree.leaves(arrays):
             mesh = jax.typeof(leaf).sharding.mesh
