@@ -161,8 +161,9 @@ def _specs_of_examples(f: Callable, over: Division, params: Any, batch: Any, key
     def spec(whole: Any, part: Any) -> PartitionSpec:
         return PartitionSpec(*(over.axis if a != b else None for a, b in zip(whole.shape, part.shape, strict=True)))
 
-    whole = shapes(1)
-    return jax.tree.map(spec, whole, shapes(over.n)) if jax.tree.leaves(whole) else WHOLE
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):  # shapes alone are on none
+        whole, part = shapes(1), shapes(over.n)
+    return jax.tree.map(spec, whole, part) if jax.tree.leaves(whole) else WHOLE
 
 
 def mean(tree: Any, over: Division | None, factor: float = 1.0) -> Any:
