@@ -9,42 +9,49 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .forms import CHUNK_BYTES, SMALLEST_CHUNK, WHOLE_BATCH_BYTES, summed
+from .forms import CHUNK_BYTES, SMALLEST_CHUNK, WHOLE_BATCH_BYTES, PerPlatform, by_size, summed
 from .layers._layer import Layer, Params, example_index, keys_of, run_forward
 
 
-def chunk_size(net: Layer, params: Params, x: Array, key: Any, mask: Any, micro_batch: int | str | None) -> int:
-    """How many examples to run at a time, from static shapes.
+def chunk_size(
+    net: Layer,
+    params: Params,
+    x: Array,
+    key: Any,
+    mask: Any,
+    micro_batch: int | str | None,
+    most: int | None = None,
+) -> int | PerPlatform:
+    """How many examples to run at a time, from static shapes; no more than ``most``.
 
     "auto" keeps a batch whole where the activations and masks that its backward pass reads fit in 16 MiB, off the CPU,
     and where examples mix; else it takes the power of two that fits in 8 MiB, at least 32.
     """
-    m = x.shape[0]
+    m = x.shape[0] if most is None else min(most, x.shape[0])
     if micro_batch is None or not net.independent:
         return m
     if not isinstance(micro_batch, str):
         return min(int(micro_batch), m)
-    if jax.default_backend() != "cpu":
-        return m
     _, cache = jax.eval_shape(lambda: run_forward(net, params, x, key=key, train=True, mask=mask))
-    of_examples = (leaf for leaf in jax.tree.leaves(cache) if m in getattr(leaf, "shape", ()))
+    of_examples = (leaf for leaf in jax.tree.leaves(cache) if len(x) in getattr(leaf, "shape", ()))
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in of_examples)
     if total <= WHOLE_BATCH_BYTES:
         return m
-    return min(m, max(SMALLEST_CHUNK, 2 ** int(np.log2(max(1, CHUNK_BYTES * m // total)))))
+    return PerPlatform(min(m, max(SMALLEST_CHUNK, 2 ** int(np.log2(max(1, CHUNK_BYTES * len(x) // total))))), m)
 
 
-def mean_over_chunks(f: Callable, batch: tuple[Any, ...], key: Any, size: int) -> Any:
+def mean_over_chunks(f: Callable, batch: tuple[Any, ...], key: Any, size: int | PerPlatform) -> Any:
     """(1/m) Σ size · f(*chunk, key) over chunks of the batch; f returns a pytree of means over its chunk."""
     m = batch[0].shape[0]
-    if size >= m:
-        return f(*batch, key)
 
     def share(index: Array, *chunk: Any) -> Any:
         means = f(*chunk, keys_of(key, index))
         return jax.tree.map(lambda mean: mean * jnp.asarray(len(index) / m, mean.dtype), means)
 
-    return summed(share, (example_index(key, m), *batch), size)
+    def by(size: int) -> Any:
+        return f(*batch, key) if size >= m else summed(share, (example_index(key, m), *batch), size)
+
+    return by_size(by, size)
 
 
 def check_micro_batch(micro_batch: Any) -> None:

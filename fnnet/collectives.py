@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from .activations import wide_dtype
 from .given import check_net
 from .layers._composite import bottom, composites, is_walked, visited, walk
 from .layers._layer import Layer, LayerError, Params, Sends, Shape, Shard, run_forward
@@ -92,7 +91,8 @@ def collectives(
     one all-reduce of them all. A product whose summed axis is cut over other devices leaves partial sums, of which there is
     one all-reduce: of z where w is cut by n_in, of BP2's δ w where it is cut by n_out. `data_parallel` compiles to this, with
     parameters that live so. (``jax.jit`` with these ``in_shardings`` does too, but for what it sends more than once: a tied
-    array's gradient for each place, that of a `Repeat` in each repetition.)
+    array's gradient for each place, those of `Repeat` in each repetition, of a cell that recomputes for each segment, and
+    with ``micro_batch=`` all of them for each chunk.)
 
     Args:
         net: a network or a single layer.
@@ -120,7 +120,8 @@ def collectives(
     on = _mesh(mesh, specs, batch)
     shards = _shards(params, specs, on)
     leaves = jax.tree_util.tree_leaves_with_path(shards)
-    dtype = wide_dtype(jnp.result_type(*jax.tree.leaves(params) or [float]))
+    dtypes = [leaf.dtype for _, leaf in leaves] or [jnp.result_type(float)]
+    dtype = jnp.float64 if jnp.float64 in dtypes else jnp.float32
     sent = _Sent([], None, [], set())
     if any(any(leaf.cut) for _, leaf in leaves) or any(map(_declares, bottom(net))):
         sent = _sent(net, params, shards, on, _input(net, params, shape, on))
@@ -165,6 +166,9 @@ def _mesh(mesh: Any, specs: Sequence[Any], batch: str | tuple[str, ...] | None) 
     if mesh is None:
         meshes = [spec.mesh for spec in specs if isinstance(spec, NamedSharding)]
         mesh = meshes[0] if meshes else jax.sharding.get_abstract_mesh()
+    if not isinstance(mesh, Mapping | Mesh | AbstractMesh):
+        got = type(mesh).__name__
+        raise ValueError(f"mesh: expected a jax.sharding.Mesh or the sizes of its axes, got {got}; as in {{'data': 8}}")
     sizes = dict(mesh if isinstance(mesh, Mapping) else mesh.shape)
     axes = () if batch is None else batch if isinstance(batch, tuple) else (batch,)
     if missing := [axis for axis in axes if sizes and axis not in sizes]:
@@ -312,9 +316,9 @@ def _sent(net: Layer, params: Params, shards: Params, on: _On, x: jax.ShapeDtype
         _, axis = over.setdefault(id(a), (a, None))
         a_out, cache = run_forward(part, p, a, **given)
         if is_walked(part):
-            outputs[place] = part.joined_over(tuple(outputs[*place, i] for i in range(len(part.layers))))  # pyright: ignore
-            loops.extend([place] if part.looped else [])  # pyright: ignore[reportAttributeAccessIssue]
-            reruns.extend([place] if part.reruns else [])  # pyright: ignore[reportAttributeAccessIssue]
+            outputs[place] = part._joined_over(tuple(outputs[*place, i] for i in range(len(part.layers))))  # pyright: ignore
+            loops.extend([place] if part._looped else [])  # pyright: ignore[reportAttributeAccessIssue]
+            reruns.extend([place] if part._reruns else [])  # pyright: ignore[reportAttributeAccessIssue]
         else:
             sends = part.collectives(held[place].params, shard(a, axis), shard(a_out, None))
             ran.append(_Ran(place, held[place].name, part, a, axis, sends))

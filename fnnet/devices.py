@@ -56,6 +56,10 @@ class Division(NamedTuple):
         """The number of parts."""
         return math.prod(self.mesh.shape[name] for name in self.axes)
 
+    def own(self, size: int) -> jax.Array:
+        """Inside ``shard_map``, the device's numbers where each has so many, one after the other."""
+        return jax.lax.axis_index(self.axis) * size + jnp.arange(size, dtype=jnp.int32)
+
     @property
     def rows(self) -> PartitionSpec:
         """An array with its axis 0 divided."""
@@ -66,9 +70,10 @@ def data_parallel(gradient: Callable[..., tuple[Any, Any]], mesh: Mesh, axis: An
     """The function of a whole batch from a gradient function of one device's examples: (params, x, y, *, key, mask, ...) ->
     (C, ∂C/∂params), compiled, with the batch divided among the devices and one all-reduce of the means.
 
-    C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole (or
-    cut over other axes of a mesh whose axes are automatic: there the compiler partitions what is in here) and its part of everything that has the examples on axis 0, with the keys of those examples: masks of dropout are those of one
-    device. `value_and_grad` needs no such wrapper for arrays that are divided already.
+    C = (1/D) Σ_d C_d and ∂C/∂w = (1/D) Σ_d ∂C_d/∂w over the D devices of ``axis``. Each device gets the parameters whole, or
+    cut over other axes of an automatic mesh, over which the compiler divides, and its part of everything that has the
+    examples on axis 0, with the keys of those examples: masks of dropout are those of one device. `value_and_grad` needs no
+    such wrapper for arrays that are divided already.
 
     Args:
         gradient: g(params, x, y, *, key, ...) -> (cost, gradients), means over its examples, such as
@@ -121,7 +126,7 @@ def divided(f: Callable, over: Division | None, params: Any, batch: Any, key: An
     n = jax.tree.leaves(batch)[0].shape[0] // over.n
 
     def of_device(params: Any, batch: Any, key: Any) -> tuple[Any, Any]:
-        index = jax.lax.axis_index(over.axis) * n + jnp.arange(n, dtype=jnp.int32)
+        index = over.own(n)
         means, of_examples = f(varying(params, index), *batch, keys_of(key, index))
         return mean(means, over), of_examples
 

@@ -5,10 +5,11 @@ no better on another backend, it is left to XLA there. The rules that a layer st
 ``kept`` of the contract.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,10 @@ from jax import Array
 __all__ = [
     "after",
     "below_all_kept",
+    "contraction",
     "mean_of_products",
     "mean_of_products_in_loop",
+    "rowwise",
     "stored",
     "varying",
     "varying_axes",
@@ -66,6 +69,31 @@ def is_on_one_device(a: Array) -> bool:
     return math.prod(by_compiler) == 1 and sharding.spec[:1] in ((), (None,))
 
 
+def contraction(equation: Callable[..., T]) -> Callable[..., T]:
+    """An equation of arrays, the batch first, that sums over examples. On an explicit mesh that divides them the compiler
+    divides the equation, and each device has the whole of its result."""
+    return _by_compiler(equation, False)
+
+
+def rowwise(equation: Callable[..., T]) -> Callable[..., T]:
+    """An equation of arrays, the batch first, whose results have the examples on axis 0. On an explicit mesh that divides
+    them the compiler divides the equation, and its results are divided as the batch is."""
+    return _by_compiler(equation, True)
+
+
+def _by_compiler(equation: Callable, rows: bool) -> Callable:
+    @functools.wraps(equation)
+    def run(batch: Array, *others: Any) -> Any:
+        sharding = jax.typeof(batch).sharding
+        if not any(sharding.spec):
+            return equation(batch, *others)
+        out = jax.sharding.PartitionSpec(*sharding.spec[:1] if rows else ())
+        with jax.sharding.use_abstract_mesh(sharding.mesh):
+            return jax.sharding.auto_axes(equation, out_sharding=out)(batch, *others)
+
+    return run
+
+
 def after(d: Any, x: T) -> tuple[Any, T]:
     """(d, x), x only once d is there: what is computed from x again is neither shared with the first time nor run
     early, as in ``jax.checkpoint``. (Inside a loop on a CPU, four repeated blocks have the same temporaries without.)"""
@@ -77,6 +105,7 @@ SMALL_BATCH, SMALL_WEIGHTS = 16, 4096
 copy of δ with its axes exchanged, which takes longer."""
 
 
+@contraction
 def mean_of_products(delta: Array, a: Array) -> Array:
     """(1/m) Σ_x δ_j a_k over the examples x and all axes between, (n_out, n_in).
 
@@ -92,13 +121,23 @@ def mean_of_products(delta: Array, a: Array) -> Array:
     """
     m, n_out, n_in = delta.shape[0], delta.shape[-1], a.shape[-1]
     if is_small_batch_of_rows(delta) and n_out * n_in <= SMALL_WEIGHTS:
-        return sum_of_outer_products(delta / m, a)
+        return written_out(delta / m, a)
     if delta.ndim == 2:
-        return jax.lax.dot_general(delta / m, a, (((0,), (0,)), ((), ())))
+        return product_of_rows(delta / m, a)
     rows = math.prod(delta.shape[:-1])
     if rows * n_in + n_in * n_out < rows * n_out:
         return stored(product_of_columns(a / m, delta)).T
     return product_of_columns(delta / m, a)
+
+
+def product_of_rows(delta: Array, a: Array) -> Array:
+    """Σ_x δ_x a_xᵀ as one product."""
+    return jax.lax.dot_general(delta, a, (((0,), (0,)), ((), ())))
+
+
+def written_out(delta: Array, a: Array) -> Array:
+    """Σ_x δ_x a_xᵀ written out on a CPU; elsewhere as one product."""
+    return jax.lax.platform_dependent(delta, a, cpu=sum_of_outer_products, default=product_of_rows)
 
 
 def product_of_columns(a: Array, b: Array) -> Array:
@@ -107,13 +146,14 @@ def product_of_columns(a: Array, b: Array) -> Array:
     return jax.lax.dot_general(columns, b, ((tuple(range(1, n)), tuple(range(n - 1))), ((), ())))
 
 
+@contraction
 def mean_of_products_in_loop(delta: Array, a: Array) -> Array:
     """`mean_of_products` where the update follows at once: of a small batch of rows the sum is written out whatever
     the size of the result. XLA fuses it with the update into one pass over w, in place, where a product would be
     stored and read again: an epoch of 784-100-10 at m = 10 takes 0.25 s for 0.48 s."""
     if not is_small_batch_of_rows(delta):
         return mean_of_products(delta, a)
-    return sum_of_outer_products(*stored((delta / len(delta), a)))
+    return written_out(*stored((delta / len(delta), a)))
 
 
 def is_small_batch_of_rows(delta: Array) -> bool:
@@ -181,10 +221,26 @@ alike from 256 KiB to 16 MiB: a convolution's norms 2.1 to 2.2 ms, a cell's 1.7 
 measured, 256 times as many, so that a device has work.)"""
 
 
-def examples_at_a_time(m: int, entries: int, dtype: Any) -> int:
+class PerPlatform(NamedTuple):
+    """How many examples to take at a time, by the platform that a program is compiled for: it may be exported to another than
+    the one that it was written on."""
+
+    cpu: int
+    default: int
+
+
+def by_size(form: Callable[[int], T], size: int | PerPlatform) -> T:
+    """form(size), of the platform's size where there are two."""
+    cpu, default = size if isinstance(size, PerPlatform) else (size, size)
+    if cpu == default:
+        return form(cpu)
+    return jax.lax.platform_dependent(cpu=lambda: form(cpu), default=lambda: form(default))
+
+
+def examples_at_a_time(m: int, entries: int, dtype: Any) -> PerPlatform:
     """How many examples to take at a time, each of which makes so many entries."""
-    limit = SHARE_BYTES if jax.default_backend() == "cpu" else 256 * SHARE_BYTES
-    return min(m, max(1, limit // (entries * jnp.dtype(dtype).itemsize)))
+    fitting = SHARE_BYTES // (entries * jnp.dtype(dtype).itemsize)
+    return PerPlatform(*(min(m, max(1, factor * fitting)) for factor in (1, 256)))
 
 
 def by_inner_products(delta: Array, a: Array) -> bool:
@@ -195,30 +251,35 @@ def by_inner_products(delta: Array, a: Array) -> bool:
     return 4 * places * (n_out + n_in) <= 7 * n_out * n_in
 
 
-def concatenated(f: Callable, arrays: Any, size: int) -> Any:
+def concatenated(f: Callable, arrays: Any, size: int | PerPlatform) -> Any:
     """f(*arrays) by chunks of so many examples, its results along axis 0. The arrays may be pytrees."""
-    m = len(jax.tree.leaves(arrays)[0])
-    if size >= m:
-        return f(*arrays)
-    rows, chunk, rest = chunks(arrays, size)
-    in_rows = lambda parts: jax.tree.map(lambda a: a.reshape(rows, -1, *a.shape[1:]), parts)  # noqa: E731
-    _, parts = jax.lax.scan(lambda _, i: (None, in_rows(f(*chunk(i)))), None, jnp.arange(m // size))
-    parts = jax.tree.map(lambda a: jax.lax.collapse(jnp.moveaxis(a, 0, 1), 1, 3), parts)
-    others = [in_rows(f(*rest))] if m % size else []
-    whole = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), parts, *others)
-    return jax.tree.map(lambda a: jax.lax.collapse(a, 0, 2), whole)
+
+    def by(size: int) -> Any:
+        if size >= n_examples(arrays):
+            return f(*arrays)
+        rows, full, chunk, rest = chunks(arrays, size)
+        in_rows = lambda parts: jax.tree.map(lambda a: a.reshape(rows, -1, *a.shape[1:]), parts)  # noqa: E731
+        _, parts = jax.lax.scan(lambda _, i: (None, in_rows(f(*chunk(i)))), None, jnp.arange(full))
+        parts = jax.tree.map(lambda a: jax.lax.collapse(jnp.moveaxis(a, 0, 1), 1, 3), parts)
+        others = [] if rest is None else [in_rows(f(*rest))]
+        return jax.tree.map(lambda *a: jax.lax.collapse(jnp.concatenate(a, axis=1), 0, 2), parts, *others)
+
+    return by_size(by, size)
 
 
-def summed(f: Callable, arrays: Any, size: int) -> Any:
+def summed(f: Callable, arrays: Any, size: int | PerPlatform) -> Any:
     """f(*arrays), which is a sum over examples, by chunks of so many."""
-    m = len(jax.tree.leaves(arrays)[0])
-    if size >= m:
-        return f(*arrays)
-    _, chunk, rest = chunks(arrays, size)
-    add_one = lambda total, i: (jax.tree.map(jnp.add, total, f(*chunk(i))), None)  # noqa: E731
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: f(*chunk(0))))
-    total, _ = jax.lax.scan(add_one, zeros, jnp.arange(m // size))
-    return jax.tree.map(jnp.add, total, f(*rest)) if m % size else total
+
+    def by(size: int) -> Any:
+        if size >= n_examples(arrays):
+            return f(*arrays)
+        _, full, chunk, rest = chunks(arrays, size)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: f(*chunk(0))))
+        add_one = lambda total, i: (jax.tree.map(jnp.add, total, f(*chunk(i))), None)  # noqa: E731
+        total, _ = jax.lax.scan(add_one, zeros, jnp.arange(full))
+        return total if rest is None else jax.tree.map(jnp.add, total, f(*rest))
+
+    return by_size(by, size)
 
 
 def summed_squares(delta: Array, a: Array) -> Array:
@@ -242,16 +303,17 @@ def summed_squares(delta: Array, a: Array) -> Array:
     return jax.lax.platform_dependent(delta, a, cpu=in_turn, default=in_chunks)
 
 
-def chunks(arrays: Any, size: int) -> tuple[int, Callable, Any]:
-    """A batch of m examples in chunks of ``size``: how many rows it is laid out in, i -> the i-th chunk, and the m mod size
-    examples that are left.
+def chunks(arrays: Any, size: int) -> tuple[int, int, Callable, Any]:
+    """A batch in chunks of ``size`` examples: how many rows it is laid out in, how many chunks there are, i -> the i-th of
+    them, and the examples that are left, or None.
 
-    The examples are laid out in gcd(m, size) rows, and a chunk takes as many columns as it needs. Where the batch is divided
-    between devices, m and size by their number too, each device has some of the rows: no example moves, and every device
-    runs its part of every chunk. (A chunk of neighbours would be on one device.)
+    On one device a chunk is a run of neighbours. A batch that may be divided among devices is laid out in gcd(m, size) rows,
+    and a chunk is a few columns: where the devices divide m and the size, each has some of the rows, so its part of every
+    chunk, and no example moves.
     """
-    m = len(jax.tree.leaves(arrays)[0])
-    rows = math.gcd(m, size)
+    m = n_examples(arrays)
+    alone = all(map(is_on_one_device, jax.tree.leaves(arrays)))
+    rows, full = 1 if alone else math.gcd(m, size), m // size
     columns = size // rows
     table = jax.tree.map(lambda a: a.reshape(rows, m // rows, *a.shape[1:]), arrays)
 
@@ -259,4 +321,10 @@ def chunks(arrays: Any, size: int) -> tuple[int, Callable, Any]:
         take = lambda a: jax.lax.collapse(jax.lax.dynamic_slice_in_dim(a, start, count, 1), 0, 2)  # noqa: E731
         return jax.tree.map(take, table)
 
-    return rows, lambda i: taken(i * columns, columns), taken(m // size * columns, m % size // rows)
+    rest = taken(full * columns, m // rows - full * columns) if m % size else None
+    return rows, full, lambda i: taken(i * columns, columns), rest
+
+
+def n_examples(arrays: Any) -> int:
+    """m."""
+    return len(jax.tree.leaves(arrays)[0])

@@ -8,9 +8,10 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from .devices import Division, division_of
+from .devices import Division, check_everywhere, division_of
+from .layers._layer import as_array
 
-__all__ = ["Devices", "Shuffle", "devices"]
+__all__ = ["Devices", "Shuffle", "devices", "filled"]
 
 Shuffle = Literal["global", "block"]
 T = TypeVar("T")
@@ -23,10 +24,12 @@ class Devices(NamedTuple):
         given: the user's mesh.
         over: how examples are divided over it, with axes of type Auto whatever the user's are: the compiler then sees to what
             stands outside of ``jax.shard_map``.
+        cut: whether the data are divided so already.
     """
 
     given: Mesh
     over: Division
+    cut: bool
 
     @property
     def n(self) -> int:
@@ -51,10 +54,6 @@ class Devices(NamedTuple):
 
         return jax.tree.map(place, tree)
 
-    def filled(self, a: Array) -> Array:
-        """An array with 0 behind its last row, until the devices divide axis 0."""
-        return jnp.pad(a, [(0, -len(a) % self.n), *[(0, 0)] * (a.ndim - 1)])
-
     def returned(self, tree: T) -> T:
         """Every array of this mesh on the one that was given."""
         return tree if self.mesh == self.given else jax.tree.map(self._returned, tree)
@@ -69,15 +68,28 @@ def devices(function: str, mesh: Any, shuffle: Any, data: Any) -> Devices | None
     """The devices of ``mesh=``, or of the mesh that divides the data's axis 0; None without any.
 
     Raises:
-        ValueError: for what is no mesh, a mesh of several axes without one called "data", or another shuffle.
+        ValueError: for what is no mesh, a mesh of several axes without one called "data", another shuffle, blocks without a
+            mesh, and data that only this process has where there are several.
     """
     if shuffle not in ("global", "block"):
         raise ValueError(f"{function}: expected shuffle='global' or 'block', got {shuffle!r}")
-    sharding, axis = getattr(data, "sharding", None), None
-    if mesh is None and isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
-        axis, *_ = (*sharding.spec, None)
-        mesh = sharding.mesh if axis is not None else None
-    if mesh is None:
+    data = as_array(data)
+    check_everywhere(function, data, mesh)
+    sharding = data.sharding
+    on, axis = (sharding.mesh, (*sharding.spec, None)[0]) if isinstance(sharding, NamedSharding) else (None, None)
+    if mesh is None and (on is None or axis is None or on.size == 1):
+        if shuffle == "block":
+            raise ValueError(f"{function}: expected mesh= or divided data for shuffle='block', got one device")
         return None
-    over = division_of(function, mesh, axis)
-    return Devices(mesh, Division(Mesh(mesh.devices, mesh.axis_names), over.axis))
+    over = division_of(function, on, axis) if mesh is None else division_of(function, mesh)
+    auto, is_on = _auto(over.mesh), isinstance(on, Mesh) and _auto(on) == _auto(over.mesh)
+    return Devices(over.mesh, Division(auto, over.axis), is_on and axis == over.axis)
+
+
+def _auto(mesh: Mesh) -> Mesh:
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def filled(over: Division, a: Array) -> Array:
+    """An array with 0 behind its last row, until the devices divide axis 0."""
+    return jnp.pad(a, [(0, -len(a) % over.n), *[(0, 0)] * (a.ndim - 1)])

@@ -118,6 +118,13 @@ def updated(function: str, optimizer: Any, grads: Any, state: Any, params: Any, 
     return updates, jax.tree.map(_in_dtype_of, state, new)
 
 
+def takes(optimizer: Any, name: str) -> bool:
+    """Whether an optimizer's update declares the keyword, or a part's of a `chain` does."""
+    if isinstance(optimizer, Chain):
+        return any(takes(part, name) for part in optimizer.parts)
+    return name in inspect.signature(optimizer.update).parameters
+
+
 def extra_arguments(value: Array, grads: Any, run: Callable[[Any], tuple[Array, Any]]) -> dict[str, Any]:
     """What optax's protocol may ask for beside gradients: the objective, its gradient, and both as functions of the
     parameters on the same mini-batch, where run(params) -> (objective, gradient). Differentiating the objective gives run's

@@ -286,7 +286,7 @@ def _example_gradients(net, cost, params, *given):
 
 def _gradient_norms(net, cost, params, x, y, mask, weights, key):
     def chunk(index, x, y, mask, weights):
-        keys = key if size == m else keys_of(key, index)
+        keys = keys_of(key, index) if net.independent else key
         _, cache, errors = _errors(net, cost, params, x, y, mask, weights, keys)
         return net.square_norms(params, cache, errors)
 

@@ -53,9 +53,9 @@ CUT = {
     "two layers": (fn.Network(dense(8), END), (5,), (BY_OUT, BY_IN)),
     "two layers in the middle": IN_THE_MIDDLE,
     "on steps, with dropout": (
-        fn.Network(dense(6), dense(8), fn.Dropout(0.5), fn.LastStep(), END),
+        fn.Network(dense(6), dense(8), fn.Dropout(0.5), fn.Identity(), fn.LastStep(), END),
         (3, 5),
-        (WHOLE, BY_OUT, WHOLE, WHOLE, BY_IN),
+        (WHOLE, BY_OUT, WHOLE, WHOLE, WHOLE, BY_IN),
     ),
     "inputs": (fn.Network(dense(6), END), (8,), (BY_IN, WHOLE)),
     "outputs": (fn.Network(dense(6), dense(4, fn.sigmoid)), (5,), (WHOLE, BY_OUT)),
@@ -219,7 +219,7 @@ def difference(name):
 def of_recurrence():
     """What a cell's gradient sends under ``jax.jit`` alone, by hand and by autodiff."""
     net = fn.Network(fn.LSTM(4), fn.LastStep(), fn.Dense(3, fn.softmax))
-    args = params, *_ = given(net, (7, 3), False)
+    args = params, *_ = given(net, (40, 3), False)
     shardings, mesh = (living(mesh_of({"data": 8}), P())), mesh_of({"data": 8})
     by_hand = fn.value_and_grad(net, fn.quadratic, micro_batch=None)
     both = by_hand, jax.value_and_grad(fn.objective(net, fn.quadratic))
@@ -303,7 +303,7 @@ def test_the_compiler_alone():
 def test_a_recurrence_sends_once_where_autodiff_sends_each_step():
     declared, by_hand, by_autodiff = ask(("of_recurrence",))["of_recurrence",]
     assert by_hand == declared
-    assert [row[:3] for row in by_autodiff] == [["all-reduce", "data", 1 + 7]]
+    assert [row[:3] for row in by_autodiff] == [["all-reduce", "data", 1 + 40]]
 
 
 @pytest.mark.thorough
@@ -356,6 +356,7 @@ def test_the_batch_alone():
     assert fn.collectives(MLP, single, None).totals == {("all-reduce", "data"): (1, 4 * whole + 4)}
     half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), params)
     assert fn.collectives(MLP, half, P()).totals == {("all-reduce", "data"): (1, 2 * whole + 4)}
+    assert fn.collectives(fn.Network(fn.Flatten()), ({},), P()).totals == {("all-reduce", "data"): (1, 8)}
     table = fn.collectives(MLP, params, P(), batch=("rows", "columns"), mesh={"rows": 4, "columns": 2, "other": 1})
     assert table.totals == {("all-reduce", "rows,columns"): (1, 8 * whole + 8)}
     for nothing in ({"batch": None}, {"mesh": {"data": 1}}):
@@ -543,6 +544,7 @@ def test_an_own_wiring():
             {"mesh": {"data": 4, "model": 5}},
             r"expected a number that the devices divide, got 8 entries for the 5 devices of",
         ),
+        ({"mesh": 8}, r"mesh: expected a jax\.sharding\.Mesh or the sizes of its axes, got int; as in \{'data': 8\}"),
         (
             {"batch": "rows"},
             r"batch: expected an axis of the mesh, 'data', 'model', or None, got 'rows'; name the axis",

@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 import fnnet as fn
 from fnnet import dbn, rbm
-from fnnet.meshes import devices
+from fnnet.batches import ONE, Layout
+from fnnet.devices import Division
 from fnnet.rbm import training
-from fnnet.rbm.parts import Part
+from fnnet.rbm.parts import key_of_part
 
 from .cases import thorough
 from .checks import outcomes
@@ -58,10 +59,22 @@ def same_run(change, **on):
 
 
 def one_device(kind):
-    """As on one device, on each kind of mesh; of its axes the one called "data" is cut."""
+    """As on one device, and what comes out lies on the mesh that was given."""
     params, _ = same_run(CHANGES[kind], mesh=mesh(AxisType.Explicit))
     assert params["w"].sharding == NamedSharding(mesh(AxisType.Explicit), P())
-    same_run(CHANGES[kind], mesh=mesh(AxisType.Auto, (2, 4), ("model", "data")))
+
+
+def one_of_two_axes():
+    same_run(CHANGES["CD-2"], mesh=mesh(AxisType.Auto, (2, 4), ("model", "data")))
+
+
+def where_the_data_lie(kind):
+    """Divided data are trained on where they lie, in the order of one device, their rows exchanged."""
+    x = jax.device_put(X[:40], NamedSharding(mesh(AxisType.Explicit), P("data")))
+    params, history = fit(x, **CHANGES[kind])
+    one, of_one = fit(X[:40], **CHANGES[kind])
+    assert_close(params, one)
+    assert_close((history[:3], history.state.chains), (of_one[:3], of_one.state.chains))
 
 
 def blocks(persistent):
@@ -90,22 +103,30 @@ def blocks(persistent):
     assert_close(history.reconstruction_error[-1], error)
 
 
-def program():
-    """An epoch sends one all-reduce of the gradient for each mini-batch and nothing else, and is an eighth of the work."""
-    x, start, flops = jnp.ones((256, 200)), rbm.init(KEY, 200, 100), []
-    optimizer = fn.sgd(jnp.ones(()))
-    for on, shuffle in ((None, "global"), *((devices("", mesh(), s, x), s) for s in ("global", "block"))):
-        given = [optimizer, None, None, start, optimizer.init(start), jnp.ones((128, 100)), x, KEY, jnp.asarray(1)]
-        if on is not None:
-            given = list(on.copied(tuple(given)))
-            given[5], given[6] = on.spread(given[5]), on.spread(x) if shuffle == "block" else given[6]
-        options = {"batch_size": 128, "visible": "bernoulli", "on": on, "shuffle": shuffle}
-        run = functools.partial(training._epoch.__wrapped__, **options)
-        compiled = jax.jit(run).lower(*given).compile()
-        flops.append(compiled.cost_analysis()["flops"])
-        sent = [] if on is None else [("all-reduce", 8 * (200 * 100 + 200 + 100), 2)]
-        assert [(f.kind, f.bytes, f.times) for f in collectives(compiled.as_text())] == sent
-    assert max(flops[1:]) <= 1.15 / 8 * flops[0], flops
+OF_GRADIENT = "all-reduce", 8 * (200 * 100 + 200 + 100), 2
+LAYOUTS = {
+    "whole": ({}, [OF_GRADIENT]),
+    "blocks": ({"cut": True, "block": True}, [OF_GRADIENT]),
+    "divided": ({"cut": True}, [("reduce-scatter", 8 * 16 * 200, 2), OF_GRADIENT]),
+}
+
+
+def program(name):
+    """An epoch sends one all-reduce of the gradient for each mini-batch, and, of divided data in one device's order, the rows
+    of it: nothing else. It is an eighth of the work."""
+    (changes, sent), on = LAYOUTS[name], mesh()
+    x, start, optimizer = jnp.ones((256, 200)), rbm.init(KEY, 200, 100), fn.sgd(jnp.ones(()))
+    given = optimizer, None, None, start, optimizer.init(start), jnp.ones((128, 100)), x, KEY, jnp.asarray(1)
+    rows, whole = NamedSharding(on, P("data")), NamedSharding(on, P())
+    placed = [jax.device_put(a, whole) for a in given]
+    placed[5], placed[6] = jax.device_put(given[5], rows), jax.device_put(x, rows if changes else whole)
+    programs = []
+    for layout, arguments in ((ONE, given), (Layout(Division(on, "data"), **changes), placed)):
+        run = functools.partial(training._epoch.__wrapped__, batch_size=128, visible="bernoulli", layout=layout)
+        programs.append(jax.jit(run).lower(*arguments).compile())
+    assert [(f.kind, f.bytes, f.times) for f in collectives(programs[1].as_text())] == sent
+    one, several = (compiled.cost_analysis()["flops"] for compiled in programs)
+    assert several <= 1.15 / 8 * one
 
 
 def monitored_in_part():
@@ -175,7 +196,7 @@ def random_numbers():
         }
 
     for key in (jax.random.key(5), jax.random.PRNGKey(5)):
-        of_part = lambda key: draws(Part("data").key(key, 24), 3)  # noqa: E731
+        of_part = lambda key: draws(key_of_part(Division(mesh(), "data"), key, 24), 3)  # noqa: E731
         ours = jax.jit(jax.shard_map(of_part, mesh=mesh(), in_specs=P(), out_specs=P("data")))(key)
         assert_same(ours, draws(key, 24))
 
@@ -187,6 +208,7 @@ def refusals():
             {"mesh": several},
             r"rbm.fit: expected a mesh with the axis 'data', got one with \('rows', 'columns'\); name",
         ),
+        ({"shuffle": "block"}, r"rbm.fit: expected mesh= or divided data for shuffle='block', got one device"),
         ({"mesh": 8}, r"rbm.fit: expected mesh= a jax.sharding.Mesh, got int; such as jax.make_mesh"),
         ({**with_data, "shuffle": "rows"}, r"rbm.fit: expected shuffle='global' or 'block', got 'rows'"),
         (
@@ -213,6 +235,9 @@ def refusals():
         pytest.raises(ValueError, match=r"got jax_threefry_partitionable=False, of which"),
     ):
         fit(**with_data)
+
+
+def divergence():
     with pytest.raises(fn.Diverged, match="a parameter is not finite") as caught:
         fit(mesh=mesh(AxisType.Explicit), optimizer=fn.sgd(jnp.inf))
     assert caught.value.params["w"].sharding.mesh == mesh(AxisType.Explicit)
@@ -220,17 +245,20 @@ def refusals():
 
 CHECKS = {
     **{kind: (one_device, kind) for kind in CHANGES},
+    **{f"{kind}, divided": (where_the_data_lie, kind) for kind in CHANGES},
     "blocks": (blocks, False),
     "blocks, persistent": (blocks, True),
-    "program": (program,),
+    **{f"program, {name}": (program, name) for name in LAYOUTS},
     "monitored in part": (monitored_in_part,),
     "resumed": (resumed,),
     "stack": (stacks, "global"),
     "stack in blocks": (stacks, "block"),
     "random numbers": (random_numbers,),
+    "one of two axes": (one_of_two_axes,),
+    "divergence": (divergence,),
     "refusals": (refusals,),
 }
-SHORT = ["persistent, sparse, 10 at a time", "blocks, persistent", "program", "random numbers", "refusals"]
+SHORT = ["persistent, sparse, 10 at a time", "blocks, persistent", "program, divided", "random numbers", "refusals"]
 NAMES = [*SHORT, *thorough(*(name for name in CHECKS if name not in SHORT))]
 
 

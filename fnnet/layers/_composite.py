@@ -67,9 +67,9 @@ class Composite(Layer):
 
     layers: tuple[Layer, ...]
     last: ClassVar[int | None] = None
-    looped: ClassVar[bool] = False
+    _looped: ClassVar[bool] = False
     """Whether its parts are one loop in the compiled program, in which the first does what the others do."""
-    reruns: ClassVar[bool] = False
+    _reruns: ClassVar[bool] = False
     """Whether their forward pass may run more than once."""
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class Composite(Layer):
     def kept(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return all(getattr(part, "kept", False) for part in self.layers)
 
-    def joined_over(self, over: tuple[str | None, ...]) -> str | None:
+    def _joined_over(self, over: tuple[str | None, ...]) -> str | None:
         """The axis of a mesh over which the last axis of the output is cut, from that of each part's output.
 
         Raises:
@@ -619,8 +619,8 @@ class Parallel(Composite):
         back_in = [back(i, da) for i, da in enumerate(das)]
         return None if any(da is None for da in back_in) else functools.reduce(jnp.add, back_in)
 
-    def joined_over(self, over):
-        return over[0] if self.join is add and len(set(over)) == 1 else super().joined_over(over)
+    def _joined_over(self, over):
+        return over[0] if self.join is add and len(set(over)) == 1 else super()._joined_over(over)
 
     def _split(self, da_out: Any, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
         das = self.join.split(da_out, *outputs)

@@ -22,9 +22,14 @@ from jax import Array
 from ..activations import Activation, at_least_float32, wide_dtype
 from ..forms import (
     UNROLLED_PLACES,
+    PerPlatform,
+    after,
     concatenated,
+    contraction,
     examples_at_a_time,
     input_error_by_product,
+    is_on_one_device,
+    rowwise,
     stored,
     summed,
     summed_squares,
@@ -56,6 +61,9 @@ from ._window import (
     check_sizes,
     is_whole,
     overlap_add,
+    padded,
+    places,
+    tap,
     taps,
     window,
 )
@@ -104,8 +112,8 @@ def weighted_input(w: Array, a_in: Array, win: Window, groups: int = 1, algorith
         parts = (shares[:, d * l : d * l + s * (n - 1) + 1 : s, ..., l, :] for l in range(k))
         return functools.reduce(jnp.add, parts).astype(w.dtype)
 
-    on_cpu = weighted_input_by_product(w, a_in, win)
-    return run(algorithm, library, gemm, on_cpu, win, groups, w, a_in).astype(w.dtype)
+    on_cpu = groups == 1 and weighted_input_by_product(w, a_in, win)
+    return run(algorithm, library, each_group(gemm, groups), on_cpu, win, groups, w, a_in).astype(w.dtype)
 
 
 @static
@@ -148,8 +156,8 @@ def input_error(w: Array, delta: Array, win: Window, groups: int = 1, algorithm:
             e = stored(e)
         return e.astype(delta.dtype)
 
-    on_cpu = input_error_by_product(w, win)
-    return run(algorithm, library, gemm, on_cpu, win, groups, w, delta).astype(delta.dtype)
+    on_cpu = groups == 1 and input_error_by_product(w, win)
+    return run(algorithm, library, each_group(gemm, groups), on_cpu, win, groups, w, delta).astype(delta.dtype)
 
 
 @static
@@ -187,8 +195,20 @@ def weight_gradient(delta: Array, a_in: Array, win: Window, groups: int = 1, alg
         g = jnp.tensordot(entries, delta, axes=delta.ndim - 1, preferred_element_type=wide)
         return g.reshape(*win.size, *g.shape[1:])
 
-    on_cpu = weight_gradient_by_product(delta, a_in, win)
-    total = run(algorithm, library, gemm, on_cpu, win, groups, delta, a_in)
+    def by_place(delta: Array, a_in: Array) -> Array:
+        in_groups = lambda a: a.reshape(*a.shape[:-1], groups, -1)  # noqa: E731
+        a, delta, found, alone = padded(a_in, win), in_groups(at_least_float32(delta)), [], is_on_one_device(a_in)
+        rows, group = tuple(range(delta.ndim - 2)), (delta.ndim - 2,)
+        for place in places(win):
+            entries = in_groups(at_least_float32(tap(a, win, place)))
+            g = jax.lax.dot_general(entries, delta, ((rows, rows), (group, group)))
+            if alone:
+                g, a = after(g, a)
+            found.append(jnp.swapaxes(g, 0, 1).reshape(g.shape[1], -1))
+        return jnp.stack(found).reshape(*win.size, *found[0].shape)
+
+    form, on_cpu = (gemm, weight_gradient_by_product(delta, a_in, win)) if groups == 1 else (by_place, True)
+    total = contraction(functools.partial(run, algorithm, library, form, on_cpu, win, groups))(delta, a_in)
     return (total / delta.shape[0]).astype(delta.dtype)
 
 
@@ -207,7 +227,7 @@ def weight_shares(delta: Array, a_in: Array, win: Window, groups: int = 1) -> Ar
         g = jnp.concatenate([share(e, d) for e, d in in_windows(delta, a_in, win, groups)], axis=-1)
         return g.reshape(len(g), *win.size, a_in.shape[-1] // groups, g.shape[-1])
 
-    return concatenated(of_chunk, (delta, a_in), chunk(delta, a_in, win))
+    return rowwise(lambda *both: concatenated(of_chunk, both, chunk(*both, win)))(delta, a_in)
 
 
 @functools.partial(jax.jit, static_argnames=("win", "groups"))
@@ -217,7 +237,7 @@ def weight_square_norms(delta: Array, a_in: Array, win: Window, groups: int = 1)
     def of_chunk(delta: Array, a_in: Array) -> Array:
         return added_up([share_square_norms(e, d) for e, d in in_windows(delta, a_in, win, groups)], delta)
 
-    return concatenated(of_chunk, (delta, a_in), chunk(delta, a_in, win))
+    return rowwise(lambda *both: concatenated(of_chunk, both, chunk(*both, win)))(delta, a_in)
 
 
 @functools.partial(jax.jit, static_argnames=("win", "groups"))
@@ -230,7 +250,7 @@ def weight_second_moment(delta: Array, a_in: Array, win: Window, groups: int = 1
         g = jnp.concatenate([summed_squares(*pair) for pair in pairs], axis=-1)
         return g.reshape(*win.size, a_in.shape[-1] // groups, g.shape[-1])
 
-    return summed(of_chunk, (delta, a_in), max(1, chunk(delta, a_in, win) // 4)) / len(delta)
+    return contraction(lambda *both: summed(of_chunk, both, chunk(*both, win, 4)))(delta, a_in) / len(delta)
 
 
 def in_windows(delta: Array, a_in: Array, win: Window, groups: int) -> list[tuple[Array, Array]]:
@@ -245,26 +265,34 @@ def in_windows(delta: Array, a_in: Array, win: Window, groups: int) -> list[tupl
     return [(jnp.swapaxes(stored(e.reshape(m, -1, n_out)), 1, 2), d.reshape(m, n_out, -1)) for e, d in parts]
 
 
-def chunk(delta: Array, a_in: Array, win: Window) -> int:
-    """How many examples' windows and gradients to make at a time."""
+def chunk(delta: Array, a_in: Array, win: Window, times: int = 1) -> PerPlatform:
+    """How many examples' windows and gradients to make at a time, of each so many times."""
     places, entries = math.prod(win.n_out), math.prod(win.size) * a_in.shape[-1]
-    return examples_at_a_time(len(delta), entries * (places + delta.shape[-1]), wide_dtype(delta.dtype))
+    return examples_at_a_time(len(delta), times * entries * (places + delta.shape[-1]), wide_dtype(delta.dtype))
 
 
 def run(
     algorithm: Algorithm, library: Callable, gemm: Callable, on_cpu: bool, win: Window, groups: int, *args: Array
 ) -> Array:
-    """The form that ``algorithm`` names; for "auto" the library's, but gemm where ``on_cpu`` prefers it, it runs on a CPU,
-    there is one group and the window is not large."""
-
-    def each_group(*args: Array) -> Array:
-        """In at least float32: JAX 0.12 cannot compile some slices of rows of bfloat16 on CPU (LLVM aborts)."""
-        parts = zip(*(jnp.split(at_least_float32(a), groups, axis=-1) for a in args), strict=True)
-        return jnp.concatenate([gemm(*part) for part in parts], axis=-1)
-
-    if algorithm == "auto" and on_cpu and groups == 1 and math.prod(win.size) <= UNROLLED_PLACES:
+    """The form that ``algorithm`` names; for "auto" the library's, but gemm where ``on_cpu`` prefers it, it runs on a CPU and
+    the window is not large. Always gemm for a batch that the compiler may divide where there are groups: it would gather the
+    batch for the library's."""
+    if groups > 1 and not is_on_one_device(args[-1]):
+        return gemm(*args)
+    if algorithm == "auto" and on_cpu and math.prod(win.size) <= UNROLLED_PLACES:
         return jax.lax.platform_dependent(*args, cpu=gemm, default=library)
-    return each_group(*args) if algorithm == "gemm" else library(*args)
+    return gemm(*args) if algorithm == "gemm" else library(*args)
+
+
+def each_group(form: Callable, groups: int) -> Callable:
+    """The form group by group, in at least float32: JAX 0.12 cannot compile some slices of rows of bfloat16 on CPU (LLVM
+    aborts)."""
+
+    def in_parts(*args: Array) -> Array:
+        parts = zip(*(jnp.split(at_least_float32(a), groups, axis=-1) for a in args), strict=True)
+        return jnp.concatenate([form(*part) for part in parts], axis=-1)
+
+    return in_parts
 
 
 def layout(a: Array) -> tuple[str, str, str]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..activations import at_least_float32
-from ..forms import concatenated, examples_at_a_time
+from ..forms import concatenated, contraction, examples_at_a_time, rowwise
 from ..initializers import Initializer, normal
 from ._layer import Layer, LayerError, Sends, check_leaf, drawing_key, layer, whole_number
 from ._products import places
@@ -27,7 +27,7 @@ def rows(w: Array, tokens: Array) -> Array:
     Returns:
         (m, ..., n).
     """
-    return w.at[_index(tokens, len(w))].get(mode="fill", fill_value=jnp.nan)
+    return rowwise(lambda tokens, w: w.at[_index(tokens, len(w))].get(mode="fill", fill_value=jnp.nan))(tokens, w)
 
 
 def _index(tokens: Array, size: int) -> Array:
@@ -48,11 +48,17 @@ def rows_gradient(delta: Array, tokens: Array, like: Array) -> Array:
     Returns:
         (V, n).
     """
-    terms = at_least_float32(delta) / delta.shape[0]
-    return jnp.zeros(like.shape, terms.dtype).at[_index(tokens, len(like))].add(terms, mode="drop").astype(delta.dtype)
+    return added_to_rows(at_least_float32(delta) / len(delta), _index(tokens, len(like)), like).astype(delta.dtype)
+
+
+@contraction
+def added_to_rows(terms: Array, tokens: Array, like: Array) -> Array:
+    """The sums of the terms (m, ..., n) of each token, (V, n)."""
+    return jnp.zeros(like.shape, terms.dtype).at[tokens].add(terms, mode="drop")
 
 
 @jax.jit
+@rowwise
 def rows_square_norms(delta: Array, tokens: Array, like: Array) -> Array:
     """‖g_x‖² = Σ_{p,q} δ_p·δ_q over the pairs of places with the same token: no g_x, which has V rows, is made.
 
@@ -73,6 +79,7 @@ def rows_square_norms(delta: Array, tokens: Array, like: Array) -> Array:
 
 
 @jax.jit
+@rowwise
 def rows_gram(delta: Array, tokens: Array, like: Array) -> Array:
     """⟨g_x, g_y⟩ = Σ_{p,q} δ_xp·δ_yq over the places with the same token. Arguments as `rows_square_norms`; (m, m)."""
     delta, tokens = places(delta), _index(tokens, len(like)).reshape(len(tokens), -1)
@@ -89,6 +96,7 @@ def rows_gram(delta: Array, tokens: Array, like: Array) -> Array:
 
 
 @jax.jit
+@contraction
 def rows_second_moment(delta: Array, tokens: Array, like: Array) -> Array:
     """(1/m) Σ_x g_x²: a place adds δ_p ⊙ (the sum of δ over the example's places with its token) to the token's row.
 
@@ -106,7 +114,7 @@ def rows_second_moment(delta: Array, tokens: Array, like: Array) -> Array:
 
     m, steps = tokens.shape
     terms = concatenated(of_chunk, (delta, tokens), examples_at_a_time(m, steps**2, delta.dtype)) / m
-    return jnp.zeros(like.shape, terms.dtype).at[tokens].add(terms, mode="drop")
+    return added_to_rows(terms, tokens, like)
 
 
 @layer

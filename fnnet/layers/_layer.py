@@ -19,6 +19,7 @@ from jax import Array
 
 from .. import activations
 from ..activations import Activation, at_least_float32, unwrapped, wide_dtype
+from ..forms import rowwise
 from ..programs import placed, program
 
 __all__ = ["ExampleKeys", "Layer", "LayerError", "Sends", "Shard", "example_keys", "layer"]
@@ -347,7 +348,7 @@ def second_moment_of(shares: Params) -> Params:
 def gram_of(shares: Params, delta: Delta) -> Array:
     """⟨g_x, g_x'⟩ (m, m) from g_x, a pytree with a leading axis m."""
     rows = [at_least_float32(g).reshape(len(g), -1) for g in jax.tree.leaves(shares)]
-    return added_up([g @ g.T for g in rows], delta, 2)
+    return added_up([rowwise(lambda g: g @ g.T)(g) for g in rows], delta, 2)
 
 
 def added_up(parts: Sequence[Array], delta: Delta, rank: int = 1) -> Array:

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from ..activations import wide_dtype
-from ..forms import UNROLLED_PLACES, stored
+from ..forms import UNROLLED_PLACES, rowwise, stored
 from ._cut import channelwise
 from ._layer import Layer, LayerError, as_floats, check_real, layer
 from ._window import Padding, Sizes, Window, check_images, check_padding, check_sizes, overlap_add, taps, window
@@ -163,7 +163,8 @@ def laid_out(parts: Sequence[Array], win: Window) -> Array:
     rank, (m, *n_out, c) = len(win.size), parts[0].shape
     if win.size == win.stride and win.n_in == tuple(n * k for n, k in zip(n_out, win.size, strict=True)):
         order = [rank, *(i for axis in range(rank) for i in (rank + 1 + axis, axis)), 2 * rank + 1]
-        return jnp.stack(parts).reshape(*win.size, m, *n_out, c).transpose(order).reshape(m, *win.n_in, c)
+        tiles = lambda *parts: jnp.stack(parts).reshape(*win.size, m, *n_out, c).transpose(order)  # noqa: E731
+        return rowwise(lambda *parts: tiles(*parts).reshape(m, *win.n_in, c))(*parts)
     for axis in reversed(range(rank)):
         k = win.size[axis]
         parts = [overlap_add(parts[i : i + k], axis, win) for i in range(0, len(parts), k)]

@@ -18,7 +18,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..activations import at_least_float32
-from ..forms import by_inner_products, concatenated, examples_at_a_time, mean_of_products, summed_squares
+from ..forms import (
+    by_inner_products,
+    concatenated,
+    contraction,
+    examples_at_a_time,
+    mean_of_products,
+    rowwise,
+    summed_squares,
+)
 from ._layer import Layer, added_up, gram_of
 
 __all__ = ["SumsOfProducts", "share", "share_gram", "share_second_moment", "share_square_norms"]
@@ -63,6 +71,7 @@ def share_square_norms(delta: Array, a: Array | None) -> Array:
 
 
 @jax.jit
+@contraction
 def share_second_moment(delta: Array, a: Array | None) -> Array:
     """(1/m) Σ_x g_x² entry by entry, of rows BP4 of squares, (1/m) Σ_x δ_j² a_k².
 
@@ -82,6 +91,7 @@ def share_second_moment(delta: Array, a: Array | None) -> Array:
 
 
 @jax.jit
+@rowwise
 def share_gram(delta: Array, a: Array | None) -> Array:
     """⟨g_x, g_y⟩ = Σ_{p,q} (δ_xp·δ_yq)(a_xp·a_yq), of rows (δ δᵀ) ⊙ (a aᵀ); or from g_x, whichever takes less.
 

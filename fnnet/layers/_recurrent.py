@@ -70,7 +70,8 @@ def forward_by_segments(
         return kept.last, (h, states)
 
     if start is None:
-        start = varying((jnp.zeros_like(x, shape=(x.shape[0], cell.n)),) * cell.n_states, (params, x))
+        nothing = jnp.broadcast_to(jnp.zeros_like(x[:, 0, :1]), (len(x), cell.n))
+        start = varying((nothing,) * cell.n_states, (params, x))
     last, (h, starts) = jax.lax.scan(segment, start, size * jnp.arange(full))
     h = jnp.swapaxes(h, 0, 1).reshape(x.shape[0], full * size, cell.n)
     if rest:

@@ -45,7 +45,8 @@ class LastStep(Layer):
 
 def _at_step(t: int, d: Array, steps: int) -> Array:
     """An error of step t (m, ...) among zeros for the others (m, T, ...)."""
-    return jnp.zeros((d.shape[0], steps, *d.shape[1:]), d.dtype).at[:, t].set(d)
+    before = t % steps
+    return jnp.pad(d[:, None], ((0, 0), (before, steps - 1 - before), *((0, 0),) * (d.ndim - 1)))
 
 
 @layer

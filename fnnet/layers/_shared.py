@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..activations import at_least_float32
-from ..forms import after
+from ..forms import after, rowwise
 from ._composite import Composite, Network, is_walked
 from ._layer import (
     Cache,
@@ -249,7 +249,8 @@ class Tied(Around):
     def _gram(self, params, cache, delta):
         params = self.expanded(params)
         own = [at_least_float32(g).reshape(len(g), -1) for g in self._own(params, cache, delta)]
-        common = [one @ other.T for one, other in itertools.permutations(own, 2)]
+        product = rowwise(lambda one, other: one @ other.T)
+        common = [product(one, other) for one, other in itertools.permutations(own, 2)]
         return added_up([self.net._gram(params, cache, delta), *common], delta, 2)
 
     def _own(self, params: Params, cache: Cache, delta: Any) -> list[Any]:
@@ -305,7 +306,7 @@ class Repeat(Composite):
     n: int
 
     last = -1
-    looped = True
+    _looped = True
     _example = "fn.Repeat(fn.Residual(fn.Dense(64, fn.tanh)), 12)"
 
     def __post_init__(self) -> None:
@@ -472,7 +473,7 @@ class Recompute(Around):
 
     net: Composite
 
-    reruns = True
+    _reruns = True
     _example = "fn.Recompute(fn.Network(fn.Dense(64, fn.tanh), fn.Dense(64, fn.tanh)))"
 
     def __init__(self, layer: Layer) -> None:

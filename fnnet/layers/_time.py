@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..forms import ROWS, is_on_one_device, stored, varying
+from ..forms import ROWS, contraction, is_on_one_device, stored, varying
 from ._dense import input_error
 from ._layer import Params
 from ._products import SumsOfProducts
@@ -36,6 +36,7 @@ def weighted_inputs(w_x: Array, x: Array) -> Array:
 
 
 @jax.jit
+@contraction
 def weight_gradient(delta: Array, a: Array) -> Array:
     """BP4 over all steps at once: ∂C/∂w_jk = (1/m) Σ_t Σ_x δ_j a_k. Shapes (T, m, g·n), (T, m, k) -> (g·n, k).
 
@@ -266,8 +267,8 @@ def _through_time(cell: Cell, params: Params, kept: Kept, da: Array, d_last: Any
 def backward_products(
     cell: Cell, params: Params, kept: Kept, delta: Array, extra: tuple[Array, ...]
 ) -> tuple[Array, Params]:
-    """BP2's product for the input, and BP3 and BP4 over all steps: a block of steps at a time, which is smaller in memory,
-    where the examples are on one device; else at once, so that devices add up their parts once.
+    """BP2's product for the input, and BP3 and BP4 over all steps: at once, so that devices that share the batch add up their
+    parts once; on a CPU that has all of it a block of steps at a time, which takes less memory.
 
     Args:
         cell: and ``params``, ``kept``: as `through_time`.
@@ -276,26 +277,33 @@ def backward_products(
     Returns:
         ∂C/∂x (m, T, n_in) and the gradients.
     """
-    if not is_on_one_device(kept.x):
+
+    def at_once() -> tuple[Array, Params]:
         da_in = jnp.swapaxes(stored(input_error(params["w_x"], delta)), 0, 1)
         return da_in, cell.sums(kept.x, kept.h_before, delta, extra)
-    steps, m, _ = delta.shape
-    blocks = max(1, -(-steps * m // ROWS))
-    size = -(-steps // blocks)
-    blocks = -(-steps // size)
 
-    def block(i: Any, carry: tuple) -> tuple:
-        da_in, total = carry
-        first = jnp.minimum(i * size, steps - size)
-        part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), (kept.h_before, delta, extra))
-        x = jax.lax.dynamic_slice_in_dim(kept.x, first, size, 1)
-        h, delta_part, extra_part = part
-        own = jnp.swapaxes(stored(input_error(params["w_x"], delta_part)), 0, 1)
-        da_in = jax.lax.dynamic_update_slice_in_dim(da_in, own, first, 1)
-        if steps % size:
-            new = (first + jnp.arange(size) >= i * size)[:, None, None]
-            delta_part, extra_part = jax.tree.map(lambda d: jnp.where(new, d, 0), (delta_part, extra_part))
-        return da_in, jax.tree.map(jnp.add, total, cell.sums(x, h, delta_part, extra_part))
+    def by_blocks() -> tuple[Array, Params]:
+        steps, m, _ = delta.shape
+        blocks = max(1, -(-steps * m // ROWS))
+        size = -(-steps // blocks)
+        blocks = -(-steps // size)
 
-    start = varying((jnp.zeros_like(kept.x), jax.tree.map(jnp.zeros_like, params)), (params, kept, delta))
-    return jax.lax.fori_loop(0, blocks, block, start)
+        def block(i: Any, carry: tuple) -> tuple:
+            da_in, total = carry
+            first = jnp.minimum(i * size, steps - size)
+            part = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), (kept.h_before, delta, extra))
+            x = jax.lax.dynamic_slice_in_dim(kept.x, first, size, 1)
+            h, delta_part, extra_part = part
+            own = jnp.swapaxes(stored(input_error(params["w_x"], delta_part)), 0, 1)
+            da_in = jax.lax.dynamic_update_slice_in_dim(da_in, own, first, 1)
+            if steps % size:
+                new = (first + jnp.arange(size) >= i * size)[:, None, None]
+                delta_part, extra_part = jax.tree.map(lambda d: jnp.where(new, d, 0), (delta_part, extra_part))
+            return da_in, jax.tree.map(jnp.add, total, cell.sums(x, h, delta_part, extra_part))
+
+        start = varying((jnp.zeros_like(kept.x), jax.tree.map(jnp.zeros_like, params)), (params, kept, delta))
+        return jax.lax.fori_loop(0, blocks, block, start)
+
+    if not is_on_one_device(kept.x):
+        return at_once()
+    return jax.lax.platform_dependent(cpu=by_blocks, default=at_once)

@@ -130,16 +130,21 @@ def padded(a: Array, win: Window, value: float = 0) -> Array:
 
 
 def taps(a: Array, win: Window, value: float = 0) -> list[Array]:
-    """The windows' entries: for each place in the window, in row-major order, those of all windows there, (m, *n_out, c).
+    """The windows' entries: for each place in the window, in row-major order, those of all windows there, (m, *n_out, c)."""
+    a = padded(a, win, value)
+    return [tap(a, win, place) for place in places(win)]
 
-    Each is a strided slice of the padded input.
-    """
-    a, found = padded(a, win, value), []
-    for place in itertools.product(*map(range, win.size)):
-        starts = [d * l for d, l in zip(win.dilation, place, strict=True)]
-        stops = [i + s * (n - 1) + 1 for i, s, n in zip(starts, win.stride, win.n_out, strict=True)]
-        found.append(jax.lax.slice(a, (0, *starts, 0), (a.shape[0], *stops, a.shape[-1]), (1, *win.stride, 1)))
-    return found
+
+def places(win: Window) -> list[tuple[int, ...]]:
+    """The places in the window, in row-major order."""
+    return list(itertools.product(*map(range, win.size)))
+
+
+def tap(a: Array, win: Window, place: tuple[int, ...]) -> Array:
+    """The entries at one place of all windows, a strided slice of the padded input."""
+    starts = [d * l for d, l in zip(win.dilation, place, strict=True)]
+    stops = [i + s * (n - 1) + 1 for i, s, n in zip(starts, win.stride, win.n_out, strict=True)]
+    return jax.lax.slice(a, (0, *starts, 0), (a.shape[0], *stops, a.shape[-1]), (1, *win.stride, 1))
 
 
 def overlap_add(parts: Sequence[Array], axis: int, win: Window) -> Array:
@@ -156,7 +161,7 @@ def overlap_add(parts: Sequence[Array], axis: int, win: Window) -> Array:
         edges[at] = (shift, blocks - shift - part.shape[at], 0)
         placed = jax.lax.pad(part, zero, edges)
         sums[r] = placed if sums[r] is None else sums[r] + placed
-    nothing = jnp.zeros((*parts[0].shape[:at], blocks, *parts[0].shape[at + 1 :]), zero.dtype)
+    nothing = jnp.zeros_like(next(total for total in sums if total is not None))
     whole = jnp.stack([nothing if total is None else total for total in sums], axis=at + 1)
     whole = whole.reshape(*nothing.shape[:at], blocks * s, *nothing.shape[at + 1 :])
     return jax.lax.slice_in_dim(whole, low, low + win.n_in[axis], axis=at)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..devices import Division
 from ..given import whole
 from ..layers._layer import as_array
 from .machine import (
@@ -25,7 +26,7 @@ from .machine import (
     hidden_probabilities,
     jit,
 )
-from .parts import Part
+from .parts import summed
 
 __all__ = ["Contrast", "Sparsity", "contrastive_divergence", "phase"]
 
@@ -161,12 +162,12 @@ class Sparsity:
     def gradient(self, params: Params, v: Array) -> Params:
         """δ_xj = (2λ/m)(q_j − ρ) p_xj (1 − p_xj), p = p(h | v^x); then Σ_x δ_xj v_xi for w_ji, Σ_x δ_xj for c_j, 0 for b."""
         check_batch(v)
-        return like(params, self.of_part(params, v, Part(), None))
+        return like(params, self.of_part(params, v, None, None))
 
-    def of_part(self, params: Params, v: Array, part: Part, share: Array | None) -> Params:
+    def of_part(self, params: Params, v: Array, over: Division | None, share: Array | None) -> Params:
         """The part of one device, at least in float32; q_j is summed over the devices."""
         p = hidden_probabilities(params, v)
-        q = part.total(mean_of_rows(p, share))
+        q = summed(over, mean_of_rows(p, share))
         weight = 2 / v.shape[0] if share is None else 2 * share[:, None]
         excess = jnp.asarray(self.cost, p.dtype) * (q - jnp.asarray(self.target, p.dtype))
         delta = weight * excess[None] * p * (1 - p)

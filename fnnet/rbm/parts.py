@@ -1,53 +1,45 @@
-"""A device's part of a mini-batch: which rows it takes, what they weigh in a mean, and the random numbers that are theirs.
+"""A device's part of a mini-batch: what its rows weigh in a mean, the random numbers that are theirs, the sum of all parts.
 
-On one device a part is the whole. On a mesh all of it holds inside ``jax.shard_map`` over ``axis``.
+The rows lie on the devices one after the other, as many on each. On one device (``over`` None) a part is the whole; else
+all of it holds inside ``jax.shard_map``.
 """
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.extend.random import define_prng_impl, threefry2x32_p, threefry_prng_impl
 
-__all__ = ["Part", "check_numbered"]
+from ..devices import Division
+
+__all__ = ["check_numbered", "key_of_part", "share", "summed"]
 
 T = TypeVar("T")
 
 
-class Part(NamedTuple):
-    """The part of the device at hand; of the only one where ``axis`` is None."""
+def share(over: Division | None, count: int, dtype: Any) -> Array | None:
+    """What each of the device's rows weighs in the mean over ``count`` rows of all devices, the last of which may be filled
+    up; None on one device, where it is 1/count."""
+    if over is None:
+        return None
+    return jnp.where(over.own(_size(over, count)) < count, jnp.asarray(1 / count, dtype), 0)
 
-    axis: Any = None
 
-    @property
-    def devices(self) -> int:
-        """How many there are."""
-        return 1 if self.axis is None else jax.lax.axis_size(self.axis)
+def key_of_part(over: Division | None, key: Array, count: int) -> Array:
+    """A key that draws the device's rows of what ``key`` draws for ``count`` rows of all devices."""
+    if over is None:
+        return key
+    return jax.random.wrap_key_data(_from_row(jax.random.key_data(key), over.own(_size(over, count))[0]), impl=ROWS)
 
-    def rows(self, a: Array, axis: int = 0) -> Array:
-        """This device's rows of an array that each device has whole: one after the other, the last ones filled up with 0."""
-        if self.axis is None:
-            return a
-        size = -(-a.shape[axis] // self.devices)
-        fill = [(0, size * self.devices - n if i == axis % a.ndim else 0) for i, n in enumerate(a.shape)]
-        return jax.lax.dynamic_slice_in_dim(jnp.pad(a, fill), jax.lax.axis_index(self.axis) * size, size, axis)
 
-    def share(self, count: int, dtype: Any) -> Array | None:
-        """What each of this device's rows weighs in the mean over ``count`` rows of all devices; None on one device, where
-        it is 1/count."""
-        return None if self.axis is None else self.rows(jnp.full(count, 1 / count, dtype))
+def summed(over: Division | None, tree: T) -> T:
+    """Σ over the devices."""
+    return tree if over is None else jax.lax.psum(tree, over.axis)
 
-    def key(self, key: Array, count: int) -> Array:
-        """A key that draws this device's rows of what ``key`` draws for ``count`` rows."""
-        if self.axis is None:
-            return key
-        first = jax.lax.axis_index(self.axis) * -(-count // self.devices)
-        return jax.random.wrap_key_data(_from_row(jax.random.key_data(key), first), impl=ROWS)
 
-    def total(self, tree: T) -> T:
-        """Σ over the devices."""
-        return tree if self.axis is None else jax.lax.psum(tree, self.axis)
+def _size(over: Division, count: int) -> int:
+    return -(-count // over.n)
 
 
 def check_numbered(function: str, key: Any) -> None:
@@ -89,4 +81,5 @@ ROWS = define_prng_impl(
     name="rows of threefry2x32",
     tag="rows",
 )
-"""JAX's threefry, which numbers what it draws, from a row on that is part of the key."""
+"""JAX's threefry, which numbers what it draws, from a row on that is part of the key: distributions drawn by such keys have
+the rows that follow."""

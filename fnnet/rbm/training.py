@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from ..activations import wide_dtype
+from ..batches import ONE, Layout, of_device, order, total
 from ..checkpoints import fingerprint, keeping, resumed
-from ..given import whole
+from ..devices import WHOLE, Division
+from ..given import Examples, whole
 from ..layers._layer import as_array, check_key
-from ..meshes import Devices, Shuffle, devices
+from ..meshes import Devices, Shuffle, devices, filled
 from ..optimizers import Optimizer, apply_updates, is_transformation, traceable, updated
 from ..penalties import Penalty, check_penalty
 from ..programs import for_each_structure
@@ -28,7 +29,7 @@ from ..training import Diverged, fold_in, initial, reporter
 from .contrast import Sparsity, difference, like
 from .likelihood import pseudo_likelihood_of
 from .machine import Params, Visible, check_data, check_given, free_energy, reconstruction_errors, sample_hidden
-from .parts import Part, check_numbered
+from .parts import check_numbered, key_of_part, share, summed
 
 __all__ = ["History", "State", "fit"]
 
@@ -163,9 +164,10 @@ def run(
     data were computed from, where they were; ``on`` are the devices, whose mesh is JAX's own meanwhile."""
     params = jax.tree.map(as_array, params)
     epochs, batch_size = whole("rbm.fit", "epochs", epochs, least=0), whole("rbm.fit", "batch_size", batch_size)
+    layout = ONE
     if on is not None:
         params, key = on.copied((params, check_key(key)))
-        data, validation = _on_devices(on, shuffle, data, validation, batch_size)
+        layout, data, validation = _laid_out(on, shuffle, data, validation, batch_size)
     data = check_data("rbm.fit", "data", params, data, visible)
     validation = None if validation is None else check_data("rbm.fit", "validation", params, validation, visible)
     _check_run(key, optimizer, penalty, sparsity, resume)
@@ -175,10 +177,9 @@ def run(
     absent = {"pseudo_likelihood": visible == "gaussian", "free_energy_gap": validation is None}
     records = {name: np.zeros(0, jnp.result_type(float)) for name in names if not absent.get(name)}
     bottom = source or (data, validation)
-    batches = (batch_size, on.n) if on is not None and shuffle == "block" else batch_size
     own = fingerprint(
-        dict(zip(FINGERPRINT, bottom, strict=False)), visible=visible, batch_size=batches, penalty=penalty,
-        sparsity=sparsity,
+        dict(zip(FINGERPRINT, bottom, strict=False)), visible=visible, batch_size=layout.in_blocks(batch_size),
+        penalty=penalty, sparsity=sparsity,
     )  # fmt: skip
     chains = _chains(jax.random.key(0) if key is None else key, params, data, batch_size) if persistent else None
     start = State(params, initial(optimizer, params), chains, key, jax.device_put(0), records, own)
@@ -191,9 +192,9 @@ def run(
     data_key, validation_key, _, _, zero_key, proxy_key = _keys(state.key)
     watched = _some(data_key, data), None if validation is None else _some(validation_key, validation)
     epoch_of = functools.partial(
-        _epoch, optimizer, penalty, sparsity, batch_size=batch_size, visible=visible, on=on, shuffle=shuffle
+        _epoch, optimizer, penalty, sparsity, batch_size=batch_size, visible=visible, layout=layout
     )
-    monitor = functools.partial(_monitor, visible=visible, on=on)
+    monitor = functools.partial(_monitor, visible=visible, over=layout.over)
     judge = "pseudo_likelihood" if visible == "bernoulli" else "reconstruction_error"
     of_zero, _ = jax.device_get(monitor(_zeros_like(state.params), zero_key, *watched))
     yield state
@@ -233,20 +234,25 @@ def _returned(on: Devices, states: Iterator[State]) -> Iterator[State]:
         yield on.returned(state)
 
 
-def _on_devices(on: Devices, shuffle: Shuffle, data: Any, validation: Any, batch_size: int) -> tuple[Any, Any]:
-    """The data and the validation data where the run needs them: on each device, or cut over the devices."""
+def _laid_out(
+    on: Devices, shuffle: Shuffle, data: Any, validation: Any, batch_size: int
+) -> tuple[Layout, Array, Array | None]:
+    """The layout, the data and the validation data so placed."""
     data, validation = as_array(data), as_array(validation)
-    if shuffle == "global" or data.ndim == 0:
-        return on.copied((data, validation))
+    layout = Layout(on.over, on.cut or shuffle == "block", shuffle == "block", on.mesh)
+    if not layout.cut or data.ndim == 0:
+        return layout, on.copied(data), on.spread(validation)
+    if not layout.block:
+        return layout, *on.spread((data, validation))
     remedies = f"leave {len(data) % on.n} out", f"give {-(-batch_size // on.n) * on.n}"
     given = ("data of a number of examples", len(data)), ("batch_size=", batch_size)
     for (what, number), remedy in zip(given, remedies, strict=True):
         if number % on.n:
             raise ValueError(
-                f"rbm.fit: expected {what} that the mesh's {on.n} devices divide for shuffle='block', got {number}; {remedy}, "
-                f"or use shuffle='global'"
+                f"rbm.fit: expected {what} that the mesh's {on.n} devices divide for shuffle='block', got {number}; "
+                f"{remedy}, or use shuffle='global'"
             )
-    return on.spread((data, validation))
+    return layout, *on.spread((data, validation))
 
 
 _zeros_like = jax.jit(functools.partial(jax.tree.map, jnp.zeros_like))
@@ -267,54 +273,51 @@ def _chains(key: Array, params: Params, data: Array, number: int) -> Array:
 
 @for_each_structure
 def _epoch(
-    optimizer, penalty, sparsity, params, opt_state, chains, data, key, k, *, batch_size, visible, on=None,
-    shuffle="global",
+    optimizer, penalty, sparsity, params, opt_state, chains, data, key, k, *, batch_size, visible, layout=ONE
 ):  # fmt: skip
     """(params, optimiser state, chains) after one shuffled pass."""
-    passed = functools.partial(_passed, batch_size=batch_size, visible=visible)
-    if on is None:
-        return passed(Part(), optimizer, penalty, sparsity, params, opt_state, chains, data, key, k)
-    rows, chains = on.over.rows, None if chains is None else on.filled(chains)
-    specs = (*[P()] * 5, rows, rows if shuffle == "block" else P(), P(), P())
-    passed = functools.partial(passed, Part(on.over.axis), in_blocks=shuffle == "block")
-    on_mesh = jax.shard_map(passed, mesh=on.mesh, in_specs=specs, out_specs=(P(), P(), rows))
+    passed = functools.partial(_passed, layout, batch_size=batch_size, visible=visible)
+    if layout.over is None:
+        return passed(optimizer, penalty, sparsity, params, opt_state, chains, data, key, k)
+    rows, chains = layout.over.rows, None if chains is None else filled(layout.over, chains)
+    specs = *[WHOLE] * 5, rows, rows if layout.cut else WHOLE, WHOLE, WHOLE
+    on_mesh = jax.shard_map(passed, mesh=layout.over.mesh, in_specs=specs, out_specs=(WHOLE, WHOLE, rows))
     *carry, chains = on_mesh(optimizer, penalty, sparsity, params, opt_state, chains, data, key, k)
     return *carry, None if chains is None else chains[:batch_size]
 
 
 def _passed(
-    part, optimizer, penalty, sparsity, params, opt_state, chains, data, key, k, *, batch_size, visible, in_blocks=False
-):
+    layout, optimizer, penalty, sparsity, params, opt_state, chains, data, key, k, *, batch_size, visible
+):  # fmt: skip
     """`_epoch` of a device, with its part of each mini-batch and of the chains."""
-    blocks = part.devices if in_blocks else 1
-    n, size, dtype = data.shape[0], batch_size // blocks, wide_dtype(params["w"].dtype)
+    over, data, dtype = layout.over, Examples(data, None, {}), wide_dtype(params["w"].dtype)
+    n, blocks = total(layout, data), over.n if layout.block else 1
     shuffle_key, step_key = jax.random.split(key)
-    if in_blocks:
-        shuffle_key = jax.random.fold_in(shuffle_key, jax.lax.axis_index(part.axis))
-    order = jax.random.permutation(shuffle_key, n)
+    rows = order(layout, shuffle_key, n)
 
-    def step(carry: tuple, batch: tuple[Array, Array], count: int = batch_size) -> tuple[tuple, None]:
+    def step(carry: tuple, batch: tuple[Array, Array]) -> tuple[tuple, None]:
         params, opt_state, chains = carry
         rows, i = batch
-        v = data.at[rows].get(mode="promise_in_bounds", unique_indices=True)
+        (v, *_), *_ = of_device(layout, data, rows)
+        count = len(rows) * blocks
         sampled = count if chains is None else batch_size
-        shares = part.share(count, dtype), part.share(sampled, dtype)
-        own_key = part.key(jax.random.fold_in(step_key, i), sampled)
+        shares = share(over, count, dtype), share(over, sampled, dtype)
+        own_key = key_of_part(over, jax.random.fold_in(step_key, i), sampled)
         grads, _, h = difference(params, own_key, v, chains, k, visible, shares)
         if sparsity is not None:
-            grads = jax.tree.map(jnp.add, grads, sparsity.of_part(params, v, part, shares[0]))
-        grads = like(params, part.total(grads))
+            grads = jax.tree.map(jnp.add, grads, sparsity.of_part(params, v, over, shares[0]))
+        grads = like(params, summed(over, grads))
         if penalty is not None:
-            grads = jax.tree.map(jnp.add, grads, penalty.gradient(params, n * blocks))
+            grads = jax.tree.map(jnp.add, grads, penalty.gradient(params, n))
         updates, opt_state = updated("rbm.fit", optimizer, grads, opt_state, params)
         return (apply_updates(params, updates), opt_state, None if chains is None else h), None
 
-    full, rest = divmod(n, size)
-    rows = lambda order: order if in_blocks else part.rows(order, axis=-1)  # noqa: E731
-    batches = rows(order[: full * size].reshape(full, size)), jnp.arange(full)
+    size = batch_size // blocks
+    full, rest = divmod(len(rows), size)
+    batches = rows[: full * size].reshape(full, size), jnp.arange(full)
     carry, _ = jax.lax.scan(step, (params, opt_state, chains), batches)
     if rest:
-        carry, _ = step(carry, (rows(order[full * size :]), jnp.asarray(full)), rest * blocks)
+        carry, _ = step(carry, (rows[full * size :], jnp.asarray(full)))
     return carry
 
 
@@ -326,7 +329,7 @@ def _monitor(
     validation: Array | None = None,
     *,
     visible: Visible,
-    on: Devices | None = None,
+    over: Division | None = None,
 ) -> tuple[dict[str, Array], Array]:
     """The monitors, and whether all parameters are finite."""
     m, n_v = v.shape
@@ -334,23 +337,20 @@ def _monitor(
     many = max(1, MONITORED // m)
     units = jax.random.randint(key, (many * m,), 0, n_v).reshape(many, m).T if visible == "bernoulli" else None
     counts = m, m if validation is None else len(validation)
-    measured = functools.partial(_measured, counts=counts, visible=visible)
-    if on is None:
-        means = measured(Part(), params, v, units, validation)
-    else:
-        measured = functools.partial(measured, Part(on.over.axis))
-        specs = P(), *[on.over.rows] * 3
-        on_mesh = jax.shard_map(measured, mesh=on.mesh, in_specs=specs, out_specs=P())
-        means = on_mesh(params, *jax.tree.map(on.filled, (v, units, validation)))
+    measured = functools.partial(_measured, over, counts=counts, visible=visible)
+    if over is not None:
+        measured = jax.shard_map(measured, mesh=over.mesh, in_specs=(WHOLE, *[over.rows] * 3), out_specs=WHOLE)
+        v, units, validation = jax.tree.map(functools.partial(filled, over), (v, units, validation))
+    means = measured(params, v, units, validation)
     return means, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
-def _measured(part, params, v, units, validation, *, counts, visible) -> dict[str, Array]:
+def _measured(over, params, v, units, validation, *, counts, visible) -> dict[str, Array]:
     """The monitors of a device's part, summed over the devices; units (m, any number) are those that are flipped."""
 
     def mean(of_examples: Array, count: int) -> Array:
-        share = part.share(count, of_examples.dtype)
-        return jnp.mean(of_examples) if share is None else share @ of_examples
+        weights = share(over, count, of_examples.dtype)
+        return jnp.mean(of_examples) if weights is None else weights @ of_examples
 
     means = {"reconstruction_error": mean(reconstruction_errors(params, v, visible=visible), counts[0])}
     if units is not None:
@@ -359,7 +359,7 @@ def _measured(part, params, v, units, validation, *, counts, visible) -> dict[st
     if validation is not None:
         free = functools.partial(free_energy, params, visible=visible)
         means["free_energy_gap"] = mean(free(validation), counts[1]) - mean(free(v), counts[0])
-    return part.total(means)
+    return summed(over, means)
 
 
 def _diverged(state: State, finite: Any, ratio: float) -> Diverged:
