@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -11,7 +12,10 @@ from .devices import WHOLE, Division, check_divides, check_dividing, check_every
 from .given import Examples
 from .layers._layer import Layer
 
-__all__ = ["ONE", "Layout", "all_of_step", "laid_out", "of_device", "order", "part_of_device", "total"]
+__all__ = [
+    "ONE", "Layout", "all_of_step", "laid_out", "layout_of_batches", "numbered", "of_device", "order", "part_of_device",
+    "placed", "total",
+]  # fmt: skip
 
 
 class Layout(NamedTuple):
@@ -56,7 +60,7 @@ def laid_out(
         check_everywhere(function, data.x, mesh)
     sharding = data.x.sharding
     on, axis = (sharding.mesh, (*sharding.spec, None)[0]) if isinstance(sharding, NamedSharding) else (None, None)
-    if mesh is None and (on is None or on.size == 1):
+    if mesh is None and (on is None or (on.size == 1 and shuffle == "global")):
         if shuffle == "block":
             raise ValueError(f"{function}: expected mesh= or divided data for shuffle='block', got one device")
         return ONE, data
@@ -72,6 +76,74 @@ def laid_out(
         check_dividing(function, net, params, over)
     placed = jax.device_put(data, NamedSharding(over.mesh, over.rows if cut else WHOLE))
     return Layout(None if by_compiler else over, cut, shuffle == "block", over.mesh), placed
+
+
+def layout_of_batches(function: str, net: Layer, params: Any, mesh: Any, shuffle: str) -> Layout:
+    """The layout of mini-batches that are given one by one.
+
+    Raises:
+        ValueError: for another shuffle than "global", a mesh without an axis for the examples, and several processes without
+            a mesh.
+        LayerError: for a layer that mixes examples on an explicit mesh.
+    """
+    if shuffle != "global":
+        raise ValueError(
+            f"{function}: expected no shuffle= with data from a function, which has an order of its own, got {shuffle!r}"
+        )
+    if mesh is None:
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"{function}: expected mesh= for batches from {jax.process_count()} processes, got none; each would train by "
+                f"itself"
+            )
+        return ONE
+    over = division_of(function, mesh)
+    by_compiler = not (net.independent and all(map(is_whole, jax.tree.leaves(params))))
+    if by_compiler and AxisType.Explicit in mesh.axis_types:
+        check_dividing(function, net, params, over)
+    return Layout(None if by_compiler else over, True, False, mesh)
+
+
+def placed(layout: Layout, batch: Examples) -> tuple[Examples, int]:
+    """(a given mini-batch on the layout's devices, the number of its examples over all processes): without waiting.
+
+    Where the devices do not divide it, it is filled up with examples of weight 0 (or, where the compiler divides, each
+    device gets all of it).
+
+    Raises:
+        ValueError: for a part of one of several processes that its devices do not divide.
+    """
+    if layout.mesh is None:
+        return jax.device_put(batch), len(batch.x)
+    over, processes = layout.over or division_of("fit", layout.mesh), jax.process_count()
+    count, rows = len(batch.x), NamedSharding(layout.mesh, over.rows)
+    if processes > 1 and not (isinstance(batch.x, Array) and not batch.x.is_fully_addressable):
+        if count % (own := over.n // processes):
+            raise ValueError(
+                f"expected a process's part of a batch that its {own} devices divide, got {count} examples; give as many to "
+                f"each device"
+            )
+        part = lambda a: jax.make_array_from_process_local_data(rows, np.asarray(a))  # noqa: E731
+        return jax.tree.map(part, batch), count * processes
+    if missing := -count % over.n:
+        if layout.over is None:
+            return jax.device_put(batch, NamedSharding(layout.mesh, WHOLE)), count
+        batch = jax.tree.map(lambda a: _repeated_last(a, missing), batch)
+        batch = _counting(batch, np.arange(count + missing) < count)
+    return jax.device_put(batch, rows), count
+
+
+def _repeated_last(a: Any, times: int) -> Any:
+    like = np if isinstance(a, np.ndarray) else jnp
+    return like.pad(a, [(0, times), *[(0, 0)] * (a.ndim - 1)], mode="edge")
+
+
+def numbered(layout: Layout, batch: Examples, count: int) -> tuple[Array | None, float]:
+    """Of a device's part of a mini-batch that was `placed`: the numbers and the factor, as of `of_device`."""
+    if layout.over is None:
+        return None, 1.0
+    size = len(batch.x)
+    return layout.over.own(size), size * layout.over.n / count
 
 
 def total(layout: Layout, data: Examples) -> int:
@@ -139,7 +211,7 @@ def _spread(data: Examples) -> Examples:
     return jax.lax.with_sharding_constraint(data, rows)
 
 
-def _counting(data: Examples, counts: Array) -> Examples:
+def _counting(data: Examples, counts: Any) -> Examples:
     """Examples with weight 0 where they do not count."""
     weights = data.extras.get("weights")
     weights = jnp.ones(counts.shape, jnp.float32) if weights is None else weights

@@ -52,9 +52,13 @@ class Keeper:
         self.folder, self.every, self.stopped = folder, every, stopped
         self._unsaved: Any = None
 
+    def hold(self, state: Any) -> None:
+        """Take a state inside an epoch: it is saved if the run ends there."""
+        self._unsaved = state
+
     def __call__(self, state: Any) -> None:
         """Take the state after an epoch, ``state.epoch``."""
-        self._unsaved = state
+        self.hold(state)
         if int(state.epoch) % self.every == 0 or self.stopped():
             self.save()
 
@@ -178,9 +182,23 @@ def _newest(function: str, path: Path, start: Any, same: str) -> Any:
     like = start._replace(key=jax.random.key(0)) if start.key is None else start
     try:
         with jax.transfer_guard("allow"):
-            return load(whole, like=like)
+            return _loaded(whole, like)
     except ValueError as error:
         raise ValueError(f"{function}: expected {whole} to hold a run with the same {same}: {error}") from error
+
+
+def _loaded(file: Path, like: Any) -> Any:
+    """The state in a file, also in one that was written before there were the fields that a state has by default."""
+    new = [name for name, value in like._field_defaults.items() if value is not None]
+    try:
+        return load(file, like=like)
+    except ValueError:
+        if not new:
+            raise
+        with contextlib.suppress(ValueError):
+            old = load(file, like=like._replace(**dict.fromkeys(new)))
+            return old._replace(**{name: getattr(like, name) for name in new})
+        raise
 
 
 def _is_whole(file: Path) -> bool:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .backpropagation import counted, value_and_grad
-from .batches import ONE, Layout, all_of_step, of_device, order, part_of_device, total
+from .batches import ONE, Layout, all_of_step, numbered, of_device, order, part_of_device, total
 from .chunks import chunk_size, mean_over_chunks
 from .costs import accuracy
 from .curvature import gauss_newton_vector
@@ -23,7 +23,7 @@ from .layers._layer import ExampleKeys, Layer, Params, run_forward
 from .optimizers import apply_updates, extra_arguments, takes, updated
 from .programs import for_each_structure
 
-__all__ = ["epoch", "mini_batch", "monitor"]
+__all__ = ["batch_step", "epoch", "mini_batch", "monitor"]
 
 
 @for_each_structure
@@ -71,6 +71,51 @@ def _epoch(
     n, over = total(layout, data), layout.over
     shuffle_key, step_key = jax.random.split(key)
     rows = order(layout, shuffle_key, n)
+    take = stepping(net, cost, optimizer, penalty, gradient, micro_batch, window, n, over)
+
+    def step(carry: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Any], Array]:
+        rows, i = batch
+        return take(carry, *of_device(layout, data, rows), jax.random.fold_in(step_key, i))
+
+    size = batch_size // over.n if layout.block else batch_size
+    full, rest = divmod(len(rows), size)
+    steps = full + (rest > 0) if steps is None else steps
+    full = min(full, steps)
+    batches = rows[: full * size].reshape(full, size), jnp.arange(full)
+    carry, costs = jax.lax.scan(step, (params, opt_state), batches)
+    if steps > full:
+        carry, last = step(carry, (rows[full * size :], jnp.asarray(full)))
+        costs = jnp.append(costs, last)
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((carry[0], costs))]
+    return *carry, costs, jnp.all(jnp.stack(finite))
+
+
+@for_each_structure
+def batch_step(
+    net, cost, optimizer, penalty, params, opt_state, costs, batch, key, number, *, count, n_examples, gradient, micro_batch,
+    window, layout,
+) -> tuple[Params, Any, Array]:  # fmt: skip
+    """(params, optimiser state, the sum of the costs) after the step of this number on a given mini-batch of ``count``
+    examples, with the key of its epoch."""
+
+    def run(batch: Any, params: Params, opt_state: Any, costs: Array, key: Array, number: Array) -> Any:
+        take = stepping(net, cost, optimizer, penalty, gradient, micro_batch, window, n_examples, layout.over)
+        step_key = jax.random.fold_in(jax.random.split(key)[1], number)
+        carry, value = take((params, opt_state), batch, *numbered(layout, batch, count), step_key)
+        return *carry, costs + value.astype(costs.dtype)
+
+    return on_devices(run, layout, batch, params, opt_state, costs, key, number)
+
+
+def stepping(net, cost, optimizer, penalty, gradient, micro_batch, window, n, over) -> Callable:
+    """The function (carry, examples, index, factor, key) -> (carry, cost) of a step, the carry being (params, optimiser
+    state) and the rest what `of_device` gives for a mini-batch, with its key.
+
+    Args:
+        net: and the others: as in `fnnet.fit`.
+        n: N of the penalty.
+        over: how mini-batches are divided.
+    """
     moves = has_moving(net)
     gradient = gradient or value_and_grad(net.in_loop(), cost, micro_batch=micro_batch, carry=window is not None)
 
@@ -126,17 +171,6 @@ def _epoch(
 
         return product
 
-    def step(carry: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Any], Array]:
-        rows, i = batch
-        (x, y, extras), index, factor = of_device(layout, data, rows)
-        key, given = jax.random.fold_in(step_key, i), {"weights": None, **extras}
-        key = key if index is None else ExampleKeys(key, index)
-        if window is not None:
-            return through_windows(carry, x, y, given, key, factor, min(window, x.shape[1]))
-        run = lambda params: averaged(gradient(varying(params, x), x, y, key=key, **given), factor)  # noqa: E731
-        params, opt_state, value = improved(*carry, run, forward(x, key, given), curved(x, y, key, given, factor))
-        return (params, opt_state), value
-
     def through_windows(
         carry: Any, x: Array, y: Array, given: dict[str, Any], key: Any, factor: float, window: int
     ) -> Any:
@@ -167,17 +201,21 @@ def _epoch(
             value = value + last
         return tuple(carry), value
 
-    size = batch_size // over.n if layout.block else batch_size
-    full, rest = divmod(len(rows), size)
-    steps = full + (rest > 0) if steps is None else steps
-    full = min(full, steps)
-    batches = rows[: full * size].reshape(full, size), jnp.arange(full)
-    carry, costs = jax.lax.scan(step, (params, opt_state), batches)
-    if steps > full:
-        carry, last = step(carry, (rows[full * size :], jnp.asarray(full)))
-        costs = jnp.append(costs, last)
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((carry[0], costs))]
-    return *carry, costs, jnp.all(jnp.stack(finite))
+    def take(carry: tuple[Params, Any], examples: Any, index: Any, factor: float, key: Array) -> tuple[Any, Array]:
+        x, y, extras = examples
+        given = {"weights": None, **extras}
+        of_examples = key if index is None else ExampleKeys(key, index)
+        if window is not None:
+            return through_windows(carry, x, y, given, of_examples, factor, min(window, x.shape[1]))
+
+        def run(params: Params) -> tuple[Any, Params]:
+            return averaged(gradient(varying(params, x), x, y, key=of_examples, **given), factor)
+
+        seen, product = forward(x, of_examples, given), curved(x, y, of_examples, given, factor)
+        params, opt_state, value = improved(*carry, run, seen, product)
+        return (params, opt_state), value
+
+    return take
 
 
 def _folded(key: Any, number: Any) -> Any:

@@ -119,6 +119,13 @@ def check_batch(
     return x, y, check_key(key), mask, weights
 
 
+def check_targets_of(net: Layer, cost: Cost, params: Params, batch: Any) -> None:
+    """Raise a ValueError for targets in NumPy arrays that the cost cannot follow; others are not fetched for it."""
+    if isinstance(batch.y, np.ndarray) and (cost.probabilities or batch.y.dtype.kind in "iu"):
+        mask, weights = (batch.extras.get(name) for name in ("mask", "weights"))
+        _targets_are_right(net, cost, params, batch.x, batch.y, mask, weights)
+
+
 CHECKED: weakref.WeakValueDictionary[Any, Array] = weakref.WeakValueDictionary()
 """The arrays of targets that were found right for a network: they cannot change, so they are not fetched again."""
 
@@ -166,16 +173,9 @@ def check_data(data: Any, name: str) -> None:
 
 
 def examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> Examples:
-    check_data(data, name)
-    x, y, *rest = data
-    given = rest[0] if rest else {}
-    if not isinstance(given, dict):
-        raise ValueError(
-            f"{name}: expected (x, y, {{'mask': ..., 'weights': ...}}), got {type(given).__name__} for the third"
-        )
-    extras: dict[str, Any] = {k: as_array(v) for k, v in given.items() if v is not None}
-    if unknown := sorted(extras.keys() - {"mask", "weights"}):
-        raise ValueError(f"{name}: expected the keys 'mask' and 'weights' beside x and y, got {unknown}")
+    """A data set as arrays, or a ValueError that says what is wrong with it."""
+    x, y, given = entries(data, name)
+    extras: dict[str, Any] = {k: as_array(v) for k, v in given.items()}
     for extra, value in extras.items():
         if value.shape[:1] != jnp.shape(x)[:1]:
             raise ValueError(
@@ -183,6 +183,20 @@ def examples(net: Layer, cost: Cost, params: Params, data: Any, name: str) -> Ex
             )
     x, y, *_ = check_batch(net, cost, params, x, y, None, given.get("mask"), given.get("weights"))
     return Examples(x, y, extras)
+
+
+def entries(data: Any, name: str) -> tuple[Any, Any, dict[str, Any]]:
+    """x, y and what is given beside them, or a ValueError."""
+    check_data(data, name)
+    x, y, *rest = data
+    given = rest[0] if rest else {}
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"{name}: expected (x, y, {{'mask': ..., 'weights': ...}}), got {type(given).__name__} for the third"
+        )
+    if unknown := sorted(given.keys() - {"mask", "weights"}):
+        raise ValueError(f"{name}: expected the keys 'mask' and 'weights' beside x and y, got {unknown}")
+    return x, y, {k: v for k, v in given.items() if v is not None}
 
 
 def names_classes(net: Layer, params: Params, data: Examples) -> bool:

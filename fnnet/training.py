@@ -19,11 +19,12 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from .batches import Layout, laid_out
+from .batches import Layout, laid_out, layout_of_batches
 from .checkpoints import fingerprint, keeping, resumed
 from .chunks import check_micro_batch
 from .costs import Cost
 from .devices import check_agreed, check_everywhere, replicated
+from .epochs import batch_step as _batch_step
 from .epochs import epoch as _epoch
 from .epochs import mini_batch, state_after
 from .epochs import monitor as _monitor
@@ -33,6 +34,7 @@ from .layers._layer import Layer, Params, as_array, check_key, run_forward
 from .optimizers import Optimizer, is_transformation, traceable
 from .penalties import Penalty, check_penalty
 from .programs import for_each_structure
+from .streams import Stream
 
 __all__ = ["Diverged", "EarlyStopping", "History", "TrainingState", "evaluate", "fit"]
 
@@ -83,6 +85,9 @@ class TrainingState(NamedTuple):
         records: the monitors so far, by name; what ``watch`` gave is one of them.
         fingerprint: a checksum of each argument that makes the run what it is, so that another run is not taken for it;
             None is not looked at.
+        step: how many mini-batches of the epoch after them are done: more than 0 where a run on batches from a function was
+            stopped inside an epoch.
+        costs: the sum of the costs of these.
     """
 
     params: Params
@@ -92,9 +97,11 @@ class TrainingState(NamedTuple):
     best: Best | None
     records: dict[str, Any]
     fingerprint: Array | None = None
+    step: Any = 0
+    costs: Any = 0.0
 
 
-OF_DEVICES = ("params", "optimizer", "key", "best")
+OF_DEVICES = ("params", "optimizer", "key", "best", "costs")
 """The parts of a state that an epoch works with."""
 
 FINGERPRINT = (
@@ -150,13 +157,14 @@ def fit(
     net: Layer,
     cost: Cost,
     params: Params,
-    data: tuple[Any, ...],
+    data: tuple[Any, ...] | Callable[[int], Any],
     *,
     key: Any,
     epochs: int,
-    batch_size: int,
+    batch_size: int | None = None,
     optimizer: Optimizer,
     penalty: Penalty | None = None,
+    n_examples: int | None = None,
     validation: tuple[Any, ...] | None = None,
     early_stopping: EarlyStopping | None = None,
     gradient: Callable[..., tuple[Array, Params]] | None = None,
@@ -176,19 +184,27 @@ def fit(
     Each epoch shuffles by key and is one compiled scan; a last mini-batch of fewer examples is run too. Ctrl-C returns
     what the finished epochs gave; so does SIGTERM where there is a ``checkpoint``.
 
+    Data larger than memory are a function that gives mini-batches: each is one compiled step, the next ones are fetched and
+    sent to the devices meanwhile, and both signals stop the run after the mini-batch at hand. The numbers are those of arrays
+    where it gives their mini-batches; batches of another size compile once more.
+
     Args:
         net: a network or a single layer.
         cost: one of fnnet's costs.
         params: from ``net.init``.
-        data: (x, y), or (x, y, {"mask": ..., "weights": ...}).
+        data: (x, y), or (x, y, {"mask": ..., "weights": ...}); or a function epoch (0, 1, 2, ...) -> an iterator of such
+            mini-batches, the same ones whenever it is called, of NumPy arrays (memory maps too) or JAX's: a generator, or
+            ``lambda epoch: loader`` for a loader of grain. With several processes each gives its part of every mini-batch, as
+            NumPy arrays, or all give global arrays.
         key: drives shuffling and dropout; the same key gives the same run.
         epochs: passes over the data in all, those of ``resume`` included.
-        batch_size: examples in a mini-batch.
+        batch_size: examples in a mini-batch. A function of batches makes them itself.
         optimizer: ``fn.sgd``, ``fn.adam`` or any optax transformation. One that asks for more gets it: ``value``, the
             mini-batch's objective, ``grad``, its gradient, ``value_fn`` and ``grad_fn``, both as functions of the parameters,
             and ``ggnvp``, the product with its Gauss-Newton matrix.
         penalty: ``fn.L2``, ``fn.L1`` or your own; N is the size of the training set.
-        validation: like ``data``; monitored after each epoch.
+        n_examples: N, for the penalty where the data are a function.
+        validation: arrays like ``data``; monitored after each epoch.
         early_stopping: when to stop; ``params`` are then those of the best epoch.
         gradient: g(params, x, y, *, key, weights) -> (cost, gradients) used in place of `fnnet.value_and_grad`;
             it also gets ``mask`` where the data has one. The penalty is added to its gradients.
@@ -198,7 +214,7 @@ def fit(
             backpropagation through time). A ``gradient`` of your own then also gets ``state`` and returns
             ((cost, state), gradients).
         monitor_training: whether cost and accuracy are evaluated on the whole training data after each epoch, which costs
-            a forward pass; otherwise the cost is the mean over the epoch's mini-batches.
+            a forward pass; otherwise, and where the data are a function, the cost is the mean over the epoch's mini-batches.
         watch: f(params) -> numbers or arrays, any pytree of them, recorded after each epoch: ``history.watched``. It is
             compiled, once, and brings its own data, as in
             ``watch=lambda params: fn.diagnostics.alignment(net, cost, params, x_val, y_val)``.
@@ -213,7 +229,8 @@ def fit(
         every: how many epochs lie between two checkpoints.
         resume: ``history.state`` of an earlier run with the same arguments, or the path of a checkpoint or of a folder of
             them, whose newest whole one is taken; ``params`` and ``key`` are then taken from it, and the result is bit for
-            bit that of one uninterrupted run. Only ``epochs``, the optimizer's numbers, ``micro_batch`` and the patience of
+            bit that of one uninterrupted run (mini-batches of a function are skipped where they are done; whether they are
+            the same ones is not looked at). Only ``epochs``, the optimizer's numbers, ``micro_batch`` and the patience of
             ``early_stopping`` may differ. ``checkpoint`` and ``resume`` the same path: it goes on where it stopped, or
             starts where nothing is saved yet.
         progress: a progress bar on a terminal (tqdm where it is installed), a line per epoch elsewhere.
@@ -222,34 +239,36 @@ def fit(
         ValueError: for bad input, naming what was expected, what came and the remedy.
         Diverged: when the cost is not finite.
     """
-    train = examples(net, cost, params, data, "data")
-    n_examples = jax.device_put(train.x.shape[0])
-    _check_window(net, params, train, window, gradient)
     held_out = None if validation is None else examples(net, cost, params, validation, "validation")
     _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient, watch)
-    epochs, batch_size = whole("fit", "epochs", epochs, least=0), whole("fit", "batch_size", batch_size)
-    every = whole("fit", "every", every)
-    check_everywhere("fit", train.x, mesh)
-    layout, train = laid_out("fit", net, params, train, mesh, shuffle, batch_size)
-    epoch_of = functools.partial(
-        _epoch,
-        net,
-        cost,
-        traceable(optimizer),
-        penalty,
-        batch_size=batch_size,
-        gradient=gradient,
-        micro_batch=micro_batch,
-        window=window,
-        layout=layout,
-    )
+    epochs, every = whole("fit", "epochs", epochs, least=0), whole("fit", "every", every)
+    about = {"gradient": gradient, "micro_batch": micro_batch, "window": window}
+    of_run = net, cost, traceable(optimizer), penalty
+    train: Any = None
+    epoch_of: Any = None
+    step_of: Any = None
+    stream: Any = None
+    if callable(data):
+        n, monitor_training, batch_size = _n_of_batches(n_examples, penalty), False, None
+        layout = layout_of_batches("fit", net, params, mesh, shuffle)
+        check = functools.partial(_check_window, net, params, window=window, gradient=gradient)
+        stream = Stream(data, net, cost, params, layout, check)
+        step_of = functools.partial(_batch_step, *of_run, n_examples=n, layout=layout, **about)
+    else:
+        train = examples(net, cost, params, data, "data")
+        n, batch_size = _n_of_arrays(n_examples, train), whole("fit", "batch_size", batch_size)
+        _check_window(net, params, train, window, gradient)
+        check_everywhere("fit", train.x, mesh)
+        layout, train = laid_out("fit", net, params, train, mesh, shuffle, batch_size)
+        epoch_of = functools.partial(_epoch, *of_run, batch_size=batch_size, layout=layout, **about)
     watching = None if watch is None else functools.partial(_watched, traceable(watch))
+    n_examples = jax.device_put(n)
 
     def monitored(layout: Layout, data: Examples) -> tuple[bool, Callable[[Params], tuple[Array, Array]]]:
         about = {"classes": names_classes(net, params, data), "layout": layout}
         return about["classes"], lambda params: _monitor(net, cost, penalty, params, data, n_examples, **about)
 
-    _, of_training = monitored(layout, train)
+    of_training = monitored(layout, train)[1] if monitor_training else None
     names, of_held_out = False, None
     if held_out is not None:
         names, of_held_out = monitored(*laid_out("fit", net, params, held_out, layout.mesh, "global"))
@@ -261,7 +280,8 @@ def fit(
 
     own = fingerprint(
         {"data": train, "validation data": held_out},
-        net=net, cost=cost, batch_size=layout.in_blocks(batch_size), penalty=penalty,
+        net=net, cost=cost, batch_size=batch_size and layout.in_blocks(batch_size),
+        penalty=penalty if stream is None else (penalty, n),
         gradient=getattr(gradient, "__qualname__", type(gradient).__qualname__), window=window,
         monitor=early_stopping and early_stopping.monitor,
     )  # fmt: skip
@@ -269,8 +289,8 @@ def fit(
     same = "network, optimizer, monitors, watch and early stopping"
     state = resumed("fit", resume, checkpoint, start, same, FINGERPRINT)
     _check_has_key(state.key)
-    about = [*jax.device_get(own), int(state.epoch), epochs, every]
-    check_agreed("fit", (*FINGERPRINT, "resume", "epochs", "every"), np.asarray(about, np.uint32))
+    about = [*jax.device_get(own), int(state.epoch), int(state.step), epochs, every]
+    check_agreed("fit", (*FINGERPRINT, "resume", "resume", "epochs", "every"), np.asarray(about, np.uint32))
     state = state._replace(**replicated("fit", {name: getattr(state, name) for name in OF_DEVICES}, layout.mesh))
     with (
         contextlib.suppress(KeyboardInterrupt),
@@ -278,10 +298,18 @@ def fit(
         reporter(progress, epochs, int(state.epoch)) as report,
     ):
         while int(state.epoch) < epochs and not _is_over(early_stopping, state) and not keep.stopped():
-            epoch_key = fold_in(state.key, state.epoch)
-            new_params, opt_state, costs, finite = epoch_of(state.params, state.optimizer, train, epoch_key)
-            measured = {"cost": _mean(costs)}
-            if monitor_training:
+            epoch_key, costs, finite = fold_in(state.key, state.epoch), None, True
+            if stream is None:
+                new_params, opt_state, costs, finite = epoch_of(state.params, state.optimizer, train, epoch_key)
+                measured = {"cost": _mean(costs)}
+            else:
+                for state in _stepped(net, stream, step_of, state, epoch_key):  # noqa: B020, Ctrl-C leaves the last
+                    keep.hold(state)
+                    if is_looked_at(state) and keep.stopped():
+                        return _result(state)
+                new_params, opt_state = state.params, state.optimizer
+                measured = {"cost": jax.device_get(state.costs) / int(state.step)}
+            if of_training is not None:
                 measured |= zip(("cost", "accuracy"), of_training(new_params), strict=True)
             if of_held_out is not None:
                 measured |= zip(("validation_cost", "validation_accuracy"), of_held_out(new_params), strict=True)
@@ -292,7 +320,10 @@ def fit(
             records = jax.tree.map(_appended, state.records, recorded)
             best = _better(early_stopping, state, measured, new_params)
             epoch = jax.device_put(np.asarray(int(state.epoch) + 1, state.epoch.dtype))
-            state = TrainingState(new_params, opt_state, state.key, epoch, best, records, state.fingerprint)
+            state = start._replace(
+                params=new_params, optimizer=opt_state, key=state.key, epoch=epoch, best=best, records=records,
+                fingerprint=state.fingerprint,
+            )  # fmt: skip
             keep(state)
             report(int(epoch), {name: float(value) for name, value in measured.items()})
     return _result(state)
@@ -401,6 +432,25 @@ def _check_run(key, optimizer, penalty, early_stopping, validation, resume, micr
         )
 
 
+def _n_of_batches(n_examples: Any, penalty: Any) -> int:
+    """N of a run on batches from a function, or a ValueError where a penalty needs it."""
+    if n_examples is None and penalty is not None:
+        raise ValueError(
+            "fit: expected n_examples=, the number N of training examples, for a penalty and data from a function, got none; "
+            "give it, such as len(x)"
+        )
+    return 1 if n_examples is None else whole("fit", "n_examples", n_examples)
+
+
+def _n_of_arrays(n_examples: Any, train: Examples) -> int:
+    if n_examples is not None:
+        raise ValueError(
+            f"fit: expected n_examples= only with data from a function, got {n_examples!r} beside {len(train.x)} examples in "
+            f"arrays; leave it out"
+        )
+    return len(train.x)
+
+
 def _check_has_key(key: Any) -> None:
     if key is None:
         raise ValueError("fit: expected a key for shuffling and dropout, got None; make one with jax.random.key(seed)")
@@ -414,7 +464,8 @@ def _start(params, optimizer, key, monitor_training, validated, early_stopping, 
     records: dict[str, Any] = {name: np.zeros(0, dtype) for name in names}
     if watching is not None:
         records["watched"] = jax.tree.map(lambda a: np.zeros((0, *a.shape), a.dtype), jax.eval_shape(watching, params))
-    return TrainingState(params, initial(traceable(optimizer), params), key, zero, best, records, own)
+    costs = jax.device_put(np.zeros((), dtype))
+    return TrainingState(params, initial(traceable(optimizer), params), key, zero, best, records, own, zero, costs)
 
 
 @for_each_structure
@@ -451,15 +502,53 @@ def _diverged(net, state, epoch_of, train, epoch_key, costs, batch_size, layout)
     step = int(bad[0]) if bad.size else len(costs)
     params, *_ = epoch_of(state.params, state.optimizer, train, epoch_key, steps=step)
     at = min(step, len(costs) - 1)
-    x, _, extras = mini_batch(train, epoch_key, batch_size=batch_size, step=at, layout=layout)
-    key = jax.random.fold_in(jax.random.split(epoch_key)[1], at)
-    layer = _first_not_finite(net, params, x, key, extras.get("mask"))
-    epoch, step = int(state.epoch) + 1, min(step + 1, len(costs))
+    batch = mini_batch(train, epoch_key, batch_size=batch_size, step=at, layout=layout)
+    return _diverged_at(net, state, params, batch, epoch_key, at, train.x)
+
+
+def _diverged_at(net, state, params, batch, epoch_key, step, x) -> Diverged:
+    """Look through the layers of a mini-batch that diverged; ``x`` are the inputs, or some of them."""
+    key = jax.random.fold_in(jax.random.split(epoch_key)[1], step)
+    layer = _first_not_finite(net, params, batch.x, key, batch.extras.get("mask"))
+    epoch = int(state.epoch) + 1
     message = (
-        f"training diverged in epoch {epoch}, mini-batch {step}: the cost is not finite, first in {layer}; "
-        f"{_remedy(net, params, train.x)}. .params and .history hold the last good epoch"
+        f"training diverged in epoch {epoch}, mini-batch {step + 1}: the cost is not finite, first in {layer}; "
+        f"{_remedy(net, params, x)}. .params and .history hold the last good epoch"
     )
-    return Diverged(message, epoch, state.params, _result(state)[1], layer, step)
+    return Diverged(message, epoch, state.params, _result(state)[1], layer, step + 1)
+
+
+def _stepped(net, stream: Stream, step_of: Callable, state: TrainingState, epoch_key: Array) -> Iterator[TrainingState]:
+    """The states after each mini-batch that is left of an epoch. A cost is waited for when the next step is on its way."""
+    good, last = state, None
+
+    def check(after: TrainingState, *more: Any) -> None:
+        if last is not None and not jax.device_get(_all_finite((after.costs, *more))):
+            before, taken = last
+            with jax.transfer_guard("allow"):
+                batch = stream.whole(taken)
+                raise _diverged_at(net, good, before.params, batch, epoch_key, taken.number, batch.x)
+
+    for taken in stream.of_epoch(int(state.epoch), int(state.step)):
+        given = state.params, state.optimizer, state.costs, taken.batch, epoch_key, jax.device_put(taken.number)
+        params, opt_state, costs = step_of(*given, count=taken.size)
+        check(state)
+        last = state, taken
+        step = jax.device_put(np.asarray(taken.number + 1, state.epoch.dtype))
+        state = state._replace(params=params, optimizer=opt_state, costs=costs, step=step)
+        yield state
+    check(state, state.params)
+
+
+@jax.jit
+def _all_finite(tree: Any) -> Array:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def is_looked_at(state: TrainingState) -> bool:
+    """Whether a signal is looked for after a mini-batch: with several processes, which have to talk, after some."""
+    return jax.process_count() == 1 or int(state.step) % 32 == 0
 
 
 LARGE_INPUT = 10

@@ -23,15 +23,14 @@ def share(over: Division | None, count: int, dtype: Any) -> Array | None:
     up; None on one device, where it is 1/count."""
     if over is None:
         return None
-    counts = _first(over, count) + jnp.arange(_size(over, count), dtype=jnp.int32) < count
-    return jnp.where(counts, jnp.asarray(1 / count, dtype), 0)
+    return jnp.where(over.own(_size(over, count)) < count, jnp.asarray(1 / count, dtype), 0)
 
 
 def key_of_part(over: Division | None, key: Array, count: int) -> Array:
     """A key that draws the device's rows of what ``key`` draws for ``count`` rows of all devices."""
     if over is None:
         return key
-    return jax.random.wrap_key_data(_from_row(jax.random.key_data(key), _first(over, count)), impl=ROWS)
+    return jax.random.wrap_key_data(_from_row(jax.random.key_data(key), over.own(_size(over, count))[0]), impl=ROWS)
 
 
 def summed(over: Division | None, tree: T) -> T:
@@ -41,10 +40,6 @@ def summed(over: Division | None, tree: T) -> T:
 
 def _size(over: Division, count: int) -> int:
     return -(-count // over.n)
-
-
-def _first(over: Division, count: int) -> Array:
-    return jax.lax.axis_index(over.axis) * _size(over, count)
 
 
 def check_numbered(function: str, key: Any) -> None:
