@@ -23,6 +23,7 @@ COMMANDS = """
     convolutional.py --epochs 1 --examples 300
     convolutional.py --epochs 1 --examples 60 --shift
     rows.py --epochs 1 --examples 200 --units 16
+    devices.py --fake 4 --epochs 1 --examples 200
     sharded_checkpoint.py --on 8 4 --epochs 1 --examples 240
     adding.py --steps 20 --epochs 1 --examples 500
     characters.py --epochs 1 --characters 20000 --units 32

@@ -60,7 +60,7 @@ def laid_out(
         check_everywhere(function, data.x, mesh)
     sharding = data.x.sharding
     on, axis = (sharding.mesh, (*sharding.spec, None)[0]) if isinstance(sharding, NamedSharding) else (None, None)
-    if mesh is None and (on is None or on.size == 1):
+    if mesh is None and (on is None or (on.size == 1 and shuffle == "global")):
         if shuffle == "block":
             raise ValueError(f"{function}: expected mesh= or divided data for shuffle='block', got one device")
         return ONE, data

@@ -91,7 +91,8 @@ def collectives(
     one all-reduce of them all. A product whose summed axis is cut over other devices leaves partial sums, of which there is
     one all-reduce: of z where w is cut by n_in, of BP2's δ w where it is cut by n_out. `data_parallel` compiles to this, with
     parameters that live so. (``jax.jit`` with these ``in_shardings`` does too, but for what it sends more than once: a tied
-    array's gradient for each place, that of a `Repeat` in each repetition.)
+    array's gradient for each place, those of `Repeat` in each repetition, of a cell that recomputes for each segment, and
+    with ``micro_batch=`` all of them for each chunk.)
 
     Args:
         net: a network or a single layer.
@@ -119,8 +120,8 @@ def collectives(
     on = _mesh(mesh, specs, batch)
     shards = _shards(params, specs, on)
     leaves = jax.tree_util.tree_leaves_with_path(shards)
-    double = any(leaf.dtype == jnp.float64 for _, leaf in leaves)
-    dtype = jnp.float64 if double else jnp.float32
+    dtypes = [leaf.dtype for _, leaf in leaves] or [jnp.result_type(float)]
+    dtype = jnp.float64 if jnp.float64 in dtypes else jnp.float32
     sent = _Sent([], None, [], set())
     if any(any(leaf.cut) for _, leaf in leaves) or any(map(_declares, bottom(net))):
         sent = _sent(net, params, shards, on, _input(net, params, shape, on))

@@ -63,6 +63,14 @@ class ByName(Own):
 
 
 @fn.layer
+class HardCoded(Own):
+    """Right for a batch of 16 on one device."""
+
+    def gradients(self, params, cache, delta):
+        return {"w": delta.T @ cache / 16, "b": delta.sum(0) / 16}
+
+
+@fn.layer
 class Centred:
     """Mixes the examples of all devices: a − mean(a)."""
 
@@ -139,6 +147,11 @@ def of_own_layers(mesh, rows, every):
     if not every:
         return
     assert fn.compare_gradients(by_name(""), fn.log_likelihood, params, *rows).ok
+    net = fn.Network(HardCoded(3), fn.Dense(8, fn.softmax))
+    report = fn.compare_gradients(net, fn.log_likelihood, params, *rows)
+    places = [("network", "value_and_grad", f"[0]['{name}'] on 8 devices") for name in "bw"]
+    assert list(found := hints(report)) == places, report
+    assert all(MISSING in hint for hint in found.values()), report
     mixing = lambda fault: fn.Network(fn.Dense(4, fn.tanh), Centred(fault), fn.Dense(8, fn.softmax))  # noqa: E731
     params = placed(mesh, mixing("").init(jax.random.key(0), (5,)))
     for fault in ("", "local"):
@@ -207,6 +220,37 @@ def functions():
                 assert "float64" in str(report) or report.dtype == "float64"
 
 
+def of_one_device():
+    """A rule inside a ``shard_map``, of a sum over devices: each device gets the whole of the error, or once more the sum."""
+    x = jax.random.normal(jax.random.key(1), (16, 5))
+    psum = functools.partial(jax.lax.psum, axis_name="data")
+    transposes = {
+        (True, ""): lambda u: jax.lax.pcast(u, "data", to="varying"),
+        (True, TOO_MANY): lambda u: jax.lax.pcast(psum(jax.lax.pcast(u, "data", to="varying")), "data", to="varying"),
+        (False, ""): psum,
+        (False, MISSING): lambda u: u,
+    }
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+        for (checked, said), transpose in transposes.items():
+            total = jax.custom_vjp(psum)
+            total.defvjp(lambda a: (psum(a), None), lambda _, u, transpose=transpose: (transpose(u),))
+            f = jax.shard_map(
+                lambda x, total=total: jnp.sin(total(jnp.sum(x**2, 0))),
+                mesh=mesh, in_specs=P("data"), out_specs=P(), check_vma=checked,
+            )  # fmt: skip
+            report = fn.audit(f, placed(mesh, x, "data"))
+            assert report.ok == (not said), report
+            assert "Judged by autodiff" in str(report), report
+            assert all(said in hint for hint in hints(report).values()), report
+
+
+@pytest.mark.thorough
+def test_a_rule_inside_a_shard_map():
+    on_devices(of_one_device)
+
+
+@pytest.mark.thorough
 def test_functions():
     on_devices(functions)
 
@@ -239,18 +283,24 @@ def test_a_gradient_function():
     on_devices(gradient_of_a_part)
 
 
-def two_hosts():
+def two_hosts(every):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     net, params, x, y = small()
+    net, params = (net, params) if every else (net[1:], params[1:])
     there, rows = placed(mesh, params), placed(mesh, (x, y), "data")
-    report = fn.compare_gradients(net, fn.log_likelihood, there, *rows, key=jax.random.key(2))
+    key = jax.random.wrap_key_data(placed(mesh, jax.random.key_data(jax.random.key(2))))
+    report = fn.compare_gradients(net, fn.log_likelihood, there, *rows, key=key)
     assert report.ok, report
     assert ("on 4 devices", "pass") in {(row.leaf, row.verdict) for row in report.rows}
-    key = placed(mesh, jax.random.key_data(jax.random.key(2)))
-    assert fn.check_layer(net, there, rows[0], key=jax.random.wrap_key_data(key)).ok
+    if every:
+        assert fn.check_layer(net, there, rows[0], key=key).ok
+        report = fn.audit(function(mesh, lambda g: g), placed(mesh, jnp.ones((3, 5))), rows[0])
+        (hint,) = hints(report).values()
+        assert MISSING.replace("8", "4") in hint
     sync_global_devices("audited")
     print("done")
 
 
-def test_two_hosts():
-    assert all("done" in printed for printed in on_devices(two_hosts, devices=4, hosts=2))
+@pytest.mark.parametrize("every", [False, *thorough(True)])
+def test_two_hosts(every):
+    assert all("done" in printed for printed in on_devices(two_hosts, every, devices=4, hosts=2))

@@ -356,6 +356,7 @@ def test_the_batch_alone():
     assert fn.collectives(MLP, single, None).totals == {("all-reduce", "data"): (1, 4 * whole + 4)}
     half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), params)
     assert fn.collectives(MLP, half, P()).totals == {("all-reduce", "data"): (1, 2 * whole + 4)}
+    assert fn.collectives(fn.Network(fn.Flatten()), ({},), P()).totals == {("all-reduce", "data"): (1, 8)}
     table = fn.collectives(MLP, params, P(), batch=("rows", "columns"), mesh={"rows": 4, "columns": 2, "other": 1})
     assert table.totals == {("all-reduce", "rows,columns"): (1, 8 * whole + 8)}
     for nothing in ({"batch": None}, {"mesh": {"data": 1}}):

@@ -35,20 +35,27 @@ def gathered(tree: Any) -> Any:
 
 
 def on_host(tree: Any) -> Any:
-    """The tree with the arrays that lie on several devices as NumPy's."""
-    return jax.tree.map(lambda a: _whole(a) if _is_spread(a) else a, tree)
+    """`gathered`, but where copies of an array differ that should be the same, as after a psum that is missing under
+    ``check_vma=False``, their mean over all devices."""
+    return jax.tree.map(lambda a: _mean_copy(a) if _is_spread(a) and a.is_fully_replicated else gathered(a), tree)
+
+
+def _mean_copy(a: Any) -> np.ndarray:
+    copies = [np.asarray(shard.data) for shard in a.addressable_shards]
+    one = copies[0]
+    if len({copy.tobytes() for copy in copies}) > 1:
+        one = np.mean(copies, axis=0, dtype=np.float64).astype(a.dtype)
+    if a.is_fully_addressable:
+        return one
+    return np.mean(multihost_utils.process_allgather(one), axis=0, dtype=np.float64).astype(a.dtype)
 
 
 def _whole(a: Any) -> Any:
-    """Where copies that should be the same differ, as after a psum that is missing under ``check_vma=False``, their mean."""
     if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(_whole(jax.random.key_data(a))), impl=str(jax.random.key_impl(a)))
-    if not a.is_fully_replicated:
-        return np.asarray(a if a.is_fully_addressable else multihost_utils.process_allgather(a, tiled=True))
-    copies = [np.asarray(shard.data) for shard in a.addressable_shards]
-    if len({copy.tobytes() for copy in copies}) == 1:
-        return copies[0]
-    return np.mean(copies, axis=0, dtype=np.float64).astype(a.dtype)
+    if a.is_fully_addressable or a.is_fully_replicated:
+        return np.asarray(a)
+    return np.asarray(multihost_utils.process_allgather(a, tiled=True))
 
 
 def placed_like(tree: Any, there: Any) -> Any:

@@ -1,8 +1,8 @@
 """Hand-written derivatives inside a program, and the program without them.
 
 JAX keeps a rule of ``custom_vjp``, ``custom_jvp`` or ``custom_gradient`` as one operation with a body, the plain function.
-With each replaced by its body, also inside loops, branches, ``jit`` and ``checkpoint``, autodiff knows nothing of the rules:
-it is then a judge of them.
+With each replaced by its body, also inside loops, branches, ``jit``, ``checkpoint`` and ``shard_map``, autodiff knows nothing
+of the rules: it is then a judge of them.
 """
 
 import functools
@@ -35,7 +35,7 @@ def without_rules(f: Callable, trust: tuple[Callable | str, ...] = ()) -> Callab
     """f with the body of every hand-written rule in its place, but of those of JAX, of this library and of ``trust``.
 
     Raises:
-        Unseen: when it is traced, for a rule inside an operation that is no call, loop or branch.
+        Unseen: when it is traced, for a rule inside an operation that is no call, loop, branch or ``shard_map``.
     """
 
     @functools.wraps(f)
@@ -101,6 +101,8 @@ def _evaluated(jaxpr: Any, consts: Any, args: Any, trusted: frozenset[str]) -> l
                 out = scanned(run(params["jaxpr"]), equation, given)
             elif name == "while":
                 out = _looped(run(params["cond_jaxpr"]), run(params["body_jaxpr"]), params, given)
+            elif name == "shard_map":
+                out = _mapped(run(params["jaxpr"]), params, given)
             else:
                 raise Unseen(f"a hand-written rule stands inside {name}, where it cannot be replaced by its function")
         known.update(zip(equation.outvars, out, strict=True))
@@ -158,6 +160,13 @@ def _looped(test: Callable, body: Callable, params: dict[str, Any], given: list[
     return jax.lax.while_loop(
         lambda state: test(*given[:i], *state)[0], lambda state: body(*given[i:j], *state), given[j:]
     )
+
+
+def _mapped(body: Callable, params: dict[str, Any], given: list[Any]) -> list[Any]:
+    """A ``shard_map`` with another body."""
+    names = next(params[name] for name in ("newly_manual_axes", "manual_axes") if name in params)
+    about = {name: params[name] for name in ("mesh", "in_specs", "out_specs", "check_vma")}
+    return list(jax.shard_map(lambda *args: tuple(body(*args)), axis_names=set(names), **about)(*given))
 
 
 def _rules(jaxpr: Any, trusted: frozenset[str]) -> Iterator[str]:
