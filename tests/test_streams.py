@@ -114,6 +114,13 @@ class TestNumbers:
         one = fit(lambda epoch: [(X[i : i + 10], Y[i : i + 10]) for i in range(0, 50, 10)])
         assert_same(fit(lambda epoch: loader)[0], one[0])
 
+    @pytest.mark.thorough
+    def test_nothing_moves_without_a_word(self):
+        params = NET.init(jax.random.key(0), (6,))
+        source, given = lambda epoch: iter([(X[:10], Y[:10]), (X[:6], Y[:6])]), {**TRAINING, "n_examples": 16}
+        with jax.transfer_guard("disallow"):
+            fn.fit(NET, fn.log_likelihood, params, source, validation=(X, Y), **given)
+
     def test_the_next_mini_batches_are_there_before_a_step(self, monkeypatch):
         fetched, seen, original = itertools.count(1), [], training._batch_step
 
