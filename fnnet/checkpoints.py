@@ -189,16 +189,25 @@ def _newest(function: str, path: Path, start: Any, same: str) -> Any:
 
 def _loaded(file: Path, like: Any) -> Any:
     """The state in a file, also in one that was written before there were the fields that a state has by default."""
-    new = [name for name, value in like._field_defaults.items() if value is not None]
+    older = like._replace(**dict.fromkeys(_by_default(like)))
     try:
         return load(file, like=like)
     except ValueError:
-        if not new:
+        if not _by_default(like):
             raise
         with contextlib.suppress(ValueError):
-            old = load(file, like=like._replace(**dict.fromkeys(new)))
-            return old._replace(**{name: getattr(like, name) for name in new})
+            return _completed(load(file, like=older), like)
         raise
+
+
+def _by_default(state: Any) -> list[str]:
+    return [name for name, value in state._field_defaults.items() if value is not None]
+
+
+def _completed(state: Any, start: Any) -> Any:
+    """The state with ``start``'s values in the fields that an older one lacks."""
+    missing = [name for name in _by_default(start) if getattr(state, name) is None]
+    return state._replace(**{name: getattr(start, name) for name in missing})
 
 
 def _is_whole(file: Path) -> bool:
@@ -211,6 +220,7 @@ def _is_whole(file: Path) -> bool:
 
 def _same_run(function: str, resume: Any, start: Any, same: str, parts: tuple[str, ...]) -> Any:
     """The state to resume, or a ValueError where this run would start from one of another fingerprint or structure."""
+    resume = _completed(resume, start)
     if resume.fingerprint is not None:
         there, here = (np.asarray(jax.device_get(state.fingerprint)) for state in (resume, start))
         if there.shape != here.shape or (there != here).any():

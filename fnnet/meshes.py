@@ -8,7 +8,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from .devices import Division, check_everywhere, division_of
+from .devices import Division, check_everywhere, division_of, replicated
 from .layers._layer import as_array
 
 __all__ = ["Devices", "Shuffle", "devices", "filled"]
@@ -21,12 +21,14 @@ class Devices(NamedTuple):
     """The devices of a run.
 
     Attributes:
+        function: whose run it is, for the messages.
         given: the user's mesh.
         over: how examples are divided over it, with axes of type Auto whatever the user's are: the compiler then sees to what
             stands outside of ``jax.shard_map``.
         cut: whether the data are divided so already.
     """
 
+    function: str
     given: Mesh
     over: Division
     cut: bool
@@ -43,7 +45,7 @@ class Devices(NamedTuple):
 
     def copied(self, tree: T) -> T:
         """Every leaf whole on each device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, P()))
+        return jax.device_put(replicated(self.function, tree, self.mesh), NamedSharding(self.mesh, P()))
 
     def spread(self, tree: T) -> T:
         """Every leaf cut where the devices divide its axis 0, whole on each device elsewhere."""
@@ -52,7 +54,7 @@ class Devices(NamedTuple):
             is_cut = jnp.ndim(a) > 0 and a.shape[0] % self.n == 0
             return jax.device_put(a, NamedSharding(self.mesh, self.over.rows if is_cut else P()))
 
-        return jax.tree.map(place, tree)
+        return jax.tree.map(place, replicated(self.function, tree, self.mesh))
 
     def returned(self, tree: T) -> T:
         """Every array of this mesh on the one that was given."""
@@ -83,7 +85,7 @@ def devices(function: str, mesh: Any, shuffle: Any, data: Any) -> Devices | None
         return None
     over = division_of(function, on, axis) if mesh is None else division_of(function, mesh)
     auto, is_on = _auto(over.mesh), isinstance(on, Mesh) and _auto(on) == _auto(over.mesh)
-    return Devices(over.mesh, Division(auto, over.axis), is_on and axis == over.axis)
+    return Devices(function, over.mesh, Division(auto, over.axis), is_on and axis == over.axis)
 
 
 def _auto(mesh: Mesh) -> Mesh:

@@ -36,6 +36,17 @@ def fit(**given):
     )  # fmt: skip
 
 
+def on_batches(**given):
+    """Mini-batches from a function, a last short one too."""
+    x, y = data()
+    net = fn.Network(fn.Dense(300, fn.sigmoid), fn.Dropout(0.2), fn.Dense(3, fn.softmax))
+    return fn.fit(
+        net, fn.log_likelihood, net.init(jax.random.key(0), (40,)),
+        lambda epoch: ((x[i : i + 16], y[i : i + 16]) for i in range(0, 60, 16)), key=jax.random.key(KEY), epochs=250,
+        optimizer=fn.adam(1e-3), validation=data(), progress=False, **given,
+    )  # fmt: skip
+
+
 def sweep(**given):
     net = fn.Network(fn.Dense(100, fn.sigmoid), fn.Dense(3, fn.softmax))
     return fn.sweep(
@@ -57,7 +68,7 @@ def dbn_pretrain(**given):
     return dbn.pretrain(data()[0], (100, 50, 20), key=jax.random.key(KEY), epochs=60, **TRAINING, **given)
 
 
-KINDS = {"fit": fit, "sweep": sweep, "rbm": rbm_fit, "dbn": dbn_pretrain}
+KINDS = {"fit": fit, "batches": on_batches, "sweep": sweep, "rbm": rbm_fit, "dbn": dbn_pretrain}
 
 
 def leaves(result):

@@ -2,6 +2,7 @@
 
 import functools
 import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from fnnet.rbm.parts import key_of_part
 from .cases import thorough
 from .checks import outcomes
 from .compiled import collectives
+from .devices import on_devices
 
 KEY = jax.random.key(3)
 X = np.random.default_rng(0).random((46, 12))
@@ -27,9 +29,10 @@ TRAINING = {
     "key": KEY, "epochs": 2, "batch_size": 16, "optimizer": fn.sgd(0.1, momentum=0.5), "penalty": fn.L2(0.3),
     "progress": False,
 }  # fmt: skip
+PERSISTENT = "persistent, sparse, 10 at a time"
 CHANGES = {
     "CD-2": {"k": 2, "validation": X[:9]},
-    "persistent, sparse, 10 at a time": {
+    PERSISTENT: {
         "persistent": True, "sparsity": rbm.Sparsity(0.2, 0.5), "batch_size": 10, "validation": X[:16],
     },
     "Gaussian, any number of examples monitored": {"visible": "gaussian", "batch_size": 5, "optimizer": fn.adam(0.01)},
@@ -141,7 +144,7 @@ def monitored_in_part():
 
 def resumed():
     """A run of 8 devices resumes bit for bit, from a file too; on one device to rounding, unless it was in blocks."""
-    change = {**CHANGES["persistent, sparse, 10 at a time"], "mesh": mesh(AxisType.Explicit), "epochs": 4}
+    change = {**CHANGES[PERSISTENT], "mesh": mesh(AxisType.Explicit), "epochs": 4}
     whole = fit(**change)
     with tempfile.TemporaryDirectory() as folder:
         _, half = fit(**{**change, "epochs": 2, "checkpoint": folder})
@@ -243,6 +246,33 @@ def divergence():
     assert caught.value.params["w"].sharding.mesh == mesh(AxisType.Explicit)
 
 
+def hosts(folder):
+    """On two hosts the data are each one's part of a global array, whatever the shuffle."""
+    on, host = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,)), jax.process_index()
+    part = X[20 * host : 20 * host + 20]
+    x = jax.make_array_from_process_local_data(NamedSharding(on, P("data")), part)
+    for shuffle in ("global", "block"):
+        given = {**CHANGES[PERSISTENT], "batch_size": 12, "shuffle": shuffle}
+        params, history = fit(x, **given)
+        found = [*params.values(), *history[:3]]
+        if host == 0:
+            np.savez(Path(folder) / f"{shuffle}.npz", *map(np.asarray, found))
+        run = Path(folder) / shuffle
+        fit(x, **given, checkpoint=run, epochs=1)
+        params, history = fit(x, **given, checkpoint=run, resume=run)
+        assert_same([*params.values(), *history[:3]], found)
+    with pytest.raises(ValueError, match=r"rbm.fit: expected data that the 2 processes share"):
+        fit(part, mesh=on)
+
+
+@pytest.mark.thorough
+def test_two_processes(tmp_path):
+    on_devices(hosts, str(tmp_path), devices=4, hosts=2)
+    params, history = fit(X[:40], **{**CHANGES[PERSISTENT], "batch_size": 12})
+    with np.load(tmp_path / "global.npz") as theirs:
+        assert_close([theirs[name] for name in theirs.files], [*params.values(), *history[:3]])
+
+
 CHECKS = {
     **{kind: (one_device, kind) for kind in CHANGES},
     **{f"{kind}, divided": (where_the_data_lie, kind) for kind in CHANGES},
@@ -258,7 +288,7 @@ CHECKS = {
     "divergence": (divergence,),
     "refusals": (refusals,),
 }
-SHORT = ["persistent, sparse, 10 at a time", "blocks, persistent", "program, divided", "random numbers", "refusals"]
+SHORT = [PERSISTENT, "blocks, persistent", "program, divided", "random numbers", "refusals"]
 NAMES = [*SHORT, *thorough(*(name for name in CHECKS if name not in SHORT))]
 
 

@@ -114,6 +114,13 @@ class TestNumbers:
         one = fit(lambda epoch: [(X[i : i + 10], Y[i : i + 10]) for i in range(0, 50, 10)])
         assert_same(fit(lambda epoch: loader)[0], one[0])
 
+    @pytest.mark.thorough
+    def test_nothing_moves_without_a_word(self):
+        params = NET.init(jax.random.key(0), (6,))
+        source, given = lambda epoch: iter([(X[:10], Y[:10]), (X[:6], Y[:6])]), {**TRAINING, "n_examples": 16}
+        with jax.transfer_guard("disallow"):
+            fn.fit(NET, fn.log_likelihood, params, source, validation=(X, Y), **given)
+
     def test_the_next_mini_batches_are_there_before_a_step(self, monkeypatch):
         fetched, seen, original = itertools.count(1), [], training._batch_step
 
@@ -188,8 +195,10 @@ class TestStopping:
     def test_a_checkpoint_of_before_there_were_steps(self, tmp_path):
         whole, (_, half) = fit((X, Y)), fit((X, Y), epochs=2)
         assert int(half.state.step) == 0
-        fn.save(tmp_path / "old.npz", half.state._replace(step=None, costs=None))
-        assert_same(fit((X, Y), resume=tmp_path / "old.npz"), whole)
+        old = half.state._replace(step=None, costs=None)
+        fn.save(tmp_path / "old.npz", old)
+        for resume in (tmp_path / "old.npz", fn.load(tmp_path / "old.npz", like=old)):
+            assert_same(fit((X, Y), resume=resume), whole)
 
 
 def killed(folder):

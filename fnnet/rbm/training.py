@@ -185,7 +185,7 @@ def run(
     start = State(params, initial(optimizer, params), chains, key, jax.device_put(0), records, own)
     state = resumed("rbm.fit", resume, checkpoint, start, "sizes, optimizer, chains and monitors", FINGERPRINT)
     if on is not None:
-        state = on.copied(state)._replace(chains=on.spread(state.chains), records=state.records)
+        state = on.copied(state._replace(records={}))._replace(chains=on.spread(state.chains), records=state.records)
     check_given("rbm.fit", state.key)
     if on is not None:
         check_numbered("rbm.fit", state.key)
@@ -206,6 +206,8 @@ def run(
             epoch_key, monitor_key = (fold_in(of_run, epoch) for of_run in (state.key, proxy_key))
             given = state.params, state.optimizer, state.chains
             params, opt_state, chains = epoch_of(*given, data, epoch_key, jax.device_put(steps))
+            if on is not None and jax.process_count() > 1:
+                chains = on.copied(chains)  # a process saves what it has
             measured, finite = jax.device_get(monitor(params, monitor_key, *watched))
             past = state.records[judge]
             if not len(past):
