@@ -326,11 +326,15 @@ def chunks(arrays: Any, size: int) -> tuple[int, int, Callable, Any]:
     alone = all(map(is_on_one_device, jax.tree.leaves(arrays)))
     rows, full = 1 if alone else math.gcd(m, size), m // size
     columns = size // rows
-    table = jax.tree.map(lambda a: a.reshape(rows, m // rows, *a.shape[1:]), arrays)
 
     def taken(start: Any, count: int) -> Any:
-        take = lambda a: jax.lax.collapse(jax.lax.dynamic_slice_in_dim(a, start, count, 1), 0, 2)  # noqa: E731
-        return jax.tree.map(take, table)
+        def take(a: Array) -> Array:
+            if alone:
+                return jax.lax.dynamic_slice_in_dim(a, start, count)
+            table = a.reshape(rows, m // rows, *a.shape[1:])
+            return jax.lax.collapse(jax.lax.dynamic_slice_in_dim(table, start, count, 1), 0, 2)
+
+        return jax.tree.map(take, arrays)
 
     rest = taken(full * columns, m // rows - full * columns) if m % size else None
     return rows, full, lambda i: taken(i * columns, columns), rest
