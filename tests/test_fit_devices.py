@@ -192,7 +192,7 @@ def evaluated():
 
 def refused():
     net, params, data, about = given("dense")
-    mixing, own, of_mixing, _ = given("examples mixed")
+    mixing, mixed, of_mixing, _ = given("examples mixed")
     fit = lambda *start, **more: fn.fit(*start, **about | more)  # noqa: E731
     dense = net, fn.log_likelihood, params, data
     for start, more, message in (
@@ -202,10 +202,10 @@ def refused():
         ((*dense[:3], (data[0][:60], data[1][:60])), {"mesh": mesh(), "shuffle": "block"}, r"fit: expected data that the 8"),
         (dense, {"shuffle": "block"}, r"fit: expected mesh= or divided data for shuffle='block', got one device"),
         (
-            (mixing, fn.log_likelihood, own, of_mixing), {"mesh": mesh(AxisType.Explicit), "shuffle": "global"},
+            (mixing, fn.log_likelihood, mixed, of_mixing), {"mesh": mesh(AxisType.Explicit), "shuffle": "global"},
             r"BatchNorm\(\): expected the whole batch, since it mixes examples, got 8 devices to divide it among",
         ),
-        ((mixing, fn.log_likelihood, own, of_mixing), {"mesh": mesh(), "shuffle": "block"}, r"BatchNorm\(\): expected the"),
+        ((mixing, fn.log_likelihood, mixed, of_mixing), {"mesh": mesh(), "shuffle": "block"}, r"BatchNorm\(\): expected the"),
         (
             (*dense[:2], jax.device_put(params, NamedSharding(jax.make_mesh((2,), ("data",)), P("data"))), data),
             {"mesh": mesh(AxisType.Explicit)}, r"fit: expected parameters that each device has whole, got \[0\]\['b'\]",
@@ -213,11 +213,18 @@ def refused():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             fit(*start, **more)
+    own = lambda params, x, y, *, key, weights: fn.value_and_grad(net, fn.log_likelihood)(params, x, y, key=key)  # noqa: E731
+    unread = (
+        r"fit: expected a gradient= that reads weights=, as a mini-batch that the devices do not divide is filled up"
+    )
+    with pytest.raises(ValueError, match=unread):
+        fit(*dense[:3], data[:2], mesh=mesh(), gradient=own, batch_size=20)
+    fit(*dense[:3], data[:2], mesh=mesh(), gradient=own)
     split = fn.data_parallel(fn.value_and_grad(mixing, fn.log_likelihood), mesh())
     with pytest.raises(
         fn.LayerError, match=r"BatchNorm\(\): expected the whole batch.*got one device's part over data"
     ):
-        split(own, *of_mixing[:2])
+        split(mixed, *of_mixing[:2])
     with pytest.raises(
         ValueError, match=r"data_parallel: expected a batch that the 8 devices of 'data' divide, got 30 examples"
     ):
