@@ -24,6 +24,7 @@ NETS = {
     "convolution": (fn.Network(fn.Conv(4, 3, fn.relu), fn.MaxPool(2), fn.Flatten(), fn.Dense(10, fn.softmax)), (6, 6, 1), {}),
     "in windows": (fn.Network(fn.LSTM(5), fn.Dense(10, fn.softmax)), (6, 3), {"window": 4}),
     "autodiff": (DENSE, (7,), {"gradient": jax.value_and_grad(fn.objective(DENSE, fn.log_likelihood))}),
+    "private": (DENSE, (7,), {"gradient": fn.clipped_value_and_grad(DENSE, fn.log_likelihood, 0.1, noise=0.5)}),
     "curvature": (DENSE, (7,), {"optimizer": fn.natural_gradient(0.5, iterations=2)}),
     "examples mixed": (fn.Network(fn.Dense(8, fn.linear, bias=False), fn.BatchNorm(), fn.Dense(10, fn.softmax)), (7,), {}),
 }  # fmt: skip
@@ -190,6 +191,20 @@ def evaluated():
     )
 
 
+def any_gradient():
+    """Of a gradient function that is told nothing of the devices: its own N of a penalty, its states, products with H."""
+    net, params, (x, y, _), _ = given("in windows")
+    labels, penalty = y, fn.L2(3.0)
+    for gradient in (
+        fn.value_and_grad(net, fn.log_likelihood, penalty=penalty),
+        fn.value_and_grad(net, fn.log_likelihood, penalty=penalty, micro_batch=4),
+        fn.value_and_grad(net, fn.log_likelihood, carry=True),
+        jax.value_and_grad(fn.objective(net, fn.log_likelihood, penalty=penalty)),
+        lambda p, x, y: (p[0]["b"][0], fn.hvp(net, fn.log_likelihood, p, x, y, params, penalty=penalty)),
+    ):
+        assert_close(fn.data_parallel(gradient, mesh())(params, x, labels), gradient(params, x, labels))
+
+
 def refused():
     net, params, data, about = given("dense")
     mixing, mixed, of_mixing, _ = given("examples mixed")
@@ -241,7 +256,7 @@ def test_the_numbers_are_those_of_one_device(kind, axes):
     on_devices(one_devices_numbers, kind, axes)
 
 
-@pytest.mark.parametrize("what", thorough(in_blocks, evaluated, refused), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("what", thorough(in_blocks, evaluated, any_gradient, refused), ids=lambda f: f.__name__)
 def test_on_eight_devices(what):
     on_devices(what)
 
