@@ -91,7 +91,7 @@ def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, 
         return (value, net.gradients(params, cache, errors)), errors
 
     both = params, params if feedback is None else feedback
-    (value, gradients), errors = divided(of_part, over, both, (x, y, mask, weights, state), key)
+    (value, gradients), errors = divided(of_part, over, both, (x, y, mask, weights, state), key, first=False)
     value, gradients = completed(value, gradients, params, x, penalty, n_examples)
     return Backprop(value, errors, gradients)
 

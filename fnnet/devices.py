@@ -111,7 +111,9 @@ def _of_batch(gradient: Callable, over: Division, params: Any, x: Any, y: Any, k
     return value if state is None else (value, state), gradients
 
 
-def divided(f: Callable, over: Division | None, params: Any, batch: Any, key: Any) -> tuple[Any, Any]:
+def divided(
+    f: Callable, over: Division | None, params: Any, batch: Any, key: Any, *, first: bool = True
+) -> tuple[Any, Any]:
     """(means, of examples) of ``f(params, *batch, key)`` over a batch; f returns these of a part of it.
 
     Args:
@@ -120,6 +122,7 @@ def divided(f: Callable, over: Division | None, params: Any, batch: Any, key: An
         params: a pytree that every device gets whole.
         batch: a tuple of pytrees with the examples on axis 0.
         key: None, a key or `ExampleKeys`.
+        first: whether the second result has the examples on axis 0; else their axis is looked for.
     """
     if over is None:
         return f(params, *batch, key)
@@ -130,7 +133,7 @@ def divided(f: Callable, over: Division | None, params: Any, batch: Any, key: An
         means, of_examples = f(varying(params, index), *batch, keys_of(key, index))
         return mean(means, over), of_examples
 
-    specs = WHOLE, _specs_of_examples(f, over, params, batch, key)
+    specs = WHOLE, over.rows if first else _specs_of_examples(f, over, params, batch, key)
     of_axis = {"mesh": over.mesh, "axis_names": frozenset(over.axes)}
     run = jax.shard_map(of_device, **of_axis, in_specs=(WHOLE, over.rows, WHOLE), out_specs=specs)
     return run(_placed(params, WHOLE, over), _placed(batch, over.rows, over), key)
@@ -161,8 +164,9 @@ def _specs_of_examples(f: Callable, over: Division, params: Any, batch: Any, key
     def spec(whole: Any, part: Any) -> PartitionSpec:
         return PartitionSpec(*(over.axis if a != b else None for a, b in zip(whole.shape, part.shape, strict=True)))
 
-    whole = shapes(1)
-    return jax.tree.map(spec, whole, shapes(over.n)) if jax.tree.leaves(whole) else WHOLE
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):  # shapes alone are on none
+        whole, part = shapes(1), shapes(over.n)
+    return jax.tree.map(spec, whole, part) if jax.tree.leaves(whole) else WHOLE
 
 
 def mean(tree: Any, over: Division | None, factor: float = 1.0) -> Any:

@@ -46,7 +46,10 @@ def varying(tree: T, of: Any) -> T:
     axes = frozenset().union(*map(varying_axes, jax.tree.leaves(of)))
 
     def marked(leaf: Any) -> Any:
-        return jax.lax.pcast(leaf, tuple(sorted(axes - varying_axes(leaf))), to="varying")
+        missing = tuple(sorted(axes - varying_axes(leaf)))
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(leaf, missing, to="varying")
+        return jax.lax.pvary(leaf, missing)  # pyright: ignore[reportAttributeAccessIssue]: of JAX before 0.9
 
     return jax.tree.map(marked, tree) if axes else tree
 

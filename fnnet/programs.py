@@ -1,5 +1,6 @@
 """Compiled programs, kept for the networks in use and forgotten with the others."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -31,9 +32,21 @@ def program(
 
     @functools.wraps(function)
     def rest(*arguments: Any) -> Any:
-        return function(*fixed, *arguments, **options)
+        with on_mesh_of(arguments):
+            return function(*fixed, *arguments, **options)
 
     return jax.jit(rest, compiler_options=dict(compiler_options) or None)
+
+
+def on_mesh_of(arrays: Any) -> contextlib.AbstractContextManager[Any]:
+    """The explicit mesh of arrays that are traced, as ``jax.set_mesh`` would have it: without one, zeros and slices forget
+    how an array is divided. Nothing where there is one already, or for arrays on no such mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        for leaf in jax.tree.leaves(arrays):
+            mesh = jax.typeof(leaf).sharding.mesh
+            if mesh.explicit_axes:
+                return jax.sharding.use_abstract_mesh(mesh)
+    return contextlib.nullcontext()
 
 
 def for_each_structure(function: Callable) -> Callable:

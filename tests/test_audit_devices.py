@@ -54,12 +54,14 @@ class Own:
 class ByName(Own):
     """By an axis that ``shard_map`` binds: the mean, a sum of means, or each device's sum over the size of the batch."""
 
+    axis: str = "data"
+
     def gradients(self, params, cache, delta):
         means = {"w": delta.T @ cache / len(delta), "b": delta.mean(0)}
         if self.fault == "missing":
-            return jax.tree.map(lambda g: g / jax.lax.axis_size("data"), means)
+            return jax.tree.map(lambda g: g / jax.lax.axis_size(self.axis), means)
         add = jax.lax.psum if self.fault == "too many" else jax.lax.pmean
-        return {**means, "w": add(means["w"], "data")}
+        return {**means, "w": add(means["w"], self.axis)}
 
 
 @fn.layer
@@ -127,8 +129,16 @@ def one_host(every):
         assert fn.check_layer(net, there, rows[0], key=about["key"]).ok
         if every or kind == AxisType.Auto:
             of_own_layers(mesh, rows, every)
-    with pytest.raises(ValueError, match=r"compare_gradients: expected x divided over the axis .*unbound axis.* data"):
-        fn.compare_gradients(by_name("missing"), fn.log_likelihood, by_name("").init(jax.random.key(0), (5,)), x, y)
+    refused = (
+        "compare_gradients: expected x divided over the axis .*unbound axis.* {}.*, got it {}; give jax.device_put"
+    )
+    net = ByName(8)
+    for layer, examples, named, got in (
+        (net, x, "data", "on one device"),
+        (ByName(8, "", "model"), rows[0], "model", "divided over data"),
+    ):
+        with pytest.raises(ValueError, match=refused.format(named, got)):
+            fn.compare_gradients(layer, fn.quadratic, net.init(jax.random.key(0), (5,)), examples, jnp.ones((16, 8)))
 
 
 def by_name(fault):

@@ -165,12 +165,13 @@ def mesh_of(sizes):
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def of_data(name, micro_batch, planted=False):
-    """(declared, compiled) of `data_parallel`'s gradient on all devices."""
+def of_data(name, micro_batch, planted=False, parallel=True):
+    """(declared, compiled) of a gradient with the batch on all devices, by `data_parallel` or by the compiler alone."""
     net, shape = (NETS | ROWS)[name]
     params, x, y = given(net, shape, name in TAKING_TOKENS)
     mesh = mesh_of({"data": 8})
-    gradient = fn.data_parallel(fn.value_and_grad(net, fn.quadratic, micro_batch=micro_batch), mesh)
+    gradient = fn.value_and_grad(net, fn.quadratic, micro_batch=micro_batch)
+    gradient = fn.data_parallel(gradient, mesh) if parallel else gradient
 
     def f(params, x, y):
         x = jnp.take(x, jnp.arange(M)[::-1], axis=0) if planted else x
@@ -276,6 +277,34 @@ def in_parts(names, n=10):
 @pytest.mark.parametrize("micro_batch", [None, 2])
 def test_every_row_sends_one_sum(names, micro_batch):
     assert_as_declared(*[("of_data", name, micro_batch) for name in names])
+
+
+MORE_THAN_ONCE = {
+    "tokens": "tied and repeated",
+    "Tied": "the array's gradient in each place",
+    "Tied embedding": "the array's gradient in each place",
+    "Repeat": "gradients in each repetition",
+    "Repeat a softmax": "gradients in each repetition",
+    "Repeat a cell": "gradients in each repetition",
+    "Nested three deep": "gradients in each repetition",
+    "LSTM recomputed": "gradients in each segment",
+    "Conv by library": "the gradient with the rows that the stride leaves out",
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "names", in_parts([name for name in NETS | ROWS if name not in MORE_THAN_ONCE]), ids=lambda n: n[0]
+)
+def test_the_compiler_alone_sends_one_sum(names):
+    assert_as_declared(*[("of_data", name, None, False, False) for name in names])
+
+
+@pytest.mark.thorough
+def test_what_the_compiler_alone_sends_more_than_once():
+    """No row of the batch is among it."""
+    for program, (_, sent) in ask(*[("of_data", name, None, False, False) for name in MORE_THAN_ONCE]).items():
+        assert [row[:2] for row in sent] == [["all-reduce", "data"]], program
 
 
 @pytest.mark.thorough

@@ -151,8 +151,9 @@ def two_hosts(folder):
             fn.save(path, tree)
         with pytest.raises(ValueError, match=refused):
             fn.save(path.with_name("new.npz"), tree)
-    assert [file.name for file in Path(folder).iterdir()] == ["p.npz"]
     sync_global_devices("refused")
+    assert [file.name for file in Path(folder).iterdir()] == ["p.npz"]
+    sync_global_devices("looked")
     assert_same(fn.load(path, like=held), held)
 
     whole = {"w": w, "b": jnp.ones(4)}

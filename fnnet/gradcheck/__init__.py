@@ -3,7 +3,7 @@
 What people call stands in ``network`` (networks and layers) and ``audit`` (everybody's functions).
 
 - Both sides: ``sides``, ``whole``, ``layer``, ``composed``, ``elsewhere`` of networks; ``forms``, ``function``, ``points`` of
-  functions; ``foreign`` of NumPy and PyTorch.
+  functions; ``foreign`` of NumPy and PyTorch; ``devices`` of what lies on a mesh.
 - Judges: ``rules`` (a program without its hand-written rules), ``differences``, ``measured``, ``central``, ``decimals``.
 - Verdicts: ``verdicts``; what explains a failure: ``mistakes``, ``network_mistakes``, ``function_mistakes``, ``planted``,
   ``ways``, ``formulas``; ``rows`` puts these together, ``report`` shows them, ``command`` is the shell's.

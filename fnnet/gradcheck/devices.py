@@ -147,26 +147,33 @@ def on_one_device(by: str, net: Layer, there: Given) -> tuple[Layer, Given, Lyin
     """The network and what it is audited on, on one device: with layers that name axes of a mesh run in parts.
 
     Raises:
-        ValueError: for such a layer where the batch is not divided over a mesh.
+        ValueError: for such a layer where the batch is not divided over these axes.
     """
-    given, axes = gathered(there), axes_of(there)
+    given, axes, over = gathered(there), axes_of(there), batch_axes(there.x)
     program, error = _both_ways(net, given)
-    unbound = str(error).split(". ")[0] if isinstance(error, NameError) and "unbound axis" in str(error) else ""
-    axes = axes or (axes_within(program) if program else ())
-    lying = Lying(net, there, axes, bool(axes_of(there)) and (not unbound or net.independent), [])
-    over = batch_axes(there.x)
-    if unbound and not over:
-        raise ValueError(
-            f"{by}: expected x divided over the axis of a mesh that a layer names ({unbound}), got it on one device; give "
-            f'jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))'
-        )
-    if unbound:
+    names_axes = _is_unbound(error)
+    runs = bool(axes) and (not names_axes or net.independent)
+    lying = Lying(net, there, axes or (axes_within(program) if program else ()), runs, [])
+    if names_axes:
+        parted = in_parts(net, over)
+        _, error = _both_ways(parted, given)
+        if _is_unbound(error):
+            got = f"it divided over {', '.join(name for name, _ in over)}" if over else "it on one device"
+            said = str(error).split(". ")[0]
+            raise ValueError(
+                f"{by}: expected x divided over the axis of a mesh that a layer names ({said}), got {got}; "
+                f'give jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))'
+            )
         parts = " × ".join(f"{n} parts over {name!r}" for name, n in over)
         lying.notes.append(f"Layers of your own run on {parts}, and the means of their gradients are averaged.")
-        return in_parts(net, over), given, lying
+        return parted, given, lying
     if error and over and _is_explicit(there.x) and _both_ways(placed := in_place(net, there.x), given)[0]:
         return placed, given, lying
     return net, given, lying
+
+
+def _is_unbound(error: Exception | None) -> bool:
+    return isinstance(error, NameError) and "unbound axis" in str(error)
 
 
 def _both_ways(net: Layer, given: Given) -> tuple[Any, Exception | None]:

@@ -60,6 +60,9 @@ def compare_gradients(
     as manual is at most 4 times as far from float64 as autodiff is, or as these bounds. A layer that rounds to a narrower
     dtype inside is held to that dtype's bound.
 
+    Arrays may lie on a mesh, of one process or several that all call it: the equations are compared on one device, and the
+    gradients of `value_and_grad` also where the arrays lie.
+
     Of a `fnnet.Swapped` network true backpropagation is judged, on the same parameters; what its rules replace is shown
     beside it ("replaced") and held to itself. Of an activation with a surrogate the surrogate is judged.
 
@@ -70,7 +73,8 @@ def compare_gradients(
             and autodiff differentiates the function in its place.
 
     Raises:
-        ValueError: for bad input, as `fnnet.backprop`; for a rule inside forward whose function cannot be differentiated.
+        ValueError: for bad input, as `fnnet.backprop`; for a rule inside forward whose function cannot be differentiated; for
+            a layer that names the axis of a mesh, and examples that are not divided over one.
     """
     check_penalty(penalty)
     net, (params, *batch), lying = on_one_device("compare_gradients", net, Given(params, x, y, key, mask, weights))

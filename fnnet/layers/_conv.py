@@ -227,7 +227,7 @@ def weight_shares(delta: Array, a_in: Array, win: Window, groups: int = 1) -> Ar
         g = jnp.concatenate([share(e, d) for e, d in in_windows(delta, a_in, win, groups)], axis=-1)
         return g.reshape(len(g), *win.size, a_in.shape[-1] // groups, g.shape[-1])
 
-    return rowwise(lambda *both: concatenated(of_chunk, both, chunk(*both, win)))(delta, a_in)
+    return rowwise(lambda d, a: concatenated(of_chunk, (d, a), chunk(d, a, win)))(delta, a_in)
 
 
 @functools.partial(jax.jit, static_argnames=("win", "groups"))
@@ -237,7 +237,7 @@ def weight_square_norms(delta: Array, a_in: Array, win: Window, groups: int = 1)
     def of_chunk(delta: Array, a_in: Array) -> Array:
         return added_up([share_square_norms(e, d) for e, d in in_windows(delta, a_in, win, groups)], delta)
 
-    return rowwise(lambda *both: concatenated(of_chunk, both, chunk(*both, win)))(delta, a_in)
+    return rowwise(lambda d, a: concatenated(of_chunk, (d, a), chunk(d, a, win)))(delta, a_in)
 
 
 @functools.partial(jax.jit, static_argnames=("win", "groups"))
@@ -250,7 +250,7 @@ def weight_second_moment(delta: Array, a_in: Array, win: Window, groups: int = 1
         g = jnp.concatenate([summed_squares(*pair) for pair in pairs], axis=-1)
         return g.reshape(*win.size, a_in.shape[-1] // groups, g.shape[-1])
 
-    return contraction(lambda *both: summed(of_chunk, both, chunk(*both, win, 4)))(delta, a_in) / len(delta)
+    return contraction(lambda d, a: summed(of_chunk, (d, a), chunk(d, a, win, 4)))(delta, a_in) / len(delta)
 
 
 def in_windows(delta: Array, a_in: Array, win: Window, groups: int) -> list[tuple[Array, Array]]:
