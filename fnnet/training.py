@@ -207,7 +207,8 @@ def fit(
         validation: arrays like ``data``; monitored after each epoch.
         early_stopping: when to stop; ``params`` are then those of the best epoch.
         gradient: g(params, x, y, *, key, weights) -> (cost, gradients) used in place of `fnnet.value_and_grad`;
-            it also gets ``mask`` where the data has one. The penalty is added to its gradients.
+            it also gets ``mask`` where the data has one. The penalty is added to its gradients. On a mesh it gets a device's
+            part of the mini-batch, with weights where the devices do not divide it.
         micro_batch: as in `fnnet.value_and_grad`.
         window: for long sequences (x and y with T on axis 1): each mini-batch is run ``window`` steps at a time, a step of
             the optimiser for each window, the recurrent layers' states carried on and the errors cut in between (truncated
@@ -522,8 +523,8 @@ def _stepped(net, stream: Stream, step_of: Callable, state: TrainingState, epoch
     """The states after each mini-batch that is left of an epoch. A cost is waited for when the next step is on its way."""
     good, last = state, None
 
-    def check(after: TrainingState, *more: Any) -> None:
-        if last is not None and not jax.device_get(_all_finite((after.costs, *more))):
+    def check(is_good: Any) -> None:
+        if last is not None and not jax.device_get(is_good):
             before, taken = last
             with jax.transfer_guard("allow"):
                 batch = stream.whole(taken)
@@ -532,12 +533,12 @@ def _stepped(net, stream: Stream, step_of: Callable, state: TrainingState, epoch
     for taken in stream.of_epoch(int(state.epoch), int(state.step)):
         given = state.params, state.optimizer, state.costs, taken.batch, epoch_key, jax.device_put(taken.number)
         params, opt_state, costs = step_of(*given, count=taken.size)
-        check(state)
+        check(np.isfinite(jax.device_get(state.costs)))  # on the device it would wait for the step that now runs
         last = state, taken
         step = jax.device_put(np.asarray(taken.number + 1, state.epoch.dtype))
         state = state._replace(params=params, optimizer=opt_state, costs=costs, step=step)
         yield state
-    check(state, state.params)
+    check(_all_finite((state.costs, state.params)))
 
 
 @jax.jit

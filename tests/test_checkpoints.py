@@ -426,7 +426,7 @@ class TestSignals:
         assert_same(sweep(checkpoint=tmp_path, resume=tmp_path), sweep())
 
 
-LONGER = [("fit", 10, 5), ("sweep", 2, 3), ("rbm", 2, 3), ("dbn", 2, 3)]
+LONGER = [("fit", 10, 5), ("batches", 2, 3), ("sweep", 2, 3), ("rbm", 2, 3), ("dbn", 2, 3)]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

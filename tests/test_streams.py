@@ -1,5 +1,6 @@
 """fit on mini-batches from a function: the numbers of arrays, runs stopped inside an epoch, and what is refused."""
 
+import functools
 import itertools
 import os
 import signal
@@ -21,6 +22,7 @@ from fnnet.programs import _program_of_run
 
 from .cases import thorough
 from .checks import outcomes
+from .compiled import collectives
 from .devices import on_devices
 
 KEY = jax.random.key(3)
@@ -137,6 +139,29 @@ class TestNumbers:
         monkeypatch.setattr(training, "_batch_step", step)
         fit(source, epochs=1)
         assert seen == [2, 3, 4, 4]
+
+    def test_a_step_runs_while_the_next_mini_batch_is_read(self, monkeypatch):
+        """Steps that take some 50 ms: most are under way when a mini-batch is asked for."""
+        net, x = (
+            fn.Network(fn.Dense(1000, fn.relu), fn.Dense(1000, fn.relu), fn.Dense(4, fn.softmax)),
+            X.repeat(5, axis=0),
+        )
+        original, costs, running = training._batch_step, [], []
+
+        def step(*given, **options):
+            result = original(*given, **options)
+            costs.append(result[2])
+            return result
+
+        def source(epoch):
+            for _ in range(10):
+                running.extend(not cost.is_ready() for cost in costs[-1:])
+                yield x, Y.repeat(5)
+
+        monkeypatch.setattr(training, "_batch_step", step)
+        fit(source, net, epochs=1)
+        assert len(running) == 8
+        assert sum(running) > 4
 
 
 def stopping_at(step, stop, data=(X, Y)):
@@ -313,7 +338,25 @@ def mixing():
         fit(net=net, mesh=mesh(AxisType.Explicit))
 
 
+def program():
+    """A step sends the gradient and the cost once, of a filled-up mini-batch too."""
+    programs, original = [], training._batch_step
+
+    def step(*given, **options):
+        run = functools.partial(original.__wrapped__, *given[:4], **options)
+        programs.append(jax.jit(run).lower(*given[4:]).compile().as_text())
+        return original(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_batch_step", step)
+        params, _ = fit(once((X[:16], Y[:16]), (X[:5], Y[:5])), penalty=None, epochs=1, mesh=mesh(AxisType.Auto))
+    size = 8 * (1 + sum(leaf.size for leaf in jax.tree.leaves(params)))
+    for text in programs:
+        assert [(found.kind, found.bytes) for found in collectives(text)] == [("all-reduce", size)]
+
+
 CHECKS = {
+    "program": (program,),
     "Auto": (on_eight, "Auto"),
     "Explicit": (on_eight, "Explicit"),
     "cells": (cells,),
@@ -326,7 +369,7 @@ def found(request):
     return outcomes(request)
 
 
-@pytest.mark.parametrize("name", ["Explicit", *thorough("Auto", "cells", "mixing")])
+@pytest.mark.parametrize("name", ["Explicit", "program", *thorough("Auto", "cells", "mixing")])
 def test_on_eight_devices(name, found):
     assert found[name] is None, found[name]
 
