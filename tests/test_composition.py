@@ -675,7 +675,8 @@ class TestAllOfThem:
         params, x = drawn(ALL, (4,))
         given = params, x, jnp.arange(5) % 3
         fn.value_and_grad(ALL, fn.log_likelihood)(*given, key=KEY)
-        twin, about = pickle.loads(pickle.dumps(ALL)), {"micro_batch": "auto", "positions": None, "carry": False}
+        twin = pickle.loads(pickle.dumps(ALL))
+        about = {"micro_batch": "auto", "positions": None, "carry": False, "over": None}
         run = program(_value_and_grad, ALL, fn.log_likelihood, **about)
         before = run._cache_size()
         fn.value_and_grad(twin, fn.log_likelihood)(*given, key=jax.random.key(9))
