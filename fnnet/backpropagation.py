@@ -14,6 +14,7 @@ from jax import Array
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost
 from .devices import divided, where_divided
+from .forms import size_of_batch
 from .given import check_batch, check_cost, check_feedback, check_net, whole
 from .head import check_head, from_cost, through_positions
 from .layers._layer import Delta, Layer, Params, run_forward
@@ -207,7 +208,9 @@ def _objective(net, cost, params, x, y, key, mask, weights, state, penalty, n_ex
 
     value, last = divided(of_part, over, params, (x, y, mask, weights, state), key)
     if penalty is not None:
-        value = value + penalty.value(params, x.shape[0] if n_examples is None else n_examples).astype(value.dtype)
+        value = value + penalty.value(params, size_of_batch(x) if n_examples is None else n_examples).astype(
+            value.dtype
+        )
     return (value, last) if carry else value
 
 
@@ -246,6 +249,6 @@ def completed(value, gradients, params, x, penalty, n_examples):
                 )
     if penalty is None:
         return value, gradients
-    n = x.shape[0] if n_examples is None else n_examples
+    n = size_of_batch(x) if n_examples is None else n_examples
     gradients = jax.tree.map(jnp.add, gradients, penalty.gradient(params, n))
     return value + penalty.value(params, n).astype(value.dtype), gradients

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .forms import CHUNK_BYTES, SMALLEST_CHUNK, WHOLE_BATCH_BYTES, PerPlatform, by_size, summed
+from .forms import CHUNK_BYTES, SMALLEST_CHUNK, WHOLE_BATCH_BYTES, PerPlatform, by_size, devices_of, summed
 from .layers._layer import Layer, Params, example_index, keys_of, run_forward
 
 
@@ -34,10 +34,12 @@ def chunk_size(
         return min(int(micro_batch), m)
     _, cache = jax.eval_shape(lambda: run_forward(net, params, x, key=key, train=True, mask=mask))
     of_examples = (leaf for leaf in jax.tree.leaves(cache) if len(x) in getattr(leaf, "shape", ()))
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in of_examples)
+    devices = devices_of(x)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in of_examples) // devices
     if total <= WHOLE_BATCH_BYTES:
         return m
-    return PerPlatform(min(m, max(SMALLEST_CHUNK, 2 ** int(np.log2(max(1, CHUNK_BYTES * len(x) // total))))), m)
+    fitting = 2 ** int(np.log2(max(1, CHUNK_BYTES * len(x) // devices // total)))
+    return PerPlatform(min(m, max(SMALLEST_CHUNK, fitting) * devices), m)
 
 
 def mean_over_chunks(f: Callable, batch: tuple[Any, ...], key: Any, size: int | PerPlatform) -> Any:

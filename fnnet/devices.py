@@ -16,7 +16,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .forms import varying, varying_axes
-from .layers._layer import Layer, LayerError, as_array, check_key, keys_of
+from .layers._layer import ExampleKeys, Layer, LayerError, as_array, check_key, keys_of
 from .programs import program
 
 __all__ = [
@@ -130,13 +130,14 @@ def divided(
 
     def of_device(params: Any, batch: Any, key: Any) -> tuple[Any, Any]:
         index = over.own(n)
-        means, of_examples = f(varying(params, index), *batch, keys_of(key, index))
+        numbers = key.index[index] if isinstance(key, ExampleKeys) else index
+        means, of_examples = f(varying(params, index), *batch, keys_of(key, numbers))
         return mean(means, over), of_examples
 
     specs = WHOLE, over.rows if first else _specs_of_examples(f, over, params, batch, key)
     of_axis = {"mesh": over.mesh, "axis_names": frozenset(over.axes)}
     run = jax.shard_map(of_device, **of_axis, in_specs=(WHOLE, over.rows, WHOLE), out_specs=specs)
-    return run(_placed(params, WHOLE, over), _placed(batch, over.rows, over), key)
+    return run(_placed(params, WHOLE, over), _placed(batch, over.rows, over), _placed(key, WHOLE, over))
 
 
 def _placed(tree: Any, spec: PartitionSpec, over: Division) -> Any:

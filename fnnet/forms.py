@@ -60,6 +60,11 @@ def varying_axes(a: Any) -> frozenset[str]:
     return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying  # pyright: ignore
 
 
+def size_of_batch(x: Array) -> int:
+    """m of the whole batch: inside ``jax.shard_map`` of one of which x is a device's part."""
+    return len(x) * math.prod(jax.lax.axis_size(name) for name in varying_axes(x))
+
+
 def is_on_one_device(a: Array) -> bool:
     """Whether all examples (axis 0) that the computation sees are known to be on one device: inside ``jax.shard_map``, on an
     explicit mesh that does not divide them, and where there is no other device. Elsewhere the compiler divides what it is
@@ -70,6 +75,11 @@ def is_on_one_device(a: Array) -> bool:
         return jax.device_count() == 1
     by_compiler = [mesh.shape[name] for name in mesh.auto_axes]
     return math.prod(by_compiler) == 1 and sharding.spec[:1] in ((), (None,))
+
+
+def devices_of(a: Array) -> int:
+    """Among how many devices the examples may be divided, as far as is known."""
+    return 1 if is_on_one_device(a) else jax.device_count()
 
 
 def contraction(equation: Callable[..., T]) -> Callable[..., T]:
@@ -240,10 +250,11 @@ def by_size(form: Callable[[int], T], size: int | PerPlatform) -> T:
     return jax.lax.platform_dependent(cpu=lambda: form(cpu), default=lambda: form(default))
 
 
-def examples_at_a_time(m: int, entries: int, dtype: Any) -> PerPlatform:
-    """How many examples to take at a time, each of which makes so many entries."""
-    fitting = SHARE_BYTES // (entries * jnp.dtype(dtype).itemsize)
-    return PerPlatform(*(min(m, max(1, factor * fitting)) for factor in (1, 256)))
+def examples_at_a_time(a: Array, entries: int) -> PerPlatform:
+    """How many examples of a batch to take at a time, each of which makes so many entries, in float32 at least; as many on
+    each of the devices that may share it."""
+    fitting = (factor * SHARE_BYTES // (entries * max(4, a.dtype.itemsize)) for factor in (1, 256))
+    return PerPlatform(*(min(len(a), max(1, n) * devices_of(a)) for n in fitting))
 
 
 def by_inner_products(delta: Array, a: Array) -> bool:
@@ -301,8 +312,10 @@ def summed_squares(delta: Array, a: Array) -> Array:
 
     def in_chunks(delta: Array, a: Array) -> Array:
         of_chunk = lambda delta, a: jnp.sum(jnp.square(jnp.einsum("mpj,mpk->mjk", delta, a)), axis=0)  # noqa: E731
-        return summed(of_chunk, (delta, a), examples_at_a_time(len(a), delta.shape[-1] * a.shape[-1], a.dtype))
+        return summed(of_chunk, (delta, a), examples_at_a_time(a, delta.shape[-1] * a.shape[-1]))
 
+    if not is_on_one_device(a):
+        return in_chunks(delta, a)
     return jax.lax.platform_dependent(delta, a, cpu=in_turn, default=in_chunks)
 
 

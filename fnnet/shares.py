@@ -26,7 +26,7 @@ from .activations import at_least_float32
 from .backpropagation import completed, counted, errors_of
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost
-from .forms import concatenated
+from .forms import concatenated, size_of_batch
 from .given import check_batch, check_cost, check_net, check_number
 from .layers._composite import bottom, is_walked
 from .layers._layer import (
@@ -225,7 +225,8 @@ def _clipped(net, cost, params, x, y, mask, weights, key, bound, noise, *, micro
     value, gradients = mean_over_chunks(chunk, (x, y, mask, weights), key, size)
     value, gradients = completed(value, gradients, params, x, None, None)
     if noise is not None:
-        scale = noise.astype(value.dtype) * bound.astype(value.dtype) / len(x)
+        # Each device of those that divide a batch draws the same, so that their mean has it once.
+        scale = noise.astype(value.dtype) * bound.astype(value.dtype) / size_of_batch(x)
         gradients = _noisy(gradients, jax.random.fold_in(batch_key(key), NOISE), scale)
     return value, gradients
 

@@ -58,9 +58,9 @@ def test_the_code_runs(page, reader, tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_quotations_are_up_to_date(page):
-    source = " ".join(" ".join(path.read_text().split()) for path in ROOT.glob("fnnet/**/*.py"))
     for attributes, body in blocks(page):
-        if 'title="fnnet/' in attributes:
+        if quoted := re.search(r'title="(fnnet|examples)/', attributes):
+            source = " ".join(" ".join(path.read_text().split()) for path in ROOT.glob(f"{quoted[1]}/**/*.py"))
             assert " ".join(body.split()) in source, body
 
 

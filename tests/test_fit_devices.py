@@ -24,6 +24,7 @@ NETS = {
     "convolution": (fn.Network(fn.Conv(4, 3, fn.relu), fn.MaxPool(2), fn.Flatten(), fn.Dense(10, fn.softmax)), (6, 6, 1), {}),
     "in windows": (fn.Network(fn.LSTM(5), fn.Dense(10, fn.softmax)), (6, 3), {"window": 4}),
     "autodiff": (DENSE, (7,), {"gradient": jax.value_and_grad(fn.objective(DENSE, fn.log_likelihood))}),
+    "private": (DENSE, (7,), {"gradient": fn.clipped_value_and_grad(DENSE, fn.log_likelihood, 0.1, noise=0.5)}),
     "curvature": (DENSE, (7,), {"optimizer": fn.natural_gradient(0.5, iterations=2)}),
     "examples mixed": (fn.Network(fn.Dense(8, fn.linear, bias=False), fn.BatchNorm(), fn.Dense(10, fn.softmax)), (7,), {}),
 }  # fmt: skip
@@ -190,9 +191,23 @@ def evaluated():
     )
 
 
+def any_gradient():
+    """Of a gradient function that is told nothing of the devices: its own N of a penalty, its states, products with H."""
+    net, params, (x, y, _), _ = given("in windows")
+    labels, penalty = y, fn.L2(3.0)
+    for gradient in (
+        fn.value_and_grad(net, fn.log_likelihood, penalty=penalty),
+        fn.value_and_grad(net, fn.log_likelihood, penalty=penalty, micro_batch=4),
+        fn.value_and_grad(net, fn.log_likelihood, carry=True),
+        jax.value_and_grad(fn.objective(net, fn.log_likelihood, penalty=penalty)),
+        lambda p, x, y: (p[0]["b"][0], fn.hvp(net, fn.log_likelihood, p, x, y, params, penalty=penalty)),
+    ):
+        assert_close(fn.data_parallel(gradient, mesh())(params, x, labels), gradient(params, x, labels))
+
+
 def refused():
     net, params, data, about = given("dense")
-    mixing, own, of_mixing, _ = given("examples mixed")
+    mixing, mixed, of_mixing, _ = given("examples mixed")
     fit = lambda *start, **more: fn.fit(*start, **about | more)  # noqa: E731
     dense = net, fn.log_likelihood, params, data
     for start, more, message in (
@@ -202,10 +217,10 @@ def refused():
         ((*dense[:3], (data[0][:60], data[1][:60])), {"mesh": mesh(), "shuffle": "block"}, r"fit: expected data that the 8"),
         (dense, {"shuffle": "block"}, r"fit: expected mesh= or divided data for shuffle='block', got one device"),
         (
-            (mixing, fn.log_likelihood, own, of_mixing), {"mesh": mesh(AxisType.Explicit), "shuffle": "global"},
+            (mixing, fn.log_likelihood, mixed, of_mixing), {"mesh": mesh(AxisType.Explicit), "shuffle": "global"},
             r"BatchNorm\(\): expected the whole batch, since it mixes examples, got 8 devices to divide it among",
         ),
-        ((mixing, fn.log_likelihood, own, of_mixing), {"mesh": mesh(), "shuffle": "block"}, r"BatchNorm\(\): expected the"),
+        ((mixing, fn.log_likelihood, mixed, of_mixing), {"mesh": mesh(), "shuffle": "block"}, r"BatchNorm\(\): expected the"),
         (
             (*dense[:2], jax.device_put(params, NamedSharding(jax.make_mesh((2,), ("data",)), P("data"))), data),
             {"mesh": mesh(AxisType.Explicit)}, r"fit: expected parameters that each device has whole, got \[0\]\['b'\]",
@@ -213,11 +228,18 @@ def refused():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             fit(*start, **more)
+    own = lambda params, x, y, *, key, weights: fn.value_and_grad(net, fn.log_likelihood)(params, x, y, key=key)  # noqa: E731
+    unread = (
+        r"fit: expected a gradient= that reads weights=, as a mini-batch that the devices do not divide is filled up"
+    )
+    with pytest.raises(ValueError, match=unread):
+        fit(*dense[:3], data[:2], mesh=mesh(), gradient=own, batch_size=20)
+    fit(*dense[:3], data[:2], mesh=mesh(), gradient=own)
     split = fn.data_parallel(fn.value_and_grad(mixing, fn.log_likelihood), mesh())
     with pytest.raises(
         fn.LayerError, match=r"BatchNorm\(\): expected the whole batch.*got one device's part over data"
     ):
-        split(own, *of_mixing[:2])
+        split(mixed, *of_mixing[:2])
     with pytest.raises(
         ValueError, match=r"data_parallel: expected a batch that the 8 devices of 'data' divide, got 30 examples"
     ):
@@ -234,7 +256,7 @@ def test_the_numbers_are_those_of_one_device(kind, axes):
     on_devices(one_devices_numbers, kind, axes)
 
 
-@pytest.mark.parametrize("what", thorough(in_blocks, evaluated, refused), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("what", thorough(in_blocks, evaluated, any_gradient, refused), ids=lambda f: f.__name__)
 def test_on_eight_devices(what):
     on_devices(what)
 

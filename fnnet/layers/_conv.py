@@ -268,7 +268,7 @@ def in_windows(delta: Array, a_in: Array, win: Window, groups: int) -> list[tupl
 def chunk(delta: Array, a_in: Array, win: Window, times: int = 1) -> PerPlatform:
     """How many examples' windows and gradients to make at a time, of each so many times."""
     places, entries = math.prod(win.n_out), math.prod(win.size) * a_in.shape[-1]
-    return examples_at_a_time(len(delta), times * entries * (places + delta.shape[-1]), wide_dtype(delta.dtype))
+    return examples_at_a_time(delta, times * entries * (places + delta.shape[-1]))
 
 
 def run(

@@ -74,8 +74,7 @@ def rows_square_norms(delta: Array, tokens: Array, like: Array) -> Array:
         same = (tokens[:, :, None] == tokens[:, None, :]) & (tokens < len(like))[:, None, :]
         return jnp.sum(jnp.where(same, jnp.einsum("mpj,mqj->mpq", delta, delta), 0), axis=(1, 2))
 
-    m, steps = tokens.shape
-    return jnp.maximum(concatenated(of_chunk, (delta, tokens), examples_at_a_time(m, steps**2, delta.dtype)), 0)
+    return jnp.maximum(concatenated(of_chunk, (delta, tokens), examples_at_a_time(delta, tokens.shape[1] ** 2)), 0)
 
 
 @jax.jit
@@ -83,16 +82,16 @@ def rows_square_norms(delta: Array, tokens: Array, like: Array) -> Array:
 def rows_gram(delta: Array, tokens: Array, like: Array) -> Array:
     """⟨g_x, g_y⟩ = Σ_{p,q} δ_xp·δ_yq over the places with the same token. Arguments as `rows_square_norms`; (m, m)."""
     delta, tokens = places(delta), _index(tokens, len(like)).reshape(len(tokens), -1)
-    m, steps = tokens.shape
+    steps = tokens.shape[1]
 
     def rows(of_some: Array, theirs: Array) -> Array:
         def of_chunk(delta: Array, tokens: Array) -> Array:
             same = (tokens[:, :, None, None] == theirs[None, None]) & (tokens < len(like))[:, :, None, None]
             return jnp.sum(jnp.where(same, jnp.einsum("yqj,xpj->yqxp", delta, of_some), 0), axis=(1, 3))
 
-        return concatenated(of_chunk, (delta, tokens), examples_at_a_time(m, steps * theirs.size, delta.dtype)).T
+        return concatenated(of_chunk, (delta, tokens), examples_at_a_time(delta, steps * theirs.size)).T
 
-    return concatenated(rows, (delta, tokens), examples_at_a_time(m, steps * tokens.size, delta.dtype))
+    return concatenated(rows, (delta, tokens), examples_at_a_time(delta, steps * tokens.size))
 
 
 @jax.jit
@@ -113,7 +112,7 @@ def rows_second_moment(delta: Array, tokens: Array, like: Array) -> Array:
         return delta * jnp.einsum("mpq,mqj->mpj", same, delta)
 
     m, steps = tokens.shape
-    terms = concatenated(of_chunk, (delta, tokens), examples_at_a_time(m, steps**2, delta.dtype)) / m
+    terms = concatenated(of_chunk, (delta, tokens), examples_at_a_time(delta, steps**2)) / m
     return added_to_rows(terms, tokens, like)
 
 

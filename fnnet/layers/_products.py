@@ -67,7 +67,7 @@ def share_square_norms(delta: Array, a: Array | None) -> Array:
         pairs = jnp.einsum("mpj,mqj->mpq", delta, delta) * jnp.einsum("mpk,mqk->mpq", a, a)
         return jnp.maximum(jnp.sum(pairs, axis=(1, 2)), 0)
     of_chunk = lambda delta, a: jnp.sum(jnp.square(share(delta, a)), axis=(1, 2))  # noqa: E731
-    return concatenated(of_chunk, (delta, a), examples_at_a_time(len(a), delta.shape[-1] * a.shape[-1], a.dtype))
+    return concatenated(of_chunk, (delta, a), examples_at_a_time(a, delta.shape[-1] * a.shape[-1]))
 
 
 @jax.jit
@@ -113,7 +113,7 @@ def share_gram(delta: Array, a: Array | None) -> Array:
         both = jnp.einsum("xpj,yqj->xpyq", of_some, delta) * jnp.einsum("xpk,yqk->xpyq", theirs, a)
         return jnp.sum(both, axis=(1, 3))
 
-    size = examples_at_a_time(len(a), a.shape[1] ** 2 * len(a), a.dtype)
+    size = examples_at_a_time(a, a.shape[1] ** 2 * len(a))
     return concatenated(of_chunk, (delta, a), size)
 
 
