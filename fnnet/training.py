@@ -271,6 +271,11 @@ def fit(
     same = "network, optimizer, monitors, watch and early stopping"
     state = resumed("fit", resume, checkpoint, start, same, FINGERPRINT)
     _check_has_key(state.key)
+    if stream is None and int(state.step):
+        raise ValueError(
+            f"fit: expected resume= a state between two epochs for data in arrays, got one after {int(state.step)} "
+            f"mini-batches of an epoch; go on with the function that gave them"
+        )
     about = [*jax.device_get(own), int(state.epoch), int(state.step), epochs, every]
     check_agreed("fit", (*FINGERPRINT, "resume", "resume", "epochs", "every"), np.asarray(about, np.uint32))
     state = state._replace(**replicated("fit", {name: getattr(state, name) for name in OF_DEVICES}, layout.mesh))
