@@ -25,6 +25,7 @@ from .collectives import Collective, Collectives, collectives
 from .costs import Cost, Curvature, accuracy, cross_entropy, log_likelihood, quadratic
 from .curvature import fisher_diagonal, ggn_diagonal, ggnvp, hutchinson_diagonal, hvp
 from .devices import data_parallel
+from .divergence import Diverged
 from .gradcheck import Report, Row, assert_gradients, audit, check_gradient, check_layer, check_vjp, compare_gradients
 from .interop import as_function, from_torch, manual_vjp, to_torch
 from .kfac import Factors, kfac_factors
@@ -114,7 +115,7 @@ from .swaps import (
     TargetPropagation,
 )
 from .sweep import Sweep, sweep
-from .training import Diverged, EarlyStopping, History, TrainingState, evaluate, fit
+from .training import EarlyStopping, History, TrainingState, evaluate, fit
 
 __version__ = "0.1.0"
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from . import rbm
 from .activations import Activation, linear, sigmoid
 from .checkpoints import as_folder, check_checkpoint, checkpoints, is_path, keeping, stopping
+from .divergence import Diverged
 from .given import whole
 from .layers import Dense, Layer
 from .layers._composite import Network
@@ -25,7 +26,6 @@ from .layers._layer import as_array
 from .meshes import Devices, Shuffle, devices
 from .rbm.machine import check_given, check_kind, check_machine
 from .rbm.training import history_of, run
-from .training import Diverged
 
 __all__ = ["generate", "pretrain", "to_autoencoder", "to_network", "up"]
 

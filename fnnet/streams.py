@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
@@ -17,10 +18,10 @@ from jax.sharding import NamedSharding
 from .batches import Layout, placed
 from .costs import Cost
 from .devices import WHOLE
-from .given import Examples, check_targets_of, entries, examples
+from .given import Examples, check_targets_of, entries, examples, whole
 from .layers._layer import Layer, LayerError, Params
 
-__all__ = ["Stream", "Taken"]
+__all__ = ["Stream", "is_looked_at", "n_of_batches", "stepped"]
 
 AHEAD = 2
 """How many mini-batches are on the devices before their steps."""
@@ -129,3 +130,55 @@ def _native(a: Any) -> Any:
 
 def _text(kind: Examples) -> str:
     return ", ".join(f"{name} {text}" for name, text in {"x": kind.x, "y": kind.y, **kind.extras}.items())
+
+
+def stepped(stream: Stream, step_of: Callable, state: Any, epoch_key: Array, diverged: Callable) -> Iterator[Any]:
+    """The states of `fnnet.fit` after each mini-batch that is left of an epoch. A cost is waited for when the next step is on
+    its way.
+
+    Args:
+        stream: the mini-batches.
+        step_of: `batch_step` for this run.
+        state: that before them.
+        epoch_key: the key of the epoch.
+        diverged: what is raised, of (the last good state, params, mini-batch, epoch_key, its number, its inputs).
+    """
+    good, last = state, None
+
+    def check(is_good: Any) -> None:
+        if last is not None and not jax.device_get(is_good):
+            before, taken = last
+            with jax.transfer_guard("allow"):
+                batch = stream.whole(taken)
+                raise diverged(good, before.params, batch, epoch_key, taken.number, batch.x)
+
+    for taken in stream.of_epoch(int(state.epoch), int(state.step)):
+        given = state.params, state.optimizer, state.costs, taken.batch, epoch_key, jax.device_put(taken.number)
+        params, opt_state, costs = step_of(*given, count=taken.size)
+        check(np.isfinite(jax.device_get(state.costs)))  # on the device it would wait for the step that now runs
+        last = state, taken
+        step = jax.device_put(np.asarray(taken.number + 1, state.epoch.dtype))
+        state = state._replace(params=params, optimizer=opt_state, costs=costs, step=step)
+        yield state
+    check(_all_finite((state.costs, state.params)))
+
+
+@jax.jit
+def _all_finite(tree: Any) -> Array:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def is_looked_at(state: Any) -> bool:
+    """Whether a signal is looked for after a mini-batch: with several processes, which have to talk, after some."""
+    return jax.process_count() == 1 or int(state.step) % 32 == 0
+
+
+def n_of_batches(n_examples: Any, penalty: Any) -> int:
+    """N of a run on batches from a function, or a ValueError where a penalty needs it."""
+    if n_examples is None and penalty is not None:
+        raise ValueError(
+            "fit: expected n_examples=, the number N of training examples, for a penalty and data from a function, got none; "
+            "give it, such as len(x)"
+        )
+    return 1 if n_examples is None else whole("fit", "n_examples", n_examples)

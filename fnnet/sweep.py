@@ -24,7 +24,7 @@ from .layers._layer import Layer, Params, as_array
 from .optimizers import Optimizer, is_transformation, traceable
 from .penalties import Penalty, check_penalty
 from .programs import for_each_structure
-from .training import reporter
+from .progress import reporter
 
 __all__ = ["Sweep", "sweep"]
 

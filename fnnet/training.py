@@ -7,9 +7,7 @@ import contextlib
 import functools
 import inspect
 import os
-import sys
-import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,19 +22,20 @@ from .checkpoints import fingerprint, keeping, resumed
 from .chunks import check_micro_batch
 from .costs import Cost
 from .devices import check_agreed, check_everywhere, replicated
+from .divergence import Diverged, diverged_at
 from .epochs import batch_step as _batch_step
 from .epochs import epoch as _epoch
 from .epochs import mini_batch, state_after
 from .epochs import monitor as _monitor
 from .given import Examples, examples, names_classes, whole
-from .layers._composite import visited
-from .layers._layer import Layer, Params, as_array, check_key, run_forward
+from .layers._layer import Layer, Params, as_array, check_key
 from .optimizers import Optimizer, is_transformation, traceable
 from .penalties import Penalty, check_penalty
 from .programs import for_each_structure
-from .streams import Stream
+from .progress import reporter
+from .streams import Stream, is_looked_at, n_of_batches, stepped
 
-__all__ = ["Diverged", "EarlyStopping", "History", "TrainingState", "evaluate", "fit"]
+__all__ = ["EarlyStopping", "History", "TrainingState", "evaluate", "fit"]
 
 
 @dataclass(frozen=True)
@@ -130,27 +129,6 @@ class History(NamedTuple):
     validation_accuracy: np.ndarray | None
     state: TrainingState
     watched: Any = None
-
-
-class Diverged(RuntimeError):
-    """Training failed for good: the cost is no longer finite, or a Boltzmann machine models its data worse and worse.
-
-    Attributes:
-        epoch: the epoch in which it happened, from 1.
-        params: the parameters at the end of the last good epoch.
-        history: the monitors up to there.
-        layer: the first layer whose values are not finite, such as "1 Dense(10, softmax)"; None for a Boltzmann machine.
-        step: the mini-batch, from 1; None for a Boltzmann machine.
-    """
-
-    def __init__(
-        self, message: str, epoch: int, params: Params, history: Any, layer: str | None = None, step: int | None = None
-    ) -> None:
-        self.epoch, self.params, self.history, self.layer, self.step = epoch, params, history, layer, step
-        super().__init__(message)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.epoch, self.params, self.history, self.layer, self.step), vars(self)
 
 
 def fit(
@@ -250,7 +228,7 @@ def fit(
     step_of: Any = None
     stream: Any = None
     if callable(data):
-        n, monitor_training, batch_size = _n_of_batches(n_examples, penalty), False, None
+        n, monitor_training, batch_size = n_of_batches(n_examples, penalty), False, None
         layout = layout_of_batches("fit", net, params, mesh, shuffle)
         check = functools.partial(_check_window, net, params, window=window, gradient=gradient)
         stream = Stream(data, net, cost, params, layout, check)
@@ -268,6 +246,9 @@ def fit(
     def monitored(layout: Layout, data: Examples) -> tuple[bool, Callable[[Params], tuple[Array, Array]]]:
         about = {"classes": names_classes(net, params, data), "layout": layout}
         return about["classes"], lambda params: _monitor(net, cost, penalty, params, data, n_examples, **about)
+
+    def diverged(state: TrainingState, *about: Any) -> Diverged:
+        return diverged_at(net, state, _result(state)[1], *about)
 
     of_training = monitored(layout, train)[1] if monitor_training else None
     names, of_held_out = False, None
@@ -290,6 +271,11 @@ def fit(
     same = "network, optimizer, monitors, watch and early stopping"
     state = resumed("fit", resume, checkpoint, start, same, FINGERPRINT)
     _check_has_key(state.key)
+    if stream is None and int(state.step):
+        raise ValueError(
+            f"fit: expected resume= a state between two epochs for data in arrays, got one after {int(state.step)} "
+            f"mini-batches of an epoch; go on with the function that gave them"
+        )
     about = [*jax.device_get(own), int(state.epoch), int(state.step), epochs, every]
     check_agreed("fit", (*FINGERPRINT, "resume", "resume", "epochs", "every"), np.asarray(about, np.uint32))
     state = state._replace(**replicated("fit", {name: getattr(state, name) for name in OF_DEVICES}, layout.mesh))
@@ -304,7 +290,7 @@ def fit(
                 new_params, opt_state, costs, finite = epoch_of(state.params, state.optimizer, train, epoch_key)
                 measured = {"cost": _mean(costs)}
             else:
-                for state in _stepped(net, stream, step_of, state, epoch_key):  # noqa: B020, Ctrl-C leaves the last
+                for state in stepped(stream, step_of, state, epoch_key, diverged):  # noqa: B020, Ctrl-C leaves the last
                     keep.hold(state)
                     if is_looked_at(state) and keep.stopped():
                         return _result(state)
@@ -433,16 +419,6 @@ def _check_run(key, optimizer, penalty, early_stopping, validation, resume, micr
         )
 
 
-def _n_of_batches(n_examples: Any, penalty: Any) -> int:
-    """N of a run on batches from a function, or a ValueError where a penalty needs it."""
-    if n_examples is None and penalty is not None:
-        raise ValueError(
-            "fit: expected n_examples=, the number N of training examples, for a penalty and data from a function, got none; "
-            "give it, such as len(x)"
-        )
-    return 1 if n_examples is None else whole("fit", "n_examples", n_examples)
-
-
 def _n_of_arrays(n_examples: Any, train: Examples) -> int:
     if n_examples is not None:
         raise ValueError(
@@ -504,127 +480,4 @@ def _diverged(net, state, epoch_of, train, epoch_key, costs, batch_size, layout)
     params, *_ = epoch_of(state.params, state.optimizer, train, epoch_key, steps=step)
     at = min(step, len(costs) - 1)
     batch = mini_batch(train, epoch_key, batch_size=batch_size, step=at, layout=layout)
-    return _diverged_at(net, state, params, batch, epoch_key, at, train.x)
-
-
-def _diverged_at(net, state, params, batch, epoch_key, step, x) -> Diverged:
-    """Look through the layers of a mini-batch that diverged; ``x`` are the inputs, or some of them."""
-    key = jax.random.fold_in(jax.random.split(epoch_key)[1], step)
-    layer = _first_not_finite(net, params, batch.x, key, batch.extras.get("mask"))
-    epoch = int(state.epoch) + 1
-    message = (
-        f"training diverged in epoch {epoch}, mini-batch {step + 1}: the cost is not finite, first in {layer}; "
-        f"{_remedy(net, params, x)}. .params and .history hold the last good epoch"
-    )
-    return Diverged(message, epoch, state.params, _result(state)[1], layer, step + 1)
-
-
-def _stepped(net, stream: Stream, step_of: Callable, state: TrainingState, epoch_key: Array) -> Iterator[TrainingState]:
-    """The states after each mini-batch that is left of an epoch. A cost is waited for when the next step is on its way."""
-    good, last = state, None
-
-    def check(is_good: Any) -> None:
-        if last is not None and not jax.device_get(is_good):
-            before, taken = last
-            with jax.transfer_guard("allow"):
-                batch = stream.whole(taken)
-                raise _diverged_at(net, good, before.params, batch, epoch_key, taken.number, batch.x)
-
-    for taken in stream.of_epoch(int(state.epoch), int(state.step)):
-        given = state.params, state.optimizer, state.costs, taken.batch, epoch_key, jax.device_put(taken.number)
-        params, opt_state, costs = step_of(*given, count=taken.size)
-        check(np.isfinite(jax.device_get(state.costs)))  # on the device it would wait for the step that now runs
-        last = state, taken
-        step = jax.device_put(np.asarray(taken.number + 1, state.epoch.dtype))
-        state = state._replace(params=params, optimizer=opt_state, costs=costs, step=step)
-        yield state
-    check(_all_finite((state.costs, state.params)))
-
-
-@jax.jit
-def _all_finite(tree: Any) -> Array:
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-
-
-def is_looked_at(state: TrainingState) -> bool:
-    """Whether a signal is looked for after a mini-batch: with several processes, which have to talk, after some."""
-    return jax.process_count() == 1 or int(state.step) % 32 == 0
-
-
-LARGE_INPUT = 10
-
-
-def _remedy(net: Layer, params: Params, x: Array) -> str:
-    """What to do about a run that diverged: large inputs are the likely cause, unless they are indices."""
-    low, high = float(jnp.min(x)), float(jnp.max(x))
-    if not LARGE_INPUT < max(-low, high) < np.inf or not _takes_floats(net, params, x):
-        return "lower the learning rate or scale the inputs"
-    return (
-        f"the inputs, {x.dtype} from {low:.4g} to {high:.4g}, are large: scale them to about [0, 1], as in x / "
-        f"{max(-low, high):.4g}, or lower the learning rate"
-    )
-
-
-def _takes_floats(net: Layer, params: Params, x: Array) -> bool:
-    floats = jax.ShapeDtypeStruct(x.shape, jnp.result_type(float))
-    try:
-        jax.eval_shape(lambda p, x: run_forward(net, p, x), params, floats)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _first_not_finite(net: Layer, params: Params, x: Array, key: Any, mask: Any) -> str:
-    if not _finite(x):
-        return "the input data"
-
-    found = []
-
-    def visit(place: tuple[int, ...], part: Layer, p: Params, a: Array, **given: Any) -> tuple[Array, Any]:
-        a, cache = run_forward(part, p, a, **given)
-        if not found and not _finite((p, a)):
-            found.append(f"layer {'.'.join(map(str, place or (0,)))} {part!r}")
-        return a, cache
-
-    visited(net, params, x, visit, key=key, train=True, mask=mask)
-    return found[0] if found else "the cost of the last layer"
-
-
-def _finite(tree: Any) -> bool:
-    return all(
-        bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)
-    )
-
-
-@contextlib.contextmanager
-def reporter(progress: bool, epochs: int, done: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """A function that tells the monitors after an epoch: a progress bar on a terminal, a line elsewhere."""
-
-    def text(measured: dict[str, float]) -> str:
-        return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in measured.items() if value == value)
-
-    started = time.perf_counter()
-
-    def line(epoch: int, measured: dict[str, float]) -> None:
-        seconds = time.perf_counter() - started
-        print(f"epoch {epoch}/{epochs}: {text(measured)} ({seconds:.1f} s)", file=sys.stderr, flush=True)
-
-    if not progress:
-        yield lambda epoch, measured: None
-        return
-    if not sys.stderr.isatty():
-        yield line
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield line
-        return
-    with tqdm(total=epochs, initial=done, unit="epoch") as bar:
-
-        def advance(epoch: int, measured: dict[str, float]) -> None:
-            bar.set_postfix_str(text(measured), refresh=False)
-            bar.update()
-
-        yield advance
+    return diverged_at(net, state, _result(state)[1], params, batch, epoch_key, at, train.x)

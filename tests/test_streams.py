@@ -282,6 +282,9 @@ def test_another_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="got one with another data, batch_size"):
         fit((X, Y), monitor_training=False, resume=tmp_path / "run")
     _, history = fit(stopping_at(2, interrupt))
+    inside = history.state._replace(fingerprint=None)
+    with pytest.raises(ValueError, match="a state between two epochs for data in arrays, got one after 1 mini-batches"):
+        fit((X, Y), monitor_training=False, resume=inside)
     with pytest.raises(ValueError, match=r"expected data\(0\) to give the 1 batches that are done, got 0"):
         fit(once(), resume=history.state)
 

@@ -19,13 +19,15 @@ from ..activations import wide_dtype
 from ..batches import ONE, Layout, of_device, order, total
 from ..checkpoints import fingerprint, keeping, resumed
 from ..devices import WHOLE, Division
+from ..divergence import Diverged
 from ..given import Examples, whole
 from ..layers._layer import as_array, check_key
 from ..meshes import Devices, Shuffle, devices, filled
 from ..optimizers import Optimizer, apply_updates, is_transformation, traceable, updated
 from ..penalties import Penalty, check_penalty
 from ..programs import for_each_structure
-from ..training import Diverged, fold_in, initial, reporter
+from ..progress import reporter
+from ..training import fold_in, initial
 from .contrast import Sparsity, difference, like
 from .likelihood import pseudo_likelihood_of
 from .machine import Params, Visible, check_data, check_given, free_energy, reconstruction_errors, sample_hidden
