@@ -207,7 +207,8 @@ def fit(
         validation: arrays like ``data``; monitored after each epoch.
         early_stopping: when to stop; ``params`` are then those of the best epoch.
         gradient: g(params, x, y, *, key, weights) -> (cost, gradients) used in place of `fnnet.value_and_grad`;
-            it also gets ``mask`` where the data has one. The penalty is added to its gradients.
+            it also gets ``mask`` where the data has one. The penalty is added to its gradients. With ``mesh`` it gets a
+            device's examples, of weight 0 those with which a mini-batch is filled up that the devices do not divide.
         micro_batch: as in `fnnet.value_and_grad`.
         window: for long sequences (x and y with T on axis 1): each mini-batch is run ``window`` steps at a time, a step of
             the optimiser for each window, the recurrent layers' states carried on and the errors cut in between (truncated
