@@ -84,7 +84,8 @@ def data_parallel(gradient: Callable[..., tuple[Any, Any]], mesh: Mesh, axis: An
         axis: the name of the axis over which the batch is divided, or a tuple of names; the only one, or "data", by default.
 
     Raises:
-        ValueError: for a mesh without the axis, and for a batch that the devices do not divide.
+        ValueError: for a mesh without the axis, and for a batch that the devices do not divide, or that is divided already
+            inside ``shard_map``.
         LayerError: for a layer that mixes examples, such as `BatchNorm`.
     """
     if not callable(gradient):
@@ -94,6 +95,11 @@ def data_parallel(gradient: Callable[..., tuple[Any, Any]], mesh: Mesh, axis: An
 
     def of_whole_batch(params: Any, x: Any, y: Any, *, key: Any = None, **given: Any) -> tuple[Any, Any]:
         x, y, given = jax.tree.map(as_array, (x, y, {name: a for name, a in given.items() if a is not None}))
+        if again := sorted(varying_axes(x) & set(over.axes)):
+            raise ValueError(
+                f"data_parallel: expected the whole batch, got one device's part over {', '.join(again)}; fn.fit with mesh= "
+                f"and jax.shard_map divide it already, so give them the gradient function itself"
+            )
         check_divides("data_parallel", x.shape[0] if x.ndim else 0, over)
         return run(params, x, y, check_key(key), given)
 

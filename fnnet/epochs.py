@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.interpreters.partial_eval import dce_jaxpr
 
 from .backpropagation import counted, value_and_grad
 from .batches import ONE, Layout, all_of_step, numbered, of_device, order, part_of_device, total
@@ -117,11 +116,8 @@ def stepping(net, cost, optimizer, penalty, gradient, micro_batch, window, n, ov
         n: N of the penalty.
         over: how mini-batches are divided.
     """
-    moves = has_moving(net)
-    own, gradient = (
-        gradient,
-        gradient or value_and_grad(net.in_loop(), cost, micro_batch=micro_batch, carry=window is not None),
-    )
+    moves, own = has_moving(net), gradient
+    gradient = gradient or value_and_grad(net.in_loop(), cost, micro_batch=micro_batch, carry=window is not None)
 
     def improved(
         params: Params, opt_state: Any, run: Callable, seen: Callable, curved: Callable
@@ -155,12 +151,12 @@ def stepping(net, cost, optimizer, penalty, gradient, micro_batch, window, n, ov
             new_params = net.moving(new_params, seen(params)[1])
         return new_params, opt_state, value
 
-    def of_mini_batch(params: Params, x: Array, y: Array, factor: float, **given: Any) -> tuple[Any, Params]:
+    def averaged(params: Params, x: Array, y: Array, factor: float, weights: Any, **given: Any) -> tuple[Any, Params]:
         """Value and gradients of the mini-batch from those of each device's part."""
-        params = varying(params, x)
+        of_part = functools.partial(gradient, varying(params, x), x, y, **given)
         if own is not None and factor != 1:
-            check_reads_weights(lambda weights: own(params, x, y, **{**given, "weights": weights}), given["weights"])
-        value, grads = gradient(params, x, y, **given)
+            _check_weighing(lambda weights: of_part(weights=weights), weights, over.n)
+        value, grads = of_part(weights=weights)
         value, *state = value if window is not None else (value,)
         value, grads = mean((value, grads), over, factor)
         return (value, *state) if state else value, grads
@@ -189,13 +185,12 @@ def stepping(net, cost, optimizer, penalty, gradient, micro_batch, window, n, ov
         def one(carry: tuple, start: Any, size: int = window) -> tuple[tuple, Array]:
             params, opt_state, state = carry
             x_part, y_part, more = jax.tree.map(lambda a: part(a, start, size), (x, y, given))
-            of_window = _folded(key, start)
+            own_key = _folded(key, start)
 
             def run(params: Params) -> tuple[Any, Params]:
-                return of_mini_batch(params, x_part, y_part, factor, key=of_window, state=state, **more)
+                return averaged(params, x_part, y_part, factor, key=own_key, state=state, **more)
 
-            seen = forward(x_part, of_window, more, state)
-            product = curved(x_part, y_part, of_window, more, factor, state)
+            seen, product = forward(x_part, own_key, more, state), curved(x_part, y_part, own_key, more, factor, state)
             params, opt_state, (value, state) = improved(params, opt_state, run, seen, product)
             return (params, opt_state, state), value
 
@@ -216,7 +211,7 @@ def stepping(net, cost, optimizer, penalty, gradient, micro_batch, window, n, ov
             return through_windows(carry, x, y, given, of_examples, factor, min(window, x.shape[1]))
 
         def run(params: Params) -> tuple[Any, Params]:
-            return of_mini_batch(params, x, y, factor, key=of_examples, **given)
+            return averaged(params, x, y, factor, key=of_examples, **given)
 
         seen, product = forward(x, of_examples, given), curved(x, y, of_examples, given, factor)
         params, opt_state, value = improved(*carry, run, seen, product)
@@ -225,21 +220,31 @@ def stepping(net, cost, optimizer, penalty, gradient, micro_batch, window, n, ov
     return take
 
 
+def _check_weighing(gradient: Callable, weights: Array, n: int) -> None:
+    """Raise a ValueError where examples of weight 0 would count: for a gradient function that does not read the weights."""
+    jaxpr = jax.make_jaxpr(gradient)(weights).jaxpr
+    if not _reads(jaxpr, jaxpr.invars[0]):
+        raise ValueError(
+            f"fit: expected a gradient= that multiplies each example's cost by weights=, got one that does not read them; a "
+            f"mini-batch that the {n} devices do not divide is filled up with examples of weight 0: weigh the costs, or "
+            f"choose a batch_size with which they divide each mini-batch"
+        )
+
+
+def _reads(jaxpr: Any, argument: Any) -> bool:
+    """Whether an argument takes part in a computation, jitted functions within looked into."""
+    for equation in jaxpr.eqns:
+        for i, read in enumerate(equation.invars):
+            inner = equation.params["jaxpr"].jaxpr if equation.primitive.name in ("jit", "pjit") else None
+            if read is argument and (inner is None or _reads(inner, inner.invars[i])):
+                return True
+    return False
+
+
 def _folded(key: Any, number: Any) -> Any:
     if isinstance(key, ExampleKeys):
         return ExampleKeys(jax.random.fold_in(key.key, number), key.index)
     return jax.random.fold_in(key, number)
-
-
-def check_reads_weights(gradient: Callable[[Array], Any], weights: Array) -> None:
-    """Raise a ValueError where a gradient does not depend on its weights, by which examples that fill up do not count."""
-    program = jax.make_jaxpr(gradient)(weights).jaxpr
-    if not dce_jaxpr(program, [True] * len(program.outvars))[1][0]:
-        raise ValueError(
-            "fit: expected a gradient= that reads weights=, as a mini-batch that the devices do not divide is filled up with "
-            "examples of weight 0, got one that does not; weight each example's term, or give a batch_size that they divide "
-            "and that divides N"
-        )
 
 
 def state_after(net: Layer, params: Params, x: Any) -> Any:

@@ -26,7 +26,7 @@ from .activations import at_least_float32
 from .backpropagation import completed, counted, errors_of
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost
-from .forms import concatenated, size_of_batch
+from .forms import concatenated
 from .given import check_batch, check_cost, check_net, check_number
 from .layers._composite import bottom, is_walked
 from .layers._layer import (
@@ -39,6 +39,7 @@ from .layers._layer import (
     example_index,
     keys_of,
     located,
+    n_parts,
     run_forward,
 )
 from .layers._swapped import Ruled
@@ -159,7 +160,8 @@ def clipped_value_and_grad(
         cost: one of fnnet's costs.
         bound: the largest norm of an example's gradient; a number, which may be traced.
         noise: the noise multiplier; None adds none. Drawn from the call's ``key`` (dropout masks are those of
-            `value_and_grad` with the same key), and added to the sum, before 1/m.
+            `value_and_grad` with the same key), and added to the sum, before 1/m. Of a batch divided among devices, by
+            `data_parallel`, ``fit(mesh=)`` or in a ``shard_map`` whose `ExampleKeys` number the examples, it is drawn once.
         micro_batch: as of `value_and_grad`; the result is that of the whole batch.
 
     Raises:
@@ -225,8 +227,7 @@ def _clipped(net, cost, params, x, y, mask, weights, key, bound, noise, *, micro
     value, gradients = mean_over_chunks(chunk, (x, y, mask, weights), key, size)
     value, gradients = completed(value, gradients, params, x, None, None)
     if noise is not None:
-        # Each device of those that divide a batch draws the same, so that their mean has it once.
-        scale = noise.astype(value.dtype) * bound.astype(value.dtype) / size_of_batch(x)
+        scale = noise.astype(value.dtype) * bound.astype(value.dtype) / (len(x) * n_parts(key))
         gradients = _noisy(gradients, jax.random.fold_in(batch_key(key), NOISE), scale)
     return value, gradients
 

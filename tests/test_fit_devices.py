@@ -18,13 +18,14 @@ from .compiled import collectives
 from .devices import on_devices
 
 DENSE = fn.Network(fn.Dense(12, fn.sigmoid), fn.Dropout(0.3), fn.Dense(10, fn.softmax))
+CLIPPED = fn.clipped_value_and_grad(DENSE, fn.log_likelihood, 0.5, 1.0)
 NETS = {
     "dense": (DENSE, (7,), {"optimizer": fn.adam(0.05)}),
     "of few examples each": (DENSE, (7,), {"batch_size": 20}),
     "convolution": (fn.Network(fn.Conv(4, 3, fn.relu), fn.MaxPool(2), fn.Flatten(), fn.Dense(10, fn.softmax)), (6, 6, 1), {}),
     "in windows": (fn.Network(fn.LSTM(5), fn.Dense(10, fn.softmax)), (6, 3), {"window": 4}),
     "autodiff": (DENSE, (7,), {"gradient": jax.value_and_grad(fn.objective(DENSE, fn.log_likelihood))}),
-    "private": (DENSE, (7,), {"gradient": fn.clipped_value_and_grad(DENSE, fn.log_likelihood, 0.1, noise=0.5)}),
+    "clipped, with noise": (DENSE, (7,), {"gradient": CLIPPED, "batch_size": 20}),
     "curvature": (DENSE, (7,), {"optimizer": fn.natural_gradient(0.5, iterations=2)}),
     "examples mixed": (fn.Network(fn.Dense(8, fn.linear, bias=False), fn.BatchNorm(), fn.Dense(10, fn.softmax)), (7,), {}),
 }  # fmt: skip
@@ -205,8 +206,28 @@ def any_gradient():
         assert_close(fn.data_parallel(gradient, mesh())(params, x, labels), gradient(params, x, labels))
 
 
+@jax.jit
+def without_weights(params, x, y, *, key, weights):
+    return fn.value_and_grad(DENSE, fn.log_likelihood)(params, x, y, key=key)
+
+
+def gradients_of_ones_own():
+    """Noise is drawn once for all devices, keys of one's own number the examples."""
+    net, params, (x, y, _), _ = given("dense")
+    assert_close(fn.data_parallel(CLIPPED, mesh())(params, x, y, key=KEY), CLIPPED(params, x, y, key=KEY))
+    gradient, key = fn.value_and_grad(net, fn.log_likelihood), fn.ExampleKeys(KEY, 3 * jax.numpy.arange(64) + 5)
+    one = gradient(params, x, y, key=key)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        rows = NamedSharding(mesh(kind), P("data"))
+        divided, keys = jax.device_put((x, y), rows), fn.ExampleKeys(KEY, jax.device_put(key.index, rows))
+        assert_close(gradient(params, *divided, key=keys), one)
+        assert_close(fn.data_parallel(gradient, mesh(kind))(params, *divided, key=keys), one)
+
+
 def refused():
     net, params, data, about = given("dense")
+    alone = {"mesh": mesh(), "batch_size": 20, "gradient": without_weights}
+    split = fn.data_parallel(fn.value_and_grad(net, fn.log_likelihood), mesh())
     mixing, mixed, of_mixing, _ = given("examples mixed")
     fit = lambda *start, **more: fn.fit(*start, **about | more)  # noqa: E731
     dense = net, fn.log_likelihood, params, data
@@ -216,6 +237,8 @@ def refused():
         (dense, {"mesh": mesh(), "shuffle": "block", "batch_size": 20}, r"fit: expected a batch_size that the 8 devices"),
         ((*dense[:3], (data[0][:60], data[1][:60])), {"mesh": mesh(), "shuffle": "block"}, r"fit: expected data that the 8"),
         (dense, {"shuffle": "block"}, r"fit: expected mesh= or divided data for shuffle='block', got one device"),
+        (dense, alone, r"multiplies each example's cost by weights=, got one that does not read them; a mini"),
+        (dense, {"mesh": mesh(), "gradient": split}, r"data_parallel: expected the whole batch, got one device's part over"),
         (
             (mixing, fn.log_likelihood, mixed, of_mixing), {"mesh": mesh(AxisType.Explicit), "shuffle": "global"},
             r"BatchNorm\(\): expected the whole batch, since it mixes examples, got 8 devices to divide it among",
@@ -228,13 +251,6 @@ def refused():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             fit(*start, **more)
-    own = lambda params, x, y, *, key, weights: fn.value_and_grad(net, fn.log_likelihood)(params, x, y, key=key)  # noqa: E731
-    unread = (
-        r"fit: expected a gradient= that reads weights=, as a mini-batch that the devices do not divide is filled up"
-    )
-    with pytest.raises(ValueError, match=unread):
-        fit(*dense[:3], data[:2], mesh=mesh(), gradient=own, batch_size=20)
-    fit(*dense[:3], data[:2], mesh=mesh(), gradient=own)
     split = fn.data_parallel(fn.value_and_grad(mixing, fn.log_likelihood), mesh())
     with pytest.raises(
         fn.LayerError, match=r"BatchNorm\(\): expected the whole batch.*got one device's part over data"
@@ -256,7 +272,9 @@ def test_the_numbers_are_those_of_one_device(kind, axes):
     on_devices(one_devices_numbers, kind, axes)
 
 
-@pytest.mark.parametrize("what", thorough(in_blocks, evaluated, any_gradient, refused), ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "what", thorough(in_blocks, any_gradient, gradients_of_ones_own, evaluated, refused), ids=lambda f: f.__name__
+)
 def test_on_eight_devices(what):
     on_devices(what)
 

@@ -6,6 +6,7 @@ A layer is a frozen, hashable dataclass that holds no arrays. `layer` makes a pl
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from jax import Array
 
 from .. import activations
 from ..activations import Activation, at_least_float32, unwrapped, wide_dtype
-from ..forms import rowwise
+from ..forms import rowwise, varying_axes
 from ..programs import placed, program
 
 __all__ = ["ExampleKeys", "Layer", "LayerError", "Sends", "Shard", "example_keys", "layer"]
@@ -573,6 +574,11 @@ def example_keys(key: Array | ExampleKeys, m: int) -> Array:
 def keys_of(key: Any, index: Array) -> ExampleKeys | None:
     """The key for the examples with these numbers in the whole batch; None without one."""
     return None if key is None else ExampleKeys(batch_key(key), index)
+
+
+def n_parts(key: Array | ExampleKeys) -> int:
+    """Among how many devices the batch is divided: those whose `ExampleKeys` differ inside of ``jax.shard_map``."""
+    return math.prod(map(jax.lax.axis_size, varying_axes(key.index))) if isinstance(key, ExampleKeys) else 1
 
 
 def batch_key(key: Array | ExampleKeys) -> Array:
