@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from .devices import WHOLE, Division, check_divides, check_dividing, check_everywhere, division_of, is_whole
+from .devices import WHOLE, Division, check_divides, check_dividing, division_of, division_of_run, is_whole
 from .given import Examples
 from .layers._layer import Layer
 
@@ -54,18 +54,9 @@ def laid_out(
             shuffle that is neither "global" nor "block", and what the devices do not divide in blocks.
         LayerError: for a layer that mixes examples, in blocks or on an explicit mesh.
     """
-    if shuffle not in ("global", "block"):
-        raise ValueError(f"{function}: expected shuffle='global' or 'block', got {shuffle!r}")
-    if mesh is not None:
-        check_everywhere(function, data.x, mesh)
-    sharding = data.x.sharding
-    on, axis = (sharding.mesh, (*sharding.spec, None)[0]) if isinstance(sharding, NamedSharding) else (None, None)
-    if mesh is None and (on is None or (on.size == 1 and shuffle == "global")):
-        if shuffle == "block":
-            raise ValueError(f"{function}: expected mesh= or divided data for shuffle='block', got one device")
+    over, cut = division_of_run(function, mesh, shuffle, data.x)
+    if over is None:
         return ONE, data
-    over = division_of(function, on, axis) if mesh is None else division_of(function, mesh)
-    cut = on == over.mesh and axis == over.axis
     by_compiler = not (net.independent and all(map(is_whole, jax.tree.leaves(params))))
     if shuffle == "block":
         check_divides(function, len(data.x), over, "data")

@@ -28,6 +28,7 @@ __all__ = [
     "data_parallel",
     "divided",
     "division_of",
+    "division_of_run",
     "is_whole",
     "mean",
     "replicated",
@@ -201,6 +202,33 @@ def division_of(function: str, mesh: Any, axis: Any = None) -> Division:
 
 
 MAKE_A_MESH = 'jax.make_mesh((8,), ("data",))'
+
+
+def division_of_run(function: str, mesh: Any, shuffle: Any, x: Any) -> tuple[Division | None, bool]:
+    """(how a run divides its mini-batches, whether its data are divided so already), from ``mesh=``, or the mesh on which the
+    data lie; None on one device.
+
+    Raises:
+        ValueError: for a shuffle that is neither "global" nor "block", blocks on one device, what `division_of` refuses, and
+            data that only this process has where there are several and a mesh is given.
+    """
+    if shuffle not in ("global", "block"):
+        raise ValueError(f"{function}: expected shuffle='global' or 'block', got {shuffle!r}")
+    if mesh is not None:
+        check_everywhere(function, x, mesh)
+    sharding = x.sharding
+    on, axis = (sharding.mesh, (*sharding.spec, None)[0]) if isinstance(sharding, NamedSharding) else (None, None)
+    if mesh is None and (on is None or (on.size == 1 and shuffle == "global")):
+        if shuffle == "block":
+            raise ValueError(f"{function}: expected mesh= or divided data for shuffle='block', got one device")
+        return None, False
+    over = division_of(function, on, axis) if mesh is None else division_of(function, mesh)
+    same_devices = isinstance(on, Mesh) and _without_types(on) == _without_types(over.mesh)
+    return over, same_devices and axis == over.axis
+
+
+def _without_types(mesh: Mesh) -> tuple[Any, ...]:
+    return mesh.axis_names, tuple(mesh.devices.flat), mesh.devices.shape
 
 
 def check_divides(function: str, m: int, over: Division, what: str = "a batch") -> None:

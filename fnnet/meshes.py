@@ -8,7 +8,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from .devices import Division, check_everywhere, division_of, replicated
+from .devices import Division, check_everywhere, division_of_run, replicated
 from .layers._layer import as_array
 
 __all__ = ["Devices", "Shuffle", "devices", "filled"]
@@ -67,25 +67,11 @@ class Devices(NamedTuple):
 
 
 def devices(function: str, mesh: Any, shuffle: Any, data: Any) -> Devices | None:
-    """The devices of ``mesh=``, or of the mesh that divides the data's axis 0; None without any.
-
-    Raises:
-        ValueError: for what is no mesh, a mesh of several axes without one called "data", another shuffle, blocks without a
-            mesh, and data that only this process has where there are several.
-    """
-    if shuffle not in ("global", "block"):
-        raise ValueError(f"{function}: expected shuffle='global' or 'block', got {shuffle!r}")
+    """The devices of ``mesh=``, or of the mesh on which the data lie; None without any. Errors as of `division_of_run`."""
     data = as_array(data)
     check_everywhere(function, data, mesh)
-    sharding = data.sharding
-    on, axis = (sharding.mesh, (*sharding.spec, None)[0]) if isinstance(sharding, NamedSharding) else (None, None)
-    if mesh is None and (on is None or axis is None or on.size == 1):
-        if shuffle == "block":
-            raise ValueError(f"{function}: expected mesh= or divided data for shuffle='block', got one device")
-        return None
-    over = division_of(function, on, axis) if mesh is None else division_of(function, mesh)
-    auto, is_on = _auto(over.mesh), isinstance(on, Mesh) and _auto(on) == _auto(over.mesh)
-    return Devices(function, over.mesh, Division(auto, over.axis), is_on and axis == over.axis)
+    over, cut = division_of_run(function, mesh, shuffle, data)
+    return None if over is None else Devices(function, over.mesh, Division(_auto(over.mesh), over.axis), cut)
 
 
 def _auto(mesh: Mesh) -> Mesh:
