@@ -28,6 +28,7 @@ __all__ = [
     "data_parallel",
     "divided",
     "division_of",
+    "everywhere",
     "is_whole",
     "mean",
     "replicated",
@@ -294,6 +295,11 @@ def replicated(function: str, tree: Any, mesh: Any) -> Any:
             f"{function}: expected the same parameters, key and state on every process, got others on one; draw them "
             f"from the same key"
         ) from None
+
+
+def everywhere(tree: Any, mesh: Any) -> Any:
+    """Numbers on all devices of a mesh of this process, put there explicitly, as ``jax.transfer_guard`` asks."""
+    return tree if mesh is None or jax.process_count() > 1 else jax.device_put(tree, NamedSharding(mesh, WHOLE))
 
 
 def any_process(value: bool) -> bool:
