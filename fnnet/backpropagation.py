@@ -13,8 +13,7 @@ from jax import Array
 
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost
-from .devices import divided, where_divided
-from .forms import size_of_batch
+from .devices import batch_size, divided, where_divided
 from .given import check_batch, check_cost, check_feedback, check_net, whole
 from .head import check_head, from_cost, through_positions
 from .layers._layer import Delta, Layer, Params, run_forward
@@ -122,7 +121,7 @@ def value_and_grad(
         net: a network or a single layer.
         cost: one of fnnet's costs.
         penalty: added to both.
-        n_examples: N of the penalty; by default the batch size.
+        n_examples: N of the penalty; by default the batch size, that of all parts of a batch divided by ``shard_map``.
         micro_batch: examples that are run at a time, which bounds the memory of a large batch. The result is that of the
             whole batch, dropout masks included. "auto" chooses where it pays; None runs the whole batch at once.
         positions: steps of the sequences that the last layer and the cost are run on at a time, for a large vocabulary: then
@@ -208,9 +207,7 @@ def _objective(net, cost, params, x, y, key, mask, weights, state, penalty, n_ex
 
     value, last = divided(of_part, over, params, (x, y, mask, weights, state), key)
     if penalty is not None:
-        value = value + penalty.value(params, size_of_batch(x) if n_examples is None else n_examples).astype(
-            value.dtype
-        )
+        value = value + penalty.value(params, batch_size(x) if n_examples is None else n_examples).astype(value.dtype)
     return (value, last) if carry else value
 
 
@@ -249,6 +246,6 @@ def completed(value, gradients, params, x, penalty, n_examples):
                 )
     if penalty is None:
         return value, gradients
-    n = size_of_batch(x) if n_examples is None else n_examples
+    n = batch_size(x) if n_examples is None else n_examples
     gradients = jax.tree.map(jnp.add, gradients, penalty.gradient(params, n))
     return value + penalty.value(params, n).astype(value.dtype), gradients

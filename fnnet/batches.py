@@ -205,9 +205,10 @@ def _spread(data: Examples) -> Examples:
 def _counting(data: Examples, counts: Any) -> Examples:
     """Examples with weight 0 where they do not count."""
     weights = data.extras.get("weights")
-    weights = jnp.ones(counts.shape, jnp.float32) if weights is None else weights
-    of_terms = jnp.expand_dims(counts, tuple(range(1, weights.ndim)))
-    return data._replace(extras={**data.extras, "weights": jnp.where(of_terms, weights, jnp.zeros_like(weights))})
+    like = np if isinstance(counts, np.ndarray) and not isinstance(weights, Array) else jnp
+    weights = like.ones(counts.shape, np.float32) if weights is None else weights
+    of_terms = like.expand_dims(counts, tuple(range(1, weights.ndim)))
+    return data._replace(extras={**data.extras, "weights": like.where(of_terms, weights, like.zeros_like(weights))})
 
 
 def _exchanged(over: Division, a: Array, rows: Array) -> Array:

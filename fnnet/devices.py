@@ -21,6 +21,7 @@ from .programs import program
 
 __all__ = [
     "Division",
+    "batch_size",
     "check_divides",
     "check_dividing",
     "check_everywhere",
@@ -29,6 +30,7 @@ __all__ = [
     "divided",
     "division_of",
     "division_of_run",
+    "everywhere",
     "is_whole",
     "mean",
     "replicated",
@@ -324,6 +326,11 @@ def replicated(function: str, tree: Any, mesh: Any) -> Any:
         ) from None
 
 
+def everywhere(tree: Any, mesh: Any) -> Any:
+    """Numbers on all devices of a mesh of this process, put there explicitly, as ``jax.transfer_guard`` asks."""
+    return tree if mesh is None or jax.process_count() > 1 else jax.device_put(tree, NamedSharding(mesh, WHOLE))
+
+
 def any_process(value: bool) -> bool:
     """Whether it is so on one of the processes, all of which have to ask."""
     return value if jax.process_count() == 1 else bool(process_allgather(np.asarray(value)).any())
@@ -341,9 +348,19 @@ def check_agreed(function: str, parts: tuple[str, ...], own: Any) -> None:
         )
 
 
+def batch_size(x: jax.Array) -> int:
+    """m, also where each device has but a part of the batch, inside ``shard_map``."""
+    return len(x) * math.prod(map(jax.lax.axis_size, _axes_of_parts(x)))
+
+
+def _axes_of_parts(x: Any) -> frozenset[str]:
+    """The axes over which devices have parts of a batch, inside ``shard_map``."""
+    return varying_axes(x) - {NETWORKS} if isinstance(x, Tracer) else frozenset()
+
+
 def check_mixing(net: Layer, x: Any) -> None:
     """Raise a LayerError where a layer mixes examples and each device has but a part of the batch, inside ``shard_map``."""
-    if net.independent or not isinstance(x, Tracer) or not (axes := varying_axes(x) - {NETWORKS}):
+    if net.independent or not (axes := _axes_of_parts(x)):
         return
     raise _of_mixing(net, f"one device's part over {', '.join(sorted(axes))}")
 

@@ -46,17 +46,16 @@ def epoch(
 ) -> tuple[Params, Any, Array, Array]:
     """(params, optimiser state, cost of each mini-batch, whether costs and parameters are finite) after one shuffled pass, or
     after its first ``steps`` steps."""
-    about = net, cost, optimizer, penalty, batch_size, gradient, micro_batch, window, steps, layout
+    about = net, cost, batch_size, gradient, micro_batch, window, steps, layout
     # Of a solver's result shard_map does not see that it is the same on all devices (JAX 0.12: "please open an issue").
     solves = takes(optimizer, "ggnvp")
-    return on_devices(functools.partial(_epoch, *about), layout, data, params, opt_state, key, check=not solves)
+    whole = optimizer, penalty, params, opt_state, key
+    return on_devices(functools.partial(_epoch, *about), layout, data, *whole, check=not solves)
 
 
 def _epoch(
     net,
     cost,
-    optimizer,
-    penalty,
     batch_size,
     gradient,
     micro_batch,
@@ -64,6 +63,8 @@ def _epoch(
     steps,
     layout,
     data,
+    optimizer,
+    penalty,
     params,
     opt_state,
     key,
@@ -98,13 +99,22 @@ def batch_step(
     """(params, optimiser state, the sum of the costs) after the step of this number on a given mini-batch of ``count``
     examples, with the key of its epoch."""
 
-    def run(batch: Any, params: Params, opt_state: Any, costs: Array, key: Array, number: Array) -> Any:
+    def run(
+        batch: Any,
+        optimizer: Any,
+        penalty: Any,
+        params: Params,
+        opt_state: Any,
+        costs: Array,
+        key: Array,
+        number: Array,
+    ) -> Any:
         take = stepping(net, cost, optimizer, penalty, gradient, micro_batch, window, n_examples, layout.over)
         step_key = jax.random.fold_in(jax.random.split(key)[1], number)
         carry, value = take((params, opt_state), batch, *numbered(layout, batch, count), step_key)
         return *carry, costs + value.astype(costs.dtype)
 
-    return on_devices(run, layout, batch, params, opt_state, costs, key, number)
+    return on_devices(run, layout, batch, optimizer, penalty, params, opt_state, costs, key, number)
 
 
 def stepping(net, cost, optimizer, penalty, gradient, micro_batch, window, n, over) -> Callable:

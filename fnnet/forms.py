@@ -60,11 +60,6 @@ def varying_axes(a: Any) -> frozenset[str]:
     return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying  # pyright: ignore
 
 
-def size_of_batch(x: Array) -> int:
-    """m of the whole batch: inside ``jax.shard_map`` of one of which x is a device's part."""
-    return len(x) * math.prod(jax.lax.axis_size(name) for name in varying_axes(x))
-
-
 def is_on_one_device(a: Array) -> bool:
     """Whether all examples (axis 0) that the computation sees are known to be on one device: inside ``jax.shard_map``, on an
     explicit mesh that does not divide them, and where there is no other device. Elsewhere the compiler divides what it is

@@ -21,7 +21,7 @@ from .batches import Layout, laid_out, layout_of_batches
 from .checkpoints import fingerprint, keeping, resumed
 from .chunks import check_micro_batch
 from .costs import Cost
-from .devices import check_agreed, check_everywhere, replicated
+from .devices import check_agreed, check_everywhere, everywhere, replicated
 from .divergence import Diverged, diverged_at
 from .epochs import batch_step as _batch_step
 from .epochs import epoch as _epoch
@@ -222,7 +222,7 @@ def fit(
     _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient, watch)
     epochs, every = whole("fit", "epochs", epochs, least=0), whole("fit", "every", every)
     about = {"gradient": gradient, "micro_batch": micro_batch, "window": window}
-    of_run = net, cost, traceable(optimizer), penalty
+    of_run = lambda layout: (net, cost, *everywhere((traceable(optimizer), penalty), layout.mesh))  # noqa: E731
     train: Any = None
     epoch_of: Any = None
     step_of: Any = None
@@ -232,20 +232,21 @@ def fit(
         layout = layout_of_batches("fit", net, params, mesh, shuffle)
         check = functools.partial(_check_window, net, params, window=window, gradient=gradient)
         stream = Stream(data, net, cost, params, layout, check)
-        step_of = functools.partial(_batch_step, *of_run, n_examples=n, layout=layout, **about)
+        step_of = functools.partial(_batch_step, *of_run(layout), n_examples=n, layout=layout, **about)
     else:
         train = examples(net, cost, params, data, "data")
         n, batch_size = _n_of_arrays(n_examples, train), whole("fit", "batch_size", batch_size)
         _check_window(net, params, train, window, gradient)
         check_everywhere("fit", train.x, mesh)
         layout, train = laid_out("fit", net, params, train, mesh, shuffle, batch_size)
-        epoch_of = functools.partial(_epoch, *of_run, batch_size=batch_size, layout=layout, **about)
+        epoch_of = functools.partial(_epoch, *of_run(layout), batch_size=batch_size, layout=layout, **about)
     watching = None if watch is None else functools.partial(_watched, traceable(watch))
-    n_examples = jax.device_put(n)
+    n_examples = everywhere(jax.device_put(n), layout.mesh)
 
     def monitored(layout: Layout, data: Examples) -> tuple[bool, Callable[[Params], tuple[Array, Array]]]:
         about = {"classes": names_classes(net, params, data), "layout": layout}
-        return about["classes"], lambda params: _monitor(net, cost, penalty, params, data, n_examples, **about)
+        objective = net, cost, everywhere(penalty, layout.mesh)
+        return about["classes"], lambda params: _monitor(*objective, params, data, n_examples, **about)
 
     def diverged(state: TrainingState, *about: Any) -> Diverged:
         return diverged_at(net, state, _result(state)[1], *about)
@@ -253,7 +254,8 @@ def fit(
     of_training = monitored(layout, train)[1] if monitor_training else None
     names, of_held_out = False, None
     if held_out is not None:
-        names, of_held_out = monitored(*laid_out("fit", net, params, held_out, layout.mesh, "global"))
+        of_validation, held_out = laid_out("fit", net, params, held_out, layout.mesh, "global")
+        names, of_held_out = monitored(of_validation, held_out)
     if early_stopping is not None and early_stopping.monitor == "validation_accuracy" and not names:
         raise ValueError(
             "fit: expected validation targets that name classes for EarlyStopping's monitor 'validation_accuracy', got "
@@ -285,7 +287,7 @@ def fit(
         reporter(progress, epochs, int(state.epoch)) as report,
     ):
         while int(state.epoch) < epochs and not _is_over(early_stopping, state) and not keep.stopped():
-            epoch_key, costs, finite = fold_in(state.key, state.epoch), None, True
+            epoch_key, costs, finite = fold_in(state.key, everywhere(state.epoch, layout.mesh)), None, True
             if stream is None:
                 new_params, opt_state, costs, finite = epoch_of(state.params, state.optimizer, train, epoch_key)
                 measured = {"cost": _mean(costs)}
@@ -364,10 +366,11 @@ def evaluate(
         ValueError: for bad input.
     """
     given = examples(net, cost, params, data, "data")
-    n = jax.device_put(given.x.shape[0] if n_examples is None else n_examples)
+    n = given.x.shape[0] if n_examples is None else n_examples
     classes = names_classes(net, params, given)
     layout, given = laid_out("evaluate", net, params, given, mesh, "global")
     params = replicated("evaluate", params, layout.mesh)
+    penalty, n = everywhere((penalty, jax.device_put(n)), layout.mesh)
     value, share = jax.device_get(_monitor(net, cost, penalty, params, given, n, classes=classes, layout=layout))
     return float(value), float(share)
 

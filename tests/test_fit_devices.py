@@ -212,9 +212,12 @@ def without_weights(params, x, y, *, key, weights):
 
 
 def gradients_of_ones_own():
-    """Noise is drawn once for all devices, keys of one's own number the examples."""
+    """Noise is drawn once for all devices, N of a penalty is the whole batch's size, own keys number the examples."""
     net, params, (x, y, _), _ = given("dense")
     assert_close(fn.data_parallel(CLIPPED, mesh())(params, x, y, key=KEY), CLIPPED(params, x, y, key=KEY))
+    for of in (fn.value_and_grad, lambda *about, **more: jax.value_and_grad(fn.objective(*about, **more))):
+        penalised = of(net, fn.log_likelihood, penalty=fn.L2(0.3))
+        assert_close(fn.data_parallel(penalised, mesh())(params, x, y, key=KEY), penalised(params, x, y, key=KEY))
     gradient, key = fn.value_and_grad(net, fn.log_likelihood), fn.ExampleKeys(KEY, 3 * jax.numpy.arange(64) + 5)
     one = gradient(params, x, y, key=key)
     for kind in (AxisType.Auto, AxisType.Explicit):
