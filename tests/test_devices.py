@@ -20,7 +20,7 @@ from .devices import on_devices
 
 M, KEY, COST = 16, jax.random.key(1), fn.quadratic
 REST = [case.name for case in LAYERS if case.name not in OF_EACH_KIND]
-GROUPS = [sorted(OF_EACH_KIND), *thorough(*([*REST[i::5]] for i in range(5)))]
+GROUPS = [sorted(OF_EACH_KIND), *([*REST[i::5]] for i in range(5))]
 CHUNKED = {"auto": (None, 8), "explicit": (None, 1), "shard_map": (None, 1)}
 """micro_batch: of the whole batch where the compiler divides it, else of each device's two examples."""
 
@@ -125,7 +125,7 @@ def check_rows(names):
         assert sum(one.bytes for one in collectives(text)) == sent
 
 
-@pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
+@pytest.mark.parametrize("names", thorough(*GROUPS), ids=lambda names: names[0])
 def test_each_row_on_eight_devices(names):
     on_devices(check_rows, names, timeout=900)
 
@@ -171,7 +171,7 @@ def check_work(name):
     assert moved(flops_and_text(fn.Network(Turned(), *net.layers), shape, mesh_of(AxisType.Auto), None)[1])
 
 
-@pytest.mark.parametrize("name", ["dense", *thorough("images", "sequences")])
+@pytest.mark.parametrize("name", thorough(*NETS))
 def test_each_device_does_its_part(name):
     on_devices(check_work, name, timeout=300)
 

@@ -265,10 +265,8 @@ def refused():
         fn.data_parallel(fn.value_and_grad(net, fn.log_likelihood), mesh())(params, data[0][:30], data[1][:30])
 
 
-@pytest.mark.parametrize("axes", ["Auto", *thorough("Explicit")])
-@pytest.mark.parametrize(
-    "kind", ["of few examples each", *thorough(*(kind for kind in NETS if kind != "of few examples each"))]
-)
+@pytest.mark.parametrize("axes", thorough("Auto", "Explicit"))
+@pytest.mark.parametrize("kind", NETS)
 def test_the_numbers_are_those_of_one_device(kind, axes):
     if (kind, axes) == ("examples mixed", "Explicit"):
         pytest.skip("refused, as `refused` sees to")
@@ -276,14 +274,12 @@ def test_the_numbers_are_those_of_one_device(kind, axes):
 
 
 @pytest.mark.parametrize(
-    "what", thorough(in_blocks, any_gradient, gradients_of_ones_own, evaluated, refused), ids=lambda f: f.__name__
+    "what",
+    thorough(in_blocks, any_gradient, gradients_of_ones_own, evaluated, refused, what_is_sent),
+    ids=lambda f: f.__name__,
 )
 def test_on_eight_devices(what):
     on_devices(what)
-
-
-def test_what_is_sent():
-    on_devices(what_is_sent)
 
 
 @pytest.mark.thorough

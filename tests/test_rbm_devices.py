@@ -288,8 +288,6 @@ CHECKS = {
     "divergence": (divergence,),
     "refusals": (refusals,),
 }
-SHORT = [PERSISTENT, "blocks, persistent", "program, divided", "random numbers", "refusals"]
-NAMES = [*SHORT, *thorough(*(name for name in CHECKS if name not in SHORT))]
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +295,6 @@ def found(request):
     return outcomes(request)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thorough(*CHECKS))
 def test_on_eight_devices(name, found):
     assert found[name] is None, found[name]

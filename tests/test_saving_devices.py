@@ -73,6 +73,10 @@ def one_host(folder):
         there = fn.load(path, like=trees(fewer))
         assert there["params"][0]["w"].sharding.mesh.size == 4
 
+
+def without_its_mesh(folder):
+    """An array that is said to be divided, of a mesh that is not set."""
+    path, mesh = Path(folder) / "w.npz", jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     abstract = jax.eval_shape(lambda tree: tree, {"w": trees(mesh)["params"][0]["w"]})
     fn.save(path, {"w": trees(mesh)["params"][0]["w"]})
     with pytest.raises(ValueError, match=r"on which devices \['w'\] is, got .* load it under jax\.set_mesh\(mesh\)"):
@@ -105,10 +109,12 @@ def one_device(leaf):
     return jnp.asarray(np.asarray(leaf))
 
 
+@pytest.mark.thorough
 def test_what_is_loaded_lies_where_like_does(tmp_path):
     on_devices(one_host, str(tmp_path))
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_stays_on_its_devices(tmp_path):
     on_devices(resumed, str(tmp_path / "run"))
 
@@ -162,6 +168,7 @@ def two_hosts(folder):
     print("done")
 
 
+@pytest.mark.thorough
 def test_two_hosts(tmp_path):
     """One of them saves what it holds whole, both read their parts; what is spread over them is refused."""
     assert all("done" in printed for printed in on_devices(two_hosts, str(tmp_path), devices=4, hosts=2))

@@ -145,8 +145,6 @@ CHECKS = {
     "resumed": (resumed,),
     "refusals": (refusals,),
 }
-SHORT = ["dropout", "program", "refusals"]
-NAMES = [*SHORT, *thorough(*(name for name in CHECKS if name not in SHORT))]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +152,6 @@ def found(request):
     return outcomes(request)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thorough(*CHECKS))
 def test_on_eight_devices(name, found):
     assert found[name] is None, found[name]

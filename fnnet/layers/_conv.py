@@ -113,7 +113,7 @@ def weighted_input(w: Array, a_in: Array, win: Window, groups: int = 1, algorith
         return functools.reduce(jnp.add, parts).astype(w.dtype)
 
     on_cpu = groups == 1 and weighted_input_by_product(w, a_in, win)
-    return run(algorithm, library, each_group(gemm, groups), on_cpu, win, groups, w, a_in).astype(w.dtype)
+    return run(algorithm, library, each_group(gemm, groups), on_cpu, win, groups, w, a_in)
 
 
 @static
@@ -157,7 +157,7 @@ def input_error(w: Array, delta: Array, win: Window, groups: int = 1, algorithm:
         return e.astype(delta.dtype)
 
     on_cpu = groups == 1 and input_error_by_product(w, win)
-    return run(algorithm, library, each_group(gemm, groups), on_cpu, win, groups, w, delta).astype(delta.dtype)
+    return run(algorithm, library, each_group(gemm, groups), on_cpu, win, groups, w, delta)
 
 
 @static
@@ -290,7 +290,7 @@ def each_group(form: Callable, groups: int) -> Callable:
 
     def in_parts(*args: Array) -> Array:
         parts = zip(*(jnp.split(at_least_float32(a), groups, axis=-1) for a in args), strict=True)
-        return jnp.concatenate([form(*part) for part in parts], axis=-1)
+        return jnp.concatenate([form(*part) for part in parts], axis=-1).astype(args[-1].dtype)
 
     return in_parts
 

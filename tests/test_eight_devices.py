@@ -1,0 +1,46 @@
+"""What the default run checks on 8 simulated devices, and each error message that needs them, in one process.
+
+The thorough tests of each of these modules check every kind of network, mesh and run.
+"""
+
+import tempfile
+
+import pytest
+
+from . import (
+    test_audit_devices,
+    test_devices,
+    test_fit_devices,
+    test_rbm_devices,
+    test_saving_devices,
+    test_sweep_devices,
+)
+from .checks import outcomes
+
+
+def in_a_folder(check):
+    with tempfile.TemporaryDirectory() as folder:
+        check(folder)
+
+
+CHECKS = {
+    "layers": (test_devices.check_rows, ["Dense", "BatchNorm", "Dropout", "Embedding", "LSTM"]),
+    "fit": (test_fit_devices.one_devices_numbers, "of few examples each", "Auto"),
+    "what fit sends": (test_fit_devices.what_is_sent,),
+    "refused by fit": (test_fit_devices.refused,),
+    "random numbers of a machine": (test_rbm_devices.random_numbers,),
+    "refused by a machine": (test_rbm_devices.refusals,),
+    "refused by a sweep": (test_sweep_devices.refusals,),
+    "refused by the audit": (test_audit_devices.refusals,),
+    "refused when loaded": (in_a_folder, test_saving_devices.without_its_mesh),
+}
+
+
+@pytest.fixture(scope="module")
+def found(request):
+    return outcomes(request)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_on_eight_devices(name, found):
+    assert found[name] is None, found[name]
