@@ -213,6 +213,22 @@ def gradients_of_ones_own():
         assert_close(fn.data_parallel(gradient, mesh(kind))(params, *divided, key=keys), one)
 
 
+def nothing_moves_without_a_word():
+    """Under ``jax.transfer_guard``, the validation data on a device of their own, with an explicit mesh in use or not."""
+    net, params, (x, y, _), about = given("dense")
+    about |= {"batch_size": 20, "epochs": 1}
+    one = seen(fn.fit(net, fn.log_likelihood, params, (x, y), **about))
+    elsewhere = {"validation": jax.device_put(about.pop("validation"), jax.devices()[3])}
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        with jax.transfer_guard("disallow"):
+            many = fn.fit(net, fn.log_likelihood, params, (x, y), mesh=mesh(kind), **about, **elsewhere)
+            fn.evaluate(net, fn.log_likelihood, params, (x, y), penalty=fn.L2(0.1), mesh=mesh(kind))
+        assert_close(seen(many), one)
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        many = fn.fit(net, fn.log_likelihood, params, (x, y), mesh=mesh(AxisType.Explicit), **about, **elsewhere)
+    assert_close(seen(many), one)
+
+
 def refused():
     net, params, data, about = given("dense")
     alone = {"mesh": mesh(), "batch_size": 20, "gradient": without_weights}
@@ -262,7 +278,9 @@ def test_the_numbers_are_those_of_one_device(kind, axes):
 
 
 @pytest.mark.parametrize(
-    "what", thorough(in_blocks, gradients_of_ones_own, evaluated, refused), ids=lambda f: f.__name__
+    "what",
+    thorough(in_blocks, gradients_of_ones_own, nothing_moves_without_a_word, evaluated, refused),
+    ids=lambda f: f.__name__,
 )
 def test_on_eight_devices(what):
     on_devices(what)
