@@ -182,8 +182,8 @@ def mean(tree: Any, over: Division | None, factor: float = 1.0) -> Any:
     """factor (1/D) Σ_d over the devices, of all leaves together; the tree itself on one."""
     if over is None:
         return tree
-    sums = jax.lax.psum(varying(tree, jax.lax.axis_index(over.axis)), over.axis)
-    return jax.tree.map(lambda a: a * jnp.asarray(factor / over.n, a.dtype), sums)
+    shares = jax.tree.map(lambda a: a * jnp.asarray(factor / over.n, a.dtype), tree)  # a sum may overflow
+    return jax.lax.psum(varying(shares, jax.lax.axis_index(over.axis)), over.axis)
 
 
 def division_of(function: str, mesh: Any, axis: Any = None) -> Division:

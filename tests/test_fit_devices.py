@@ -204,6 +204,8 @@ def gradients_of_ones_own():
     for of in (fn.value_and_grad, lambda *about, **more: jax.value_and_grad(fn.objective(*about, **more))):
         penalised = of(net, fn.log_likelihood, penalty=fn.L2(0.3))
         assert_close(fn.data_parallel(penalised, mesh())(params, x, y, key=KEY), penalised(params, x, y, key=KEY))
+    large = np.full(3, 2.0**14, np.float16)  # of which eight are too large
+    assert_close(fn.data_parallel(lambda w, x, y: (w[0], w), mesh())(large, x, y), (large[0], large))
     gradient, key = fn.value_and_grad(net, fn.log_likelihood), fn.ExampleKeys(KEY, 3 * jax.numpy.arange(64) + 5)
     one = gradient(params, x, y, key=key)
     for kind in (AxisType.Auto, AxisType.Explicit):
