@@ -57,7 +57,7 @@ def laid_out(
     over, cut = division_of_run(function, mesh, shuffle, data.x)
     if over is None:
         return ONE, data
-    by_compiler = not (net.independent and all(map(is_whole, jax.tree.leaves(params))))
+    by_compiler = _by_compiler(net, params)
     if shuffle == "block":
         check_divides(function, len(data.x), over, "data")
         if batch_size is not None:
@@ -67,6 +67,11 @@ def laid_out(
         check_dividing(function, net, params, over)
     placed = jax.device_put(data, NamedSharding(over.mesh, over.rows if cut else WHOLE))
     return Layout(None if by_compiler else over, cut, shuffle == "block", over.mesh), placed
+
+
+def _by_compiler(net: Layer, params: Any) -> bool:
+    """Whether the equations cannot run on each device by itself."""
+    return not (net.independent and all(map(is_whole, jax.tree.leaves(params))))
 
 
 def layout_of_batches(function: str, net: Layer, params: Any, mesh: Any, shuffle: str) -> Layout:
@@ -89,7 +94,7 @@ def layout_of_batches(function: str, net: Layer, params: Any, mesh: Any, shuffle
             )
         return ONE
     over = division_of(function, mesh)
-    by_compiler = not (net.independent and all(map(is_whole, jax.tree.leaves(params))))
+    by_compiler = _by_compiler(net, params)
     if by_compiler and AxisType.Explicit in mesh.axis_types:
         check_dividing(function, net, params, over)
     return Layout(None if by_compiler else over, True, False, mesh)

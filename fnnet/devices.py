@@ -183,8 +183,13 @@ def mean(tree: Any, over: Division | None, factor: float = 1.0) -> Any:
     """factor (1/D) Σ_d over the devices, of all leaves together; the tree itself on one."""
     if over is None:
         return tree
-    sums = jax.lax.psum(varying(tree, jax.lax.axis_index(over.axis)), over.axis)
-    return jax.tree.map(lambda a: a * jnp.asarray(factor / over.n, a.dtype), sums)
+
+    def share(a: Any) -> Any:  # before the sum, which may overflow
+        a = a if jnp.issubdtype(a.dtype, jnp.inexact) else a.astype(jnp.result_type(float))
+        return a * jnp.asarray(factor / over.n, a.dtype)
+
+    shares = jax.tree.map(share, tree)
+    return jax.lax.psum(varying(shares, jax.lax.axis_index(over.axis)), over.axis)
 
 
 def division_of(function: str, mesh: Any, axis: Any = None) -> Division:

@@ -20,7 +20,7 @@ from .devices import WHOLE, mean
 from .forms import varying
 from .layers._composite import has_moving
 from .layers._layer import ExampleKeys, Layer, Params, run_forward
-from .optimizers import apply_updates, extra_arguments, takes, updated
+from .optimizers import apply_updates, extra_arguments, updated
 from .programs import for_each_structure
 
 __all__ = ["batch_step", "epoch", "mini_batch", "monitor"]
@@ -47,10 +47,8 @@ def epoch(
     """(params, optimiser state, cost of each mini-batch, whether costs and parameters are finite) after one shuffled pass, or
     after its first ``steps`` steps."""
     about = net, cost, batch_size, gradient, micro_batch, window, steps, layout
-    # Of a solver's result shard_map does not see that it is the same on all devices (JAX 0.12: "please open an issue").
-    solves = takes(optimizer, "ggnvp")
     whole = optimizer, penalty, params, opt_state, key
-    return on_devices(functools.partial(_epoch, *about), layout, data, *whole, check=not solves)
+    return on_devices(functools.partial(_epoch, *about), layout, data, *whole)
 
 
 def _epoch(

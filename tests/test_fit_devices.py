@@ -26,7 +26,7 @@ NETS = {
     "in windows": (fn.Network(fn.LSTM(5), fn.Dense(10, fn.softmax)), (6, 3), {"window": 4}),
     "autodiff": (DENSE, (7,), {"gradient": jax.value_and_grad(fn.objective(DENSE, fn.log_likelihood))}),
     "clipped, with noise": (DENSE, (7,), {"gradient": CLIPPED, "batch_size": 20}),
-    "curvature": (DENSE, (7,), {"optimizer": fn.natural_gradient(0.5, iterations=2)}),
+    "curvature": (DENSE, (7,), {"optimizer": fn.natural_gradient(0.5, iterations=2), "gradient": CLIPPED}),
     "examples mixed": (fn.Network(fn.Dense(8, fn.linear, bias=False), fn.BatchNorm(), fn.Dense(10, fn.softmax)), (7,), {}),
 }  # fmt: skip
 KEY, FEW = jax.random.key(3), "of few examples each"
@@ -218,6 +218,8 @@ def gradients_of_ones_own():
     for of in (fn.value_and_grad, lambda *about, **more: jax.value_and_grad(fn.objective(*about, **more))):
         penalised = of(net, fn.log_likelihood, penalty=fn.L2(0.3))
         assert_close(fn.data_parallel(penalised, mesh())(params, x, y, key=KEY), penalised(params, x, y, key=KEY))
+    large = np.full(3, 2.0**14, np.float16)  # of which eight are too large
+    assert_close(fn.data_parallel(lambda w, x, y: (w[0], w), mesh())(large, x, y), (large[0], large))
     gradient, key = fn.value_and_grad(net, fn.log_likelihood), fn.ExampleKeys(KEY, 3 * jax.numpy.arange(64) + 5)
     one = gradient(params, x, y, key=key)
     for kind in (AxisType.Auto, AxisType.Explicit):
@@ -225,6 +227,22 @@ def gradients_of_ones_own():
         divided, keys = jax.device_put((x, y), rows), fn.ExampleKeys(KEY, jax.device_put(key.index, rows))
         assert_close(gradient(params, *divided, key=keys), one)
         assert_close(fn.data_parallel(gradient, mesh(kind))(params, *divided, key=keys), one)
+
+
+def nothing_moves_without_a_word():
+    """Under ``jax.transfer_guard``, the validation data on a device of their own, with an explicit mesh in use or not."""
+    net, params, (x, y, _), about = given("dense")
+    about |= {"batch_size": 20, "epochs": 1}
+    one = seen(fn.fit(net, fn.log_likelihood, params, (x, y), **about))
+    elsewhere = {"validation": jax.device_put(about.pop("validation"), jax.devices()[3])}
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        with jax.transfer_guard("disallow"):
+            many = fn.fit(net, fn.log_likelihood, params, (x, y), mesh=mesh(kind), **about, **elsewhere)
+            fn.evaluate(net, fn.log_likelihood, params, (x, y), penalty=fn.L2(0.1), mesh=mesh(kind))
+        assert_close(seen(many), one)
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        many = fn.fit(net, fn.log_likelihood, params, (x, y), mesh=mesh(AxisType.Explicit), **about, **elsewhere)
+    assert_close(seen(many), one)
 
 
 def refused():
@@ -275,7 +293,9 @@ def test_the_numbers_are_those_of_one_device(kind, axes):
 
 @pytest.mark.parametrize(
     "what",
-    thorough(in_blocks, any_gradient, gradients_of_ones_own, evaluated, refused, what_is_sent),
+    thorough(
+        in_blocks, any_gradient, gradients_of_ones_own, nothing_moves_without_a_word, evaluated, refused, what_is_sent
+    ),
     ids=lambda f: f.__name__,
 )
 def test_on_eight_devices(what):
