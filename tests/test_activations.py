@@ -50,7 +50,7 @@ def test_derivatives_against_autodiff(name, dtype):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_derivatives_against_finite_differences(name):
     activation, h = ACTIVATIONS[name], 1e-6
-    z = jnp.asarray(np.linspace(-4, 4, 40).reshape(5, 8) + 0.013)
+    z = jax.device_put(np.linspace(-4, 4, 40).reshape(5, 8) + 0.013)
     da, dz = (jax.random.normal(jax.random.key(i), z.shape) for i in (0, 1))
     slope = jnp.sum(da * (activation(z + h * dz) - activation(z - h * dz))) / (2 * h)
     # Central differences: error h² and rounding eps / h, together about 1e-9.

@@ -17,7 +17,7 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
 
 
 def drawn(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+    return jax.device_put(np.random.default_rng(seed).standard_normal(shape))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -26,10 +26,10 @@ def drawn(net, shape, m=5, seed=0):
     """Parameters with biases that are not zero, and inputs."""
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
-        lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape)),
+        lambda leaf: jax.device_put(0.5 * rng.standard_normal(leaf.shape)),
         jax.eval_shape(lambda: net.init(jax.random.key(0), shape)),
     )
-    return params, jnp.asarray(rng.standard_normal((m, *shape)))
+    return params, jax.device_put(rng.standard_normal((m, *shape)))
 
 
 def operations(f, *args):

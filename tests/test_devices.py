@@ -88,7 +88,7 @@ def rows_of(names):
         params, x = case.params(jnp.float64), case.inputs(M, jnp.float64)
         params = {**params, "var": jnp.square(params["var"])} if "var" in params else params
         shape = jax.eval_shape(lambda net=case.layer, p=params, x=x: run_forward(net, p, x)[0]).shape
-        given.append((params, x, jnp.asarray(np.random.default_rng(2).standard_normal(shape))))
+        given.append((params, x, jax.device_put(np.random.default_rng(2).standard_normal(shape))))
     return [case.name for case in cases], [case.layer for case in cases], given
 
 

@@ -13,6 +13,7 @@ from . import (
     test_fit_devices,
     test_rbm_devices,
     test_saving_devices,
+    test_streams,
     test_sweep_devices,
 )
 from .checks import outcomes
@@ -26,7 +27,9 @@ def in_a_folder(check):
 CHECKS = {
     "layers": (test_devices.check_rows, ["Dense", "BatchNorm", "Dropout", "Embedding", "LSTM"]),
     "fit": (test_fit_devices.one_devices_numbers, "of few examples each", "Auto"),
+    "mini-batches": (test_streams.on_eight, "Explicit"),
     "what fit sends": (test_fit_devices.what_is_sent,),
+    "what a mini-batch sends": (test_streams.program,),
     "refused by fit": (test_fit_devices.refused,),
     "random numbers of a machine": (test_rbm_devices.random_numbers,),
     "refused by a machine": (test_rbm_devices.refusals,),

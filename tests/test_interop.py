@@ -14,7 +14,7 @@ KEY = jax.random.key(2)
 
 
 def normal(seed, shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+    return jax.device_put(np.random.default_rng(seed).standard_normal(shape))
 
 
 def both(net, key=KEY):

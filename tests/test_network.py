@@ -418,7 +418,7 @@ class TestCompilation:
         assert imported("fnnet") == imported("jax")
 
 
-@pytest.mark.parametrize("net", ["dense", *thorough("cells")])
+@pytest.mark.parametrize("net", thorough("dense", "cells"))
 def test_many_devices(net):
     """Data-parallel on 8 simulated devices: the sharded batch gives the same gradients."""
     code = """

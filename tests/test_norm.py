@@ -123,7 +123,7 @@ def test_large_means_and_half_precision():
 
 class TestBatchNorm:
     def test_of_rows(self):
-        layer, x = fn.BatchNorm(), jnp.asarray(np.random.default_rng(0).standard_normal((7, 5)))
+        layer, x = fn.BatchNorm(), jax.device_put(np.random.default_rng(0).standard_normal((7, 5)))
         for manual, autodiff in equations(layer, layer.init(KEY, (5,)), x).values():
             assert_agree(manual, autodiff, 1e-10, zero=True)
 
@@ -270,8 +270,8 @@ class TestMasks:
         rng = np.random.default_rng(2)
         x = np.where(self.MASK[..., None], rng.standard_normal((4, 5, 6)), np.nan)
         return jnp.asarray(x, dtype), {
-            "g": jnp.asarray(rng.standard_normal(6)),
-            "b": jnp.asarray(rng.standard_normal(6)),
+            "g": jax.device_put(rng.standard_normal(6)),
+            "b": jax.device_put(rng.standard_normal(6)),
         }
 
     def test_groups_of_a_padded_sequence_are_those_of_the_sequence_alone(self):
@@ -290,7 +290,7 @@ class TestMasks:
         alone, cache_alone = norm.forward(params, rows, train=True)
         np.testing.assert_allclose(a[self.MASK], alone, rtol=1e-12)
         assert_agree(norm.moving(params, cache), norm.moving(params, cache_alone), 1e-12)
-        da = jnp.asarray(np.random.default_rng(3).standard_normal(x.shape))
+        da = jax.device_put(np.random.default_rng(3).standard_normal(x.shape))
         da_in, grads = norm.backward(params, cache, da)
         da_alone, grads_alone = norm.backward(params, cache_alone, da[self.MASK])
         np.testing.assert_allclose(da_in[self.MASK], da_alone, rtol=1e-11, atol=1e-14)

@@ -197,7 +197,7 @@ def test_a_cost_with_another_gradient_does_not_use_the_composed_form():
 
 NET = fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, fn.sigmoid))
 PARAMS = NET.init(jax.random.key(0), (2,))
-X = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2)))
+X = jax.device_put(np.random.default_rng(0).standard_normal((3, 2)))
 
 
 def absolute(a, y):

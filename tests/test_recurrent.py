@@ -95,23 +95,23 @@ def equations_and_references(cell, params, x, mask, start, da):
 def test_cells_against_autodiff_of_a_plain_scan(drawn):
     cell, m, steps, n_in, masked, started, seed = drawn
     rng = np.random.default_rng(seed)
-    params = cell.init(jax.random.key(seed), (steps, n_in))
-    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
-    x, da = (jnp.asarray(rng.normal(size=(m, steps, n))) for n in (n_in, cell.n))
+    shapes = jax.eval_shape(lambda: cell.init(KEY, (steps, n_in)))
+    params = jax.tree.map(lambda p: rng.normal(size=p.shape), shapes)
+    x, da = (rng.normal(size=(m, steps, n)) for n in (n_in, cell.n))
     mask = None
     if masked != "none":
-        mask = jnp.asarray(rng.random((m, steps)) < 0.7)
-        mask = fn.length_mask(jnp.sum(mask, 1), steps) if masked == "lengths" else mask
-    start = tuple(jnp.asarray(rng.normal(size=(m, cell.n))) for _ in range(cell.n_states)) if started else None
+        mask = rng.random((m, steps)) < 0.7
+        mask = np.asarray(fn.length_mask(mask.sum(1), steps)) if masked == "lengths" else mask
+    start = tuple(rng.normal(size=(m, cell.n)) for _ in range(cell.n_states)) if started else None
     manual, autodiff = equations_and_references(cell, params, x, mask, start, da)
-    silent = mask is not None and not bool(jnp.any(mask))
+    silent = mask is not None and not np.any(mask)
     for ours, theirs in zip(manual, autodiff, strict=True):
         assert_agree(ours, theirs, 1e-10, zero=silent or n_in == 0 or _is_zero(theirs), scale=1.0)
 
 
 def _is_zero(tree):
     """h at the start is zero for a recurrent weight that only one step reads, and masked sequences have no error."""
-    return any(not bool(jnp.any(leaf)) for leaf in jax.tree.leaves(tree))
+    return any(not np.any(leaf) for leaf in jax.tree.leaves(tree))
 
 
 class TestMasks:

@@ -372,7 +372,7 @@ def found(request):
     return outcomes(request)
 
 
-@pytest.mark.parametrize("name", ["Explicit", "program", *thorough("Auto", "cells", "mixing")])
+@pytest.mark.parametrize("name", thorough(*CHECKS))
 def test_on_eight_devices(name, found):
     assert found[name] is None, found[name]
 

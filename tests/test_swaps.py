@@ -61,12 +61,12 @@ def deep_net():
 
 def data(m=6, shape=(5,), classes=3):
     rng = np.random.default_rng(0)
-    return jnp.asarray(rng.standard_normal((m, *shape))), jnp.asarray(rng.integers(classes, size=m))
+    return jax.device_put(rng.standard_normal((m, *shape))), jax.device_put(rng.integers(classes, size=m))
 
 
 def tokens(m=6, steps=4):
     rng = np.random.default_rng(0)
-    return jnp.asarray(rng.integers(5, size=(m, steps)), jnp.int32), jnp.asarray(rng.integers(5, size=m))
+    return jnp.asarray(rng.integers(5, size=(m, steps)), jnp.int32), jax.device_put(rng.integers(5, size=m))
 
 
 def assert_bits(ours, theirs):
@@ -93,7 +93,7 @@ def test_without_a_rule_it_is_backpropagation_bit_for_bit(case):
     net, swapped = case.layer, fn.Swapped(case.layer, fn.Rule())
     params, x = case.params("float64"), case.inputs(4, "float64")
     own = {"net": params, "back": jax.tree.map(jnp.zeros_like, swapped.init(KEY, case.shape)["back"])}
-    y = jnp.asarray(np.random.default_rng(2).uniform(size=jax.eval_shape(net.apply, params, x).shape))
+    y = jax.device_put(np.random.default_rng(2).uniform(size=jax.eval_shape(net.apply, params, x).shape))
     true, ours = (fn.backprop(n, fn.quadratic, p, x, y, key=KEY) for n, p in ((net, params), (swapped, own)))
     same = assert_bits
     if "Repeat(" in repr(net):  # a loop in the compiled program, which rounds in its own way
@@ -535,7 +535,7 @@ def test_eprop_is_what_eligibility_traces_compute(cell):
     (x, _), m, steps = data(2, (4, 2)), 2, 4
     net = fn.Swapped(cell, fn.EProp())
     params = net.init(KEY, (4, 2))
-    da = jnp.asarray(np.random.default_rng(5).standard_normal((m, steps, 3)))
+    da = jax.device_put(np.random.default_rng(5).standard_normal((m, steps, 3)))
     _, cache = net.forward(params, x)
     _, ours = net.backward(params, cache, da)
     step = jax.jit(lambda *args: (step_of(cell)(*args), jax.jacfwd(step_of(cell), (0, 3))(*args)))
