@@ -36,7 +36,9 @@ def gathered(tree: Any) -> Any:
 
 def on_host(tree: Any) -> Any:
     """`gathered`, but where copies of an array differ that should be the same, as after a psum that is missing under
-    ``check_vma=False``, their mean over all devices."""
+    ``check_vma=False``, their mean over all devices. What lies on one device stays as it is, in its order (a map sorts)."""
+    if not any(map(_is_spread, jax.tree.leaves(tree))):
+        return tree
     return jax.tree.map(lambda a: _mean_copy(a) if _is_spread(a) and a.is_fully_replicated else gathered(a), tree)
 
 
