@@ -21,7 +21,9 @@ from .compiled import collectives
 MODULE = importlib.import_module("fnnet.sweep")
 NETS = {
     "dropout": fn.Network(fn.Flatten(), fn.Dropout(0.2), fn.Dense(12, fn.sigmoid), fn.Dense(10, fn.softmax)),
-    "examples mixed": fn.Network(fn.Flatten(), fn.Dense(8, fn.linear), fn.BatchNorm(), fn.Dense(10, fn.softmax)),
+    "examples mixed": fn.Network(
+        fn.Flatten(), fn.Dense(8, fn.linear, bias=False), fn.BatchNorm(), fn.Dense(10, fn.softmax)
+    ),
     "convolution": fn.Network(fn.Conv(4, 3, fn.relu), fn.MaxPool(2), fn.Flatten(), fn.Dense(10, fn.softmax)),
     "cells": fn.Network(fn.LSTM(5), fn.GRU(4), fn.LastStep(), fn.Dense(10, fn.softmax)),
 }
