@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from .devices import WHOLE, Division, check_divides, check_dividing, division_of, division_of_run, is_whole
 from .given import Examples
@@ -63,7 +63,7 @@ def laid_out(
         if batch_size is not None:
             check_divides(function, batch_size, over, "a batch_size")
         cut = True
-    if by_compiler and (shuffle == "block" or AxisType.Explicit in over.mesh.axis_types):
+    if by_compiler and (shuffle == "block" or over.mesh.explicit_axes):
         check_dividing(function, net, params, over)
     placed = jax.device_put(data, NamedSharding(over.mesh, over.rows if cut else WHOLE))
     return Layout(None if by_compiler else over, cut, shuffle == "block", over.mesh), placed
@@ -95,7 +95,7 @@ def layout_of_batches(function: str, net: Layer, params: Any, mesh: Any, shuffle
         return ONE
     over = division_of(function, mesh)
     by_compiler = _by_compiler(net, params)
-    if by_compiler and AxisType.Explicit in mesh.axis_types:
+    if by_compiler and mesh.explicit_axes:
         check_dividing(function, net, params, over)
     return Layout(None if by_compiler else over, True, False, mesh)
 
@@ -200,7 +200,7 @@ def all_of_step(layout: Layout, data: Examples, rows: Array) -> Examples:
 def _spread(data: Examples) -> Examples:
     """A mini-batch, divided by the compiler where the data lie on a mesh that it sees to; else each device would run all."""
     mesh = jax.typeof(data.x).sharding.mesh
-    names = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+    names = mesh.auto_axes
     if not names or (len(names) > 1 and "data" not in names):
         return data
     rows = NamedSharding(mesh, PartitionSpec("data" if len(names) > 1 else names[0]))

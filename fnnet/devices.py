@@ -13,15 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental.multihost_utils import process_allgather
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .forms import varying, varying_axes
 from .layers._layer import ExampleKeys, Layer, LayerError, as_array, check_key, keys_of
 from .programs import program
 
 __all__ = [
+    "NETWORKS",
+    "WHOLE",
     "Division",
+    "any_process",
     "batch_size",
+    "check_agreed",
     "check_divides",
     "check_dividing",
     "check_everywhere",
@@ -35,6 +39,7 @@ __all__ = [
     "mean",
     "replicated",
     "where_divided",
+    "without_types",
 ]
 
 WHOLE = PartitionSpec()
@@ -151,7 +156,7 @@ def divided(
 
 def _placed(tree: Any, spec: PartitionSpec, over: Division) -> Any:
     """The arrays as ``shard_map`` expects them on an explicit mesh; elsewhere it places them itself."""
-    if AxisType.Explicit not in over.mesh.axis_types:
+    if not over.mesh.explicit_axes:
         return tree
     return jax.tree.map(lambda a: jax.sharding.reshard(a, NamedSharding(over.mesh, spec)), tree)
 
@@ -165,11 +170,10 @@ def _specs_of_examples(f: Callable, over: Division, params: Any, batch: Any, key
         index = jnp.arange(jax.tree.leaves(given)[0].shape[0])
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (params, key))
         of_examples = lambda both, given: f(both[0], *given, keys_of(both[1], index))[1]  # noqa: E731
-        axes = over.axis if isinstance(over.axis, tuple) else (over.axis,)
-        for name in axes:  # which f may name
+        for name in over.axes:  # which f may name
             of_examples = jax.vmap(of_examples, None, axis_name=name, axis_size=over.mesh.shape[name])
         found = jax.eval_shape(of_examples, like, given)
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[len(axes) :], a.dtype), found)
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[len(over.axes) :], a.dtype), found)
 
     def spec(whole: Any, part: Any) -> PartitionSpec:
         return PartitionSpec(*(over.axis if a != b else None for a, b in zip(whole.shape, part.shape, strict=True)))
@@ -200,12 +204,13 @@ def division_of(function: str, mesh: Any, axis: Any = None) -> Division:
     names = mesh.axis_names
     if axis is None:
         axis = names[0] if len(names) == 1 else "data"
-    if missing := [name for name in (axis if isinstance(axis, tuple) else (axis,)) if name not in names]:
+    over = Division(mesh, axis)
+    if missing := [name for name in over.axes if name not in names]:
         raise ValueError(
             f"{function}: expected a mesh with the axis {missing[0]!r}, got one with {names}; name the axis over which the "
             f"examples are divided, or make a mesh with it, {MAKE_A_MESH}"
         )
-    return Division(mesh, axis)
+    return over
 
 
 MAKE_A_MESH = 'jax.make_mesh((8,), ("data",))'
@@ -230,12 +235,13 @@ def division_of_run(function: str, mesh: Any, shuffle: Any, x: Any) -> tuple[Div
             raise ValueError(f"{function}: expected mesh= or divided data for shuffle='block', got one device")
         return None, False
     over = division_of(function, on, axis) if mesh is None else division_of(function, mesh)
-    same_devices = isinstance(on, Mesh) and _without_types(on) == _without_types(over.mesh)
+    same_devices = isinstance(on, Mesh) and without_types(on) == without_types(over.mesh)
     return over, same_devices and axis == over.axis
 
 
-def _without_types(mesh: Mesh) -> tuple[Any, ...]:
-    return mesh.axis_names, tuple(mesh.devices.flat), mesh.devices.shape
+def without_types(mesh: Mesh) -> Mesh:
+    """The mesh with axes that the compiler sees to."""
+    return Mesh(mesh.devices, mesh.axis_names)
 
 
 def check_divides(function: str, m: int, over: Division, what: str = "a batch") -> None:
@@ -270,12 +276,11 @@ def _known(a: Any) -> NamedSharding | None:
         sharding = a.sharding
         return sharding if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated else None
     sharding = jax.typeof(a).sharding
-    explicit = [name for name, kind in zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
-                if kind == AxisType.Explicit]  # fmt: skip
-    return sharding if explicit and any(sharding.spec) else None
+    return sharding if sharding.mesh.explicit_axes and any(sharding.spec) else None
 
 
 def is_whole(a: Any) -> bool:
+    """Whether an array is not known to be divided."""
     return _known(a) is None
 
 
@@ -365,9 +370,9 @@ def _axes_of_parts(x: Any) -> frozenset[str]:
 
 def check_mixing(net: Layer, x: Any) -> None:
     """Raise a LayerError where a layer mixes examples and each device has but a part of the batch, inside ``shard_map``."""
-    if net.independent or not (axes := _axes_of_parts(x)):
-        return
-    raise _of_mixing(net, f"one device's part over {', '.join(sorted(axes))}")
+    axes = _axes_of_parts(x)  # first: there are hardly ever any, and a network asks each of its layers whether it mixes
+    if axes and not net.independent:
+        raise _of_mixing(net, f"one device's part over {', '.join(sorted(axes))}")
 
 
 def _of_mixing(net: Layer, got: str) -> LayerError:

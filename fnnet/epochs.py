@@ -269,9 +269,8 @@ def mini_batch(data, key, *, batch_size, step, layout) -> Any:
         size = batch_size // layout.over.n if layout.block else batch_size
         return all_of_step(layout, data, rows[step * size : (step + 1) * size])
 
-    return on_devices(
-        run, layout, data, key, check=False
-    )  # it does not see that what is gathered is the same everywhere
+    # The check does not see that what is gathered is the same on every device.
+    return on_devices(run, layout, data, key, check=False)
 
 
 def on_devices(f: Callable, layout: Layout, data: Any, *whole: Any, check: bool = True) -> Any:

@@ -8,7 +8,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from .devices import Division, check_everywhere, division_of_run, replicated
+from .devices import Division, check_everywhere, division_of_run, replicated, without_types
 from .layers._layer import as_array
 
 __all__ = ["Devices", "Shuffle", "devices", "filled"]
@@ -71,11 +71,7 @@ def devices(function: str, mesh: Any, shuffle: Any, data: Any) -> Devices | None
     data = as_array(data)
     check_everywhere(function, data, mesh)
     over, cut = division_of_run(function, mesh, shuffle, data)
-    return None if over is None else Devices(function, over.mesh, Division(_auto(over.mesh), over.axis), cut)
-
-
-def _auto(mesh: Mesh) -> Mesh:
-    return Mesh(mesh.devices, mesh.axis_names)
+    return None if over is None else Devices(function, over.mesh, Division(without_types(over.mesh), over.axis), cut)
 
 
 def filled(over: Division, a: Array) -> Array:
