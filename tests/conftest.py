@@ -79,3 +79,11 @@ def digits():
 
     data = fn.datasets.mnist_subset()
     return tuple(pair[:400] for pair in data.train), tuple(pair[:100] for pair in data.test)
+
+
+@pytest.fixture(scope="module")
+def found(request):
+    """The outcomes of the module's ``CHECKS`` on eight devices, all of them run in one process."""
+    from .checks import outcomes
+
+    return outcomes(request)

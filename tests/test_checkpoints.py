@@ -19,6 +19,7 @@ import fnnet as fn
 from fnnet import checkpoints, dbn, rbm, training
 
 from .cases import thorough
+from .checks import assert_same
 
 KEY = jax.random.key(3)
 X = jax.random.uniform(jax.random.key(1), (20, 5))
@@ -74,15 +75,6 @@ RUNS = {
     "rbm.fit": rbm_fit,
     "dbn.pretrain": pretrain,
 }
-
-
-def assert_same(ours, theirs):
-    """Bit for bit, keys too."""
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        if jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_array_equal(a, b, strict=True)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,6 @@
 The thorough tests of each of these modules check every kind of network, mesh and run.
 """
 
-import tempfile
-
 import pytest
 
 from . import (
@@ -16,13 +14,7 @@ from . import (
     test_streams,
     test_sweep_devices,
 )
-from .checks import outcomes
-
-
-def in_a_folder(check):
-    with tempfile.TemporaryDirectory() as folder:
-        check(folder)
-
+from .checks import in_a_folder
 
 CHECKS = {
     "layers": (test_devices.check_rows, ["Dense", "BatchNorm", "Dropout", "Embedding", "LSTM"]),
@@ -37,11 +29,6 @@ CHECKS = {
     "refused by the audit": (test_audit_devices.refusals,),
     "refused when loaded": (in_a_folder, test_saving_devices.without_its_mesh),
 }
-
-
-@pytest.fixture(scope="module")
-def found(request):
-    return outcomes(request)
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -14,8 +14,8 @@ from fnnet.given import Examples
 from fnnet.optimizers import traceable
 
 from .cases import thorough
+from .checks import in_a_folder
 from .compiled import collectives
-from .devices import on_devices
 
 DENSE = fn.Network(fn.Dense(12, fn.sigmoid), fn.Dropout(0.3), fn.Dense(10, fn.softmax))
 CLIPPED = fn.clipped_value_and_grad(DENSE, fn.log_likelihood, 0.5, 1.0)
@@ -283,28 +283,22 @@ def refused():
         fn.data_parallel(fn.value_and_grad(net, fn.log_likelihood), mesh())(params, data[0][:30], data[1][:30])
 
 
-@pytest.mark.parametrize("axes", thorough("Auto", "Explicit"))
-@pytest.mark.parametrize("kind", NETS)
-def test_the_numbers_are_those_of_one_device(kind, axes):
-    if (kind, axes) == ("examples mixed", "Explicit"):
-        pytest.skip("refused, as `refused` sees to")
-    on_devices(one_devices_numbers, kind, axes)
+CHECKS = {
+    **{f"{kind}, {axes}": (one_devices_numbers, kind, axes) for kind in NETS for axes in ("Auto", "Explicit")},
+    **{
+        check.__name__: (check,)
+        for check in (
+            in_blocks, any_gradient, gradients_of_ones_own, nothing_moves_without_a_word, evaluated, refused, what_is_sent,
+        )
+    },
+    "other numbers of devices": (in_a_folder, other_numbers_of_devices),
+}  # fmt: skip
+del CHECKS["examples mixed, Explicit"]  # refused, as `refused` sees to
 
 
-@pytest.mark.parametrize(
-    "what",
-    thorough(
-        in_blocks, any_gradient, gradients_of_ones_own, nothing_moves_without_a_word, evaluated, refused, what_is_sent
-    ),
-    ids=lambda f: f.__name__,
-)
-def test_on_eight_devices(what):
-    on_devices(what)
-
-
-@pytest.mark.thorough
-def test_other_numbers_of_devices(tmp_path):
-    on_devices(other_numbers_of_devices, str(tmp_path / "run"))
+@pytest.mark.parametrize("name", thorough(*CHECKS))
+def test_on_eight_devices(name, found):
+    assert found[name] is None, found[name]
 
 
 class TestWithoutDevices:

@@ -19,7 +19,6 @@ from fnnet.rbm import training
 from fnnet.rbm.parts import key_of_part
 
 from .cases import thorough
-from .checks import outcomes
 from .compiled import collectives
 from .devices import on_devices
 
@@ -288,11 +287,6 @@ CHECKS = {
     "divergence": (divergence,),
     "refusals": (refusals,),
 }
-
-
-@pytest.fixture(scope="module")
-def found(request):
-    return outcomes(request)
 
 
 @pytest.mark.parametrize("name", thorough(*CHECKS))

@@ -21,7 +21,7 @@ from fnnet import training
 from fnnet.programs import _program_of_run
 
 from .cases import thorough
-from .checks import outcomes
+from .checks import assert_same
 from .compiled import collectives
 from .devices import on_devices
 
@@ -58,15 +58,6 @@ def fit(data=None, net=NET, **changes):
 def assert_close(ours, theirs, tolerance=1e-12):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1e-2, float(np.max(np.abs(b)))))
-
-
-def assert_same(ours, theirs):
-    """Bit for bit, keys too."""
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        if jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_array_equal(a, b, strict=True)
 
 
 def assert_same_run(ours, theirs):
@@ -365,11 +356,6 @@ CHECKS = {
     "cells": (cells,),
     "mixing": (mixing,),
 }
-
-
-@pytest.fixture(scope="module")
-def found(request):
-    return outcomes(request)
 
 
 @pytest.mark.parametrize("name", thorough(*CHECKS))

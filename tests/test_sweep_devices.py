@@ -15,7 +15,6 @@ from jax.sharding import PartitionSpec as P
 import fnnet as fn
 
 from .cases import thorough
-from .checks import outcomes
 from .compiled import collectives
 
 MODULE = importlib.import_module("fnnet.sweep")
@@ -147,11 +146,6 @@ CHECKS = {
     "resumed": (resumed,),
     "refusals": (refusals,),
 }
-
-
-@pytest.fixture(scope="module")
-def found(request):
-    return outcomes(request)
 
 
 @pytest.mark.parametrize("name", thorough(*CHECKS))
