@@ -1,4 +1,5 @@
-"""Runs every example at small size, two at a time, in processes that import JAX once: the parts of commands choose some.
+"""Runs every example at small size, two at a time, in processes that import JAX once, those that choose JAX's devices in
+one of their own: the parts of commands choose some.
 
 python .ci/examples.py [PART ...]
 """
@@ -9,6 +10,7 @@ import multiprocessing
 import os
 import runpy
 import shlex
+import subprocess
 import sys
 import time
 import traceback
@@ -23,7 +25,6 @@ COMMANDS = """
     convolutional.py --epochs 1 --examples 300
     convolutional.py --epochs 1 --examples 60 --shift
     rows.py --epochs 1 --examples 200 --units 16
-    devices.py --fake 4 --epochs 1 --examples 200
     sharded_checkpoint.py --on 8 4 --epochs 1 --examples 240
     adding.py --steps 20 --epochs 1 --examples 500
     characters.py --epochs 1 --characters 20000 --units 32
@@ -53,6 +54,9 @@ COMMANDS = """
     benchmarks/recurrent.py --rounds 1 --sizes 10x8x16x4
     benchmarks/feedback.py --quick --settings 2x30,lenet --rules BP,DFA
 """
+BEFORE_JAX_STARTS = """
+    devices.py --fake 4 --epochs 1 --examples 200
+"""
 ON_THE_WHOLE_OF_MNIST = """
     benchmarks/dense_mnist.py --seeds 2 --epochs 1
     benchmarks/conv_mnist.py --seeds 2 --epochs 1 --examples 1000
@@ -79,18 +83,29 @@ def run(command):
     return printed.getvalue(), failed, time.perf_counter() - start
 
 
+def run_alone(command):
+    """As ``run``, in a new process."""
+    name, *arguments = shlex.split(command)
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return done.stdout, done.returncode != 0, time.perf_counter() - start
+
+
 def lines(text):
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def main(wanted):
-    commands = lines(COMMANDS) + lines(ON_THE_WHOLE_OF_MNIST) * ("FNNET_DATA" in os.environ)
+    alone = lines(BEFORE_JAX_STARTS)
+    commands = lines(COMMANDS) + alone + lines(ON_THE_WHOLE_OF_MNIST) * ("FNNET_DATA" in os.environ)
     chosen = [c for c in commands if not wanted or any(part in c for part in wanted)]
-    listed = {line.split()[0] for line in lines(COMMANDS + ON_THE_WHOLE_OF_MNIST)}
+    listed = {line.split()[0] for line in lines(COMMANDS + BEFORE_JAX_STARTS + ON_THE_WHOLE_OF_MNIST)}
     unlisted = {str(p.relative_to(EXAMPLES)) for p in EXAMPLES.rglob("*.py") if "__main__" in p.read_text()} - listed
     failures = [f"{name}: not listed in .ci/examples.py" for name in sorted(unlisted)]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        pending = {pool.submit(run, command): command for command in chosen}
+        pending = {pool.submit(run_alone if c in alone else run, c): c for c in chosen}
         for done in as_completed(pending):
             printed, failed, seconds = done.result()
             print(f"+ examples/{pending[done]}  ({seconds:.0f} s)\n{printed}", flush=True)
