@@ -52,6 +52,8 @@ COMMANDS = """
     benchmarks/boltzmann.py --rounds 1 --epochs 1 --examples 500
     benchmarks/sweep.py --rounds 1 --epochs 1 --rates 2 --seeds 2 --at-once 2
     benchmarks/recurrent.py --rounds 1 --sizes 10x8x16x4
+    benchmarks/scaling.py --rounds 1 --small --only batch,steps
+    benchmarks/gpu.py --small --only rows,audits,sweep,images,gpt
     benchmarks/feedback.py --quick --settings 2x30,lenet --rules BP,DFA
 """
 BEFORE_JAX_STARTS = """

@@ -98,8 +98,9 @@ def run(gradient, optimizer, params, state, windows, key):
     return jax.lax.scan(step, (params, state), (windows, jax.random.split(key, len(windows))))
 
 
-def train(setting, net, params, tokens, validation, seed, by_hand, rounds):
-    """(parameters, [(step, training loss, validation loss), ...], seconds), seeing windows drawn by the seed."""
+def train(setting, net, params, tokens, validation, seed, by_hand, rounds, until=float("inf")):
+    """(parameters, [(step, training loss, validation loss), ...], seconds), seeing windows drawn by the seed; it ends early
+    after the round in which ``time.perf_counter()`` passes ``until``."""
     value_and_grad = fn.value_and_grad(net, fn.log_likelihood)
     gradient = value_and_grad if by_hand else jax.value_and_grad(fn.objective(net, fn.log_likelihood))
     optimizer = fn.chain(fn.clip_by_global_norm(1.0), fn.adamw(schedule(setting), 0.9, 0.99, weight_decay=0.1))
@@ -117,6 +118,8 @@ def train(setting, net, params, tokens, validation, seed, by_hand, rounds):
         done = sum(s for s, *_ in losses[-1:]) + int(steps)
         losses.append((done, float(jnp.mean(costs[-50:])), held_out))
         print(f"  step {done}: training {losses[-1][1]:.3f}, validation {held_out:.3f}", flush=True)
+        if time.perf_counter() > until:
+            break
     return params, losses, seconds
 
 

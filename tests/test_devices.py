@@ -14,7 +14,7 @@ import fnnet as fn
 from fnnet.forms import varying
 from fnnet.layers._layer import LayerError, run_forward
 
-from .cases import LAYERS, OF_EACH_KIND, largest, thorough
+from .cases import FEW, LAYERS, OF_EACH_KIND, largest, thorough
 from .compiled import collectives
 from .devices import on_devices
 
@@ -198,3 +198,18 @@ def test_a_program_for_another_platform_has_no_choice_of_the_cpu_in_it(platform)
     assert operations(*SMALL, 8, platform)["dot_general"] == 5 > operations(*SMALL, 8, "cpu")["dot_general"]
     assert operations(*LARGE, 1024, platform)["while"] == 0 < operations(*LARGE, 1024, "cpu")["while"]
     assert operations(*LONG, 64, platform)["while"] == 2 < operations(*LONG, 64, "cpu")["while"]
+
+
+@pytest.mark.parametrize("case", FEW, ids=repr)
+def test_a_row_is_lowered_for_other_platforms(case):
+    """Forward and backward in float32, for a GPU and for a TPU."""
+
+    def run(params, a_in):
+        a_out, cache = run_forward(case.layer, params, a_in, key=KEY, train=True)
+        return a_out, case.layer.backward(params, cache, a_out)
+
+    given = case.params("float32"), case.inputs(20, "float32")
+    of_cpu = jax.eval_shape(run, *given)
+    for platform in ("cuda", "tpu"):
+        exported = jax.export.export(jax.jit(run), platforms=[platform])(*given)
+        assert [(a.shape, a.dtype) for a in exported.out_avals] == [(a.shape, a.dtype) for a in jax.tree.leaves(of_cpu)]
