@@ -390,9 +390,10 @@ def softmax_function(z: Array) -> Array:
 def softmax_pullback(da: Array, z: Array, a: Array) -> Array:
     """δ_i = Σ_j (∂C/∂a_j) a_j (1[i = j] − a_i) = a_i (da_i − Σ_j da_j a_j).
 
-    The a_j add up to 1, so a number may be taken from all da_j; that of the largest a_j leaves the least to cancel.
+    The a_j add up to 1, so a number may be taken from all da_j. Their mean is, so that where one a_j is nearly 1 the sum is
+    not the difference of two numbers as large as its da_j.
     """
-    da = da - jnp.take_along_axis(da, jnp.argmax(a, axis=-1, keepdims=True), axis=-1)
+    da = da - jax.lax.stop_gradient(jnp.sum(da * a, axis=-1, keepdims=True))
     return a * (da - jnp.sum(da * a, axis=-1, keepdims=True))
 
 

@@ -68,6 +68,8 @@ class Cost:
         matched_terms: (z, y) -> the same terms from the weighted input of a matched layer.
         matched_error: (z, y) -> δ^L of a matched layer.
         probabilities: whether outputs and targets have to lie in [0, 1].
+        of_labels: (terms, error) like ``matched_terms`` and ``matched_error`` for integer labels (m, ...), whose one-hot rows
+            are then not made.
         composed: forms in z for other activations.
         curvature: the second derivative by z of a matched layer, or None.
     """
@@ -79,6 +81,7 @@ class Cost:
     matched_terms: Callable[[Array, Array], Array] | None = None
     matched_error: Callable[[Array, Array], Array] | None = None
     probabilities: bool = False
+    of_labels: tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array]] | None = None
     composed: tuple[Composed, ...] = ()
     curvature: Curvature | None = None
 
@@ -97,9 +100,10 @@ class Cost:
                 an activation that the cost cannot follow. Under ``jit`` such a target makes C NaN.
         """
         a = integers_as_floats(a)
-        y = self.targets(a, y, weights)
+        labels = self.of_labels is not None and self.matches(output) and jnp.ndim(y) < a.ndim
+        y = self._checked(a, y, weights) if labels else self.targets(a, y, weights)
         if self.matches(output):
-            terms, given = self.matched_terms, output[1]  # pyright: ignore
+            terms, given = self.of_labels[0] if labels else self.matched_terms, output[1]  # pyright: ignore
         elif composed := self._composed(output):
             terms, given = composed.terms, output[1]  # pyright: ignore
         else:
@@ -119,6 +123,9 @@ class Cost:
         """
         if self.matched_error is None:
             raise ValueError(f"{self.name}: expected a cost with a matched activation, got none; use output_gradient")
+        if self.of_labels is not None and jnp.ndim(y) < jnp.ndim(z):
+            z = integers_as_floats(z)
+            return _weighted(self.of_labels[1], z, self._checked(z, y, weights), weights).astype(z.dtype)
         return self._error(self.matched_error, z, y, weights)
 
     def delta(self, output: Output, y: Any, *, weights: Any = None) -> Array | None:
@@ -239,6 +246,16 @@ class Cost:
         Raises:
             ValueError: for a wrong shape or kind, or a concrete target that `check_targets` refuses.
         """
+        y = self._checked(a, y, weights)
+        dtype = wide_dtype(a.dtype)
+        if y.shape == a.shape:
+            y = y.astype(dtype)
+            return jnp.where((y >= -SLACK) & (y <= 1 + SLACK), y, jnp.nan) if self.probabilities else y
+        n = a.shape[-1]
+        return jnp.where(_is_label(y, n)[..., None], jax.nn.one_hot(y, n, dtype=dtype), jnp.nan)
+
+    def _checked(self, a: Array, y: Any, weights: Any) -> Array:
+        """y as an array, labels as they are."""
         shape = jnp.shape(y)
         if shape not in (a.shape, a.shape[:-1]):
             raise ValueError(
@@ -246,15 +263,9 @@ class Cost:
                 f"shape {a.shape}, got {shape}; check the last layer's size{_hint(a, shape)}"
             )
         check_targets(self, y, a.shape, weights)
-        y, dtype = unwrapped(y), wide_dtype(a.dtype)
-        if shape == a.shape:
-            y = y.astype(dtype)
-            return jnp.where((y >= -SLACK) & (y <= 1 + SLACK), y, jnp.nan) if self.probabilities else y
-        if jnp.iinfo(y.dtype).bits <= 32:
-            y = y.astype(jnp.int32)
-        n = a.shape[-1]
-        inside = (y >= 0) & (y < n)
-        return jnp.where(inside[..., None], jax.nn.one_hot(y, n, dtype=dtype), jnp.nan)
+        y = unwrapped(y)
+        small = jnp.issubdtype(y.dtype, jnp.integer) and jnp.iinfo(y.dtype).bits <= 32
+        return y.astype(jnp.int32) if small and shape != a.shape else y
 
     def __deepcopy__(self, memo: Any) -> "Cost":
         return self
@@ -368,9 +379,8 @@ def _weighted(f: Callable[..., Array], a: Array, y: Array, weights: Any, u: Any 
         return weights.reshape(weights.shape + (1,) * (len(array.shape) - weights.ndim))
 
     given = zip((a, y, *more), (0.5, 0.25, 0.0), strict=False)
-    return f(*(jnp.where(beside(array).astype(bool), array, number) for array, number in given)) * beside(terms).astype(
-        terms.dtype
-    )
+    ordinary = (jnp.where(beside(b).astype(bool), b, jnp.asarray(number, b.dtype)) for b, number in given)
+    return f(*ordinary) * beside(terms).astype(terms.dtype)
 
 
 @jax.jit
@@ -473,6 +483,34 @@ def log_likelihood_error_of_softmax(z: Array, y: Array) -> Array:
 
 
 @jax.jit
+def log_likelihood_terms_of_labels(z: Array, y: Array) -> Array:
+    """−ln a_y from z for a = softmax(z) and labels y: ln Σ_k e^{z_k} − z_y."""
+    d, _, _, others = shifted_exp(z)
+    return jnp.log1p(others[..., 0]) - at_label(d, y)
+
+
+@jax.jit
+def log_likelihood_error_of_labels(z: Array, y: Array) -> Array:
+    """δ^L_j = a_j, and a_y − 1 at the label y: for an a_y > ½ it is −others / total."""
+    _, e, total, others = shifted_exp(z)
+    own = at_label(e, y)[..., None]
+    at_own = jnp.where(leading(own, total), -others, own - total)
+    is_own = y[..., None] == jnp.arange(z.shape[-1])
+    return jnp.where(is_own, at_own, e + 0 * own) / total
+
+
+def at_label(values: Array, y: Array) -> Array:
+    """values_y of each row, NaN for a y outside of it."""
+    inside = _is_label(y, values.shape[-1])
+    found = jnp.take_along_axis(values, jnp.where(inside, y, 0).astype(jnp.int32)[..., None], axis=-1)
+    return jnp.where(inside, found[..., 0], jnp.nan)
+
+
+def _is_label(y: Array, n: int) -> Array:
+    return (y >= 0) & (y < n)
+
+
+@jax.jit
 def log_likelihood_terms_of_sigmoid(z: Array, y: Array) -> Array:
     """The terms from z for a = σ(z): −Σ_j y_j ln σ(z_j) = Σ_j y_j (max(−z_j, 0) + ln(1 + e^−|z_j|))."""
     return jnp.sum(y * (jnp.maximum(-z, 0) + jnp.log1p(exp_minus_abs(z))), axis=-1)
@@ -549,6 +587,7 @@ log_likelihood = Cost(
     matched=softmax,
     matched_terms=log_likelihood_terms_of_softmax,
     matched_error=log_likelihood_error_of_softmax,
+    of_labels=(log_likelihood_terms_of_labels, log_likelihood_error_of_labels),
     probabilities=True,
     composed=(
         Composed(

@@ -216,3 +216,42 @@ def test_matched_errors_have_the_costs_second_derivative(cost, activation):
         return [(jax.jvp(f, (z,), (u,))[1], jax.vjp(f, z)[1](u)[0]) for f in (matched, plain)]
 
     assert_agree(*products(z, u), 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5)], ids=str)
+def test_labels_are_their_one_hot_rows(shape):
+    rng = np.random.default_rng(0)
+    z = jnp.asarray(rng.standard_normal((4, *shape)) * 30)
+    y = jnp.asarray(rng.integers(5, size=(4, *shape[:-1])))
+    output = fn.softmax, z
+    rows = jax.nn.one_hot(y, 5)
+    for weights in (None, jnp.array([1.0, 0.0, 2.0, 0.5])):
+        by_label, by_row = (
+            (
+                fn.log_likelihood(fn.softmax(z), t, output=output, weights=weights),
+                fn.log_likelihood.output_error(z, t, weights=weights),
+            )
+            for t in (y, rows)
+        )
+        np.testing.assert_allclose(by_label[0], by_row[0], rtol=1e-14)
+        np.testing.assert_allclose(by_label[1], by_row[1], rtol=1e-14, atol=1e-300)
+
+
+def test_labels_take_half_the_memory_of_one_hot_rows():
+    def both(z, y):
+        return fn.log_likelihood(z, y, output=(fn.softmax, z)), fn.log_likelihood.output_error(z, y)
+
+    z, y = jnp.zeros((512, 1000)), jnp.zeros(512, int)
+    temporaries = (
+        jax.jit(f).lower(z, y).compile().memory_analysis().temp_size_in_bytes
+        for f in (both, lambda z, y: both(z, jax.nn.one_hot(y, 1000)))
+    )
+    by_label, by_row = temporaries
+    assert by_label <= 0.6 * by_row
+
+
+def test_a_label_outside_makes_its_own_row_nan():
+    z, y = jnp.zeros((3, 4)), jnp.array([1, 4, -1])
+    error = jax.jit(fn.log_likelihood.output_error)(z, y)
+    assert jnp.isnan(error).tolist() == [[False] * 4, [True] * 4, [True] * 4]
+    assert jnp.isnan(jax.jit(lambda z, y: fn.log_likelihood(fn.softmax(z), y, output=(fn.softmax, z)))(z, y))
