@@ -311,7 +311,7 @@ def fit(
                 raise _diverged(net, state, epoch_of, train, jax.device_get(costs), batch_size, layout)
             done += 1
             recorded = measured if watching is None else {**measured, "watched": jax.device_get(watching(new_params))}
-            best = _better(early_stopping, state, measured, new_params)
+            best = _better(early_stopping, state, measured, new_params, following)
             state = start._replace(
                 params=new_params, optimizer=opt_state, key=state.key, epoch=following, best=best,
                 records=records.with_one_more(recorded), fingerprint=state.fingerprint,
@@ -483,14 +483,14 @@ def initial(optimizer: Any, params: Params) -> Any:
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a)), optimizer.init(params))
 
 
-def _better(early_stopping, state, measured, params) -> Best | None:
+def _better(early_stopping, state, measured, params, epoch) -> Best | None:
     if early_stopping is None:
         return state.best
     sign = 1 if early_stopping.monitor == "validation_accuracy" else -1
     value = np.asarray(sign * measured[early_stopping.monitor], state.best.value.dtype)
     if not value > jax.device_get(state.best.value):
         return state.best
-    return Best(jax.device_put(np.asarray(int(state.epoch) + 1, state.epoch.dtype)), jax.device_put(value), params)
+    return Best(epoch, jax.device_put(value), params)
 
 
 def _is_over(early_stopping, state) -> bool:
