@@ -89,10 +89,10 @@ def check_batch(
     """x, y, key, mask and weights, the data as arrays, or a ValueError that says what is wrong with them."""
     check_net(net)
     check_cost(cost)
-    *batch, seen = _looked_at(net, cost, params, x, y, key, mask, weights, state)
+    x, y, key, mask, weights, seen = _looked_at(net, cost, params, x, y, key, mask, weights, state)
     if seen is not None:
-        seen.look(net, cost, params, *batch)
-    return tuple(batch)
+        seen.look(net, cost, params, x, y, key, mask, weights)
+    return x, y, key, mask, weights
 
 
 def run_checked(
@@ -126,7 +126,7 @@ def _looked_at(
     net: Any, cost: Any, params: Params, x: Any, y: Any, key: Any, mask: Any, weights: Any, state: Any
 ) -> tuple[Array, Array, Any, Any, Any, "Seen | None"]:
     """What `check_batch` returns, and what has still to `look` at the numbers of targets, which are an array of a kind that
-    was seen before. Others are looked at at once."""
+    was seen before. Others are looked at at once, and all where several processes may share them."""
     check_mixing(net, x)
     given = y
     x, y = as_data("x", x), as_data("y", y)
@@ -144,7 +144,7 @@ def _looked_at(
     seen = None
     if (cost.probabilities or y.dtype.kind in "iu") and not isinstance(y, Tracer):
         seen = SEEN.get(kind := _kind(net, cost, x, y, mask))
-        if seen is None or given is not y:
+        if seen is None or given is not y or jax.process_count() > 1:
             seen = _check_numbers(kind, cost, params, x, given, mask, weights)
         elif seen.right() is y:
             seen = None
@@ -190,13 +190,14 @@ class Seen:
     def look(self, net: Any, cost: Any, params: Any, x: Any, y: Any, key: Any, mask: Any, weights: Any) -> None:
         """Raise a ValueError for targets that the cost cannot follow."""
         (low, high), numbers = self.bounds, np.asarray(y)
-        if low <= numbers.min() and numbers.max() <= high:
+        if not numbers.size or (low <= numbers.min() and numbers.max() <= high):
             self.right = weakref.ref(y)
         else:
             _check_numbers(_kind(net, cost, x, y, mask), cost, params, x, y, mask, weights)
 
 
 SEEN: dict[Any, Seen] = {}
+"""At most `KEPT` kinds of batches."""
 
 
 def _check_numbers(kind: Any, cost: Cost, params: Params, x: Array, y: Any, mask: Any, weights: Any) -> None:
@@ -212,11 +213,12 @@ def _check_numbers(kind: Any, cost: Cost, params: Params, x: Array, y: Any, mask
             return
     shape = jax.eval_shape(lambda: run_forward(kind[0], params, x, mask=mask)[0]).shape
     if jnp.shape(y) in (shape, shape[:-1]):
-        check_targets(cost, y, shape, weights)
-        if jax.process_count() == 1 and jnp.size(y):
-            if len(SEEN) >= KEPT:
-                SEEN.clear()
-            SEEN[kind] = Seen(shape, bounds(jnp.shape(y), shape))
+        right = check_targets(cost, y, shape, weights)
+        if len(SEEN) >= KEPT:
+            SEEN.clear()
+        SEEN[kind] = seen = Seen(shape, bounds(jnp.shape(y), shape))
+        if right and isinstance(y, Array):
+            seen.right = weakref.ref(y)
 
 
 class Examples(NamedTuple):

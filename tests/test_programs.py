@@ -89,6 +89,15 @@ class TestTargetsAreFetchedOnce:
                 with jax.debug_nans(True), pytest.raises(ValueError, match=f"expected labels from 0 to 2, got {got}"):
                     call(params, x, wrong)
 
+    def test_what_is_known_of_batches_is_bounded(self, given):
+        f = fn.objective(fn.Dense(3, fn.softmax), fn.log_likelihood)
+        params = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
+        for m in range(1, checks.KEPT + 9):
+            check = (fn.Dense(3, fn.softmax), fn.log_likelihood, params, np.ones((m, 2)), np.zeros(m, int), None)
+            checks.check_batch(*check)
+        assert 0 < len(checks.SEEN) <= checks.KEPT
+        assert jnp.isfinite(f(params, jnp.ones((2, 2)), jnp.zeros(2, int)))
+
     def test_with_weights_too_where_all_are_right(self, given, fetched):
         params, x, y = given[0], given[1], jnp.array([1, 1, 0, 0, 1, 2])
         f = fn.value_and_grad(NET, fn.log_likelihood)
