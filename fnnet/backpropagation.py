@@ -14,7 +14,7 @@ from jax import Array
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost
 from .devices import batch_size, divided, where_divided
-from .given import check_batch, check_cost, check_feedback, check_net, whole
+from .given import check_cost, check_feedback, check_net, run_checked, whole
 from .head import check_head, from_cost, through_positions
 from .layers._layer import Delta, Layer, Params, run_forward
 from .penalties import Penalty, check_penalty
@@ -73,15 +73,16 @@ def backprop(
     Raises:
         ValueError: for bad input, naming the layer, what was expected, what came and the remedy.
     """
+    check_net(net)
+    check_cost(cost)
     check_penalty(penalty)
-    x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
     check_feedback(params, feedback)
-    penalty, n_examples = jax.tree.map(placed, (penalty, n_examples))
+    more = *jax.tree.map(placed, (penalty, n_examples)), feedback
     run = _run_where_the_batch_lies(_backprop, net, cost)
-    return run(params, x, y, key, mask, weights, penalty, n_examples, feedback, state)
+    return run_checked(run, net, cost, params, x, y, key, mask, weights, state, *more)
 
 
-def _backprop(net, cost, params, x, y, key, mask, weights, penalty, n_examples, feedback, state, *, over) -> Backprop:
+def _backprop(net, cost, params, x, y, key, mask, weights, state, penalty, n_examples, feedback, *, over) -> Backprop:
     def of_part(both, x, y, mask, weights, state, key):
         params, back = both
         x = counted(x, weights)
@@ -147,8 +148,7 @@ def value_and_grad(
     run = _run_where_the_batch_lies(_value_and_grad, net, cost, **options)
 
     def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None, state=None):
-        x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
-        return run(params, x, y, key, mask, weights, state, *about_penalty)
+        return run_checked(run, net, cost, params, x, y, key, mask, weights, state, *about_penalty)
 
     return manual_value_and_grad
 
@@ -193,8 +193,7 @@ def objective(
     run = _run_where_the_batch_lies(_objective, net, cost, carry=carry)
 
     def cost_of_params(params, x, y, *, key=None, mask=None, weights=None, state=None):
-        x, y, key, mask, weights = check_batch(net, cost, params, x, y, key, mask, weights, state)
-        return run(params, x, y, key, mask, weights, state, *about_penalty)
+        return run_checked(run, net, cost, params, x, y, key, mask, weights, state, *about_penalty)
 
     return cost_of_params
 

@@ -59,7 +59,7 @@ class Keeper:
     def __call__(self, state: Any) -> None:
         """Take the state after an epoch, ``state.epoch``."""
         self.hold(state)
-        if int(state.epoch) % self.every == 0 or self.stopped():
+        if self.folder is not None and (int(state.epoch) % self.every == 0 or self.stopped()):
             self.save()
 
     def save(self) -> None:

@@ -295,25 +295,24 @@ def check_targets(cost: Any, y: Any, shape: tuple[int, ...], weights: Any = None
         shape: of the outputs (m, ..., n).
         weights: as of a cost.
     """
-    name, labels = f"{cost}", jnp.shape(y) != shape
-    y = _real(name, "targets", y)
-    if labels and not jnp.issubdtype(y.dtype, jnp.integer):
+    y = _real(cost, "targets", y)
+    labels = y.shape != shape
+    if labels and y.dtype.kind not in "iu" and not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(
-            f"{name}: expected integer labels for targets of shape {y.shape} beside outputs of shape {shape}, got {y.dtype}; "
+            f"{cost}: expected integer labels for targets of shape {y.shape} beside outputs of shape {shape}, got {y.dtype}; "
             f"use y.astype(int) for labels or targets of shape {shape} for values"
         )
     if labels and shape[-1] == 1:
         raise ValueError(
-            f"{name}: expected targets of shape {shape} for a single output, got labels of shape {y.shape}; "
+            f"{cost}: expected targets of shape {shape} for a single output, got labels of shape {y.shape}; "
             f"give y[:, None], 0 or 1 for each example"
         )
     if not (labels or getattr(cost, "probabilities", False)) or not (_is_here(y) and _is_here(weights)):
         return False
-    y, low, high = np.asarray(y), *((0, shape[-1] - 1) if labels else (-SLACK, 1 + SLACK))
-    inside = (y >= low) & (y <= high)
-    if inside.all():
+    y, (low, high) = np.asarray(y), bounds(y.shape, shape)
+    if not y.size or (low <= y.min() and y.max() <= high):
         return True
-    outside = ~inside & _counts(weights, y.shape)
+    outside = ~((y >= low) & (y <= high)) & _counts(weights, y.shape)
     if not outside.any():
         return False
     where = tuple(int(i) for i in np.argwhere(outside)[0])
@@ -321,22 +320,29 @@ def check_targets(cost: Any, y: Any, shape: tuple[int, ...], weights: Any = None
     if not labels:
         wanted, remedy = "targets in [0, 1]", "scale them to [0, 1], or give labels as integers or one-hot rows"
     raise ValueError(
-        f"{name}: expected {wanted}, got {y[where]} at example {where[0]} ({int(outside.sum())} of {y.size} are "
+        f"{cost}: expected {wanted}, got {y[where]} at example {where[0]} ({int(outside.sum())} of {y.size} are "
         f"outside); {remedy}"
     )
 
 
-def _real(owner: str, name: str, values: Any) -> Array | np.ndarray:
+def bounds(shape: tuple[int, ...], of_outputs: tuple[int, ...]) -> tuple[float, float]:
+    """The least and the greatest target of this shape: 0 and n − 1 for labels, 0 and 1, but for rounding, for values."""
+    return (-SLACK, 1 + SLACK) if shape == of_outputs else (0, of_outputs[-1] - 1)
+
+
+def _real(owner: Any, name: str, values: Any) -> Array | np.ndarray:
     """The values as an array, or a ValueError where they are complex."""
-    values = values if isinstance(values, np.ndarray | Array) else jnp.asarray(values)
-    if jnp.issubdtype(values.dtype, jnp.complexfloating):
+    values = values if isinstance(values, (Array, np.ndarray)) else jnp.asarray(values)
+    if values.dtype.kind == "c":
         raise ValueError(f"{owner}: expected real {name}, got {values.dtype}; their imaginary part would be lost")
     return values
 
 
 def _is_here(array: Any) -> bool:
     """Whether the numbers can be looked at: not traced, and all on this process's devices."""
-    return not isinstance(array, Array) or (not isinstance(array, Tracer) and array.is_fully_addressable)
+    if not isinstance(array, Array):
+        return True
+    return not isinstance(array, Tracer) and (jax.process_count() == 1 or array.is_fully_addressable)
 
 
 def _counts(weights: Any, shape: tuple[int, ...]) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import weakref
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from .costs import Cost, check_targets
+from .costs import Cost, bounds, check_targets
 from .devices import check_mixing
 from .layers._layer import Layer, Params, Shape, as_array, as_data, check_key, run_forward
 from .programs import KEPT
@@ -85,16 +86,50 @@ def check_batch(
     weights: Any = None,
     state: Any = None,
 ) -> tuple[Array, Array, Any, Any, Any]:
-    """x, y, key, mask and weights, the data as arrays, or a ValueError that says what is wrong with them.
-
-    It stands in front of every call from a Python loop, so it reads types and shapes only; the targets of an array, which
-    have to be fetched from the device for it, are read once.
-    """
+    """x, y, key, mask and weights, the data as arrays, or a ValueError that says what is wrong with them."""
     check_net(net)
     check_cost(cost)
+    x, y, key, mask, weights, seen = _looked_at(net, cost, params, x, y, key, mask, weights, state)
+    if seen is not None:
+        seen.look(net, cost, params, x, y, key, mask, weights)
+    return x, y, key, mask, weights
+
+
+def run_checked(
+    run: Callable,
+    net: Any,
+    cost: Any,
+    params: Params,
+    x: Any,
+    y: Any,
+    key: Any,
+    mask: Any,
+    weights: Any,
+    state: Any,
+    *more: Any,
+) -> Any:
+    """``run(params, x, y, key, mask, weights, state, *more)`` of a batch that passes `check_batch`, or its ValueError.
+
+    It is every call from a Python loop, so it reads types and shapes only; the numbers of targets, which have to be fetched
+    from the device for it, once for each array and while ``run`` computes.
+    """
+    x, y, key, mask, weights, seen = _looked_at(net, cost, params, x, y, key, mask, weights, state)
+    if seen is None:
+        return run(params, x, y, key, mask, weights, state, *more)
+    try:
+        return run(params, x, y, key, mask, weights, state, *more)
+    finally:  # also where run raises, as for the NaN of a wrong label under jax_debug_nans
+        seen.look(net, cost, params, x, y, key, mask, weights)
+
+
+def _looked_at(
+    net: Any, cost: Any, params: Params, x: Any, y: Any, key: Any, mask: Any, weights: Any, state: Any
+) -> tuple[Array, Array, Any, Any, Any, "Seen | None"]:
+    """What `check_batch` returns, and what has still to `look` at the numbers of targets, which are an array of a kind that
+    was seen before. Others are looked at at once, and all where several processes may share them."""
     check_mixing(net, x)
     given = y
-    x, y, mask, weights = as_data("x", x), as_data("y", y), as_array(mask), as_array(weights)
+    x, y = as_data("x", x), as_data("y", y)
     m = x.shape[:1]
     if m in ((), (0,)):
         raise ValueError(f"x: expected a batch (m, ...) of at least one example, got shape {x.shape}")
@@ -103,6 +138,20 @@ def check_batch(
             f"y: expected as many targets as there are examples in x, got {y.shape} beside {x.shape}; axis 0 of both is "
             f"the example"
         )
+    if not (mask is weights is state is None):
+        mask, weights = as_array(mask), as_array(weights)
+        _check_beside(m, mask, weights, state)
+    seen = None
+    if (cost.probabilities or y.dtype.kind in "iu") and not isinstance(y, Tracer):
+        seen = SEEN.get(kind := _kind(net, cost, x, y, mask))
+        if seen is None or given is not y or jax.process_count() > 1:
+            seen = _check_numbers(kind, cost, params, x, given, mask, weights)
+        elif seen.right() is y:
+            seen = None
+    return x, y, check_key(key), mask, weights, seen
+
+
+def _check_beside(m: Shape, mask: Any, weights: Any, state: Any) -> None:
     for name, extra in (("mask", mask), ("weights", weights)):
         if extra is not None and extra.shape[:1] != m:
             raise ValueError(f"{name}: expected {m[0]} examples on axis 0, as in x, got shape {extra.shape}")
@@ -112,49 +161,64 @@ def check_batch(
                 f"state: expected arrays with {m[0]} examples on axis 0, as in x, got shape {jnp.shape(leaf)} at "
                 f"{jax.tree_util.keystr(path) or 'its top'}; give what apply_from returned for this batch"
             )
-    to_check = (cost.probabilities or y.dtype.kind in "iu") and not isinstance(y, Tracer)
-    checked = id(y), net, x.shape, cost.probabilities
-    if to_check and CHECKED.get(checked) is not y and _targets_are_right(net, cost, params, x, given, mask, weights):
-        CHECKED[checked] = y
-    return x, y, check_key(key), mask, weights
 
 
 def check_targets_of(net: Layer, cost: Cost, params: Params, batch: Any) -> None:
     """Raise a ValueError for targets in NumPy arrays that the cost cannot follow; others are not fetched for it."""
-    if isinstance(batch.y, np.ndarray) and (cost.probabilities or batch.y.dtype.kind in "iu"):
-        mask, weights = (batch.extras.get(name) for name in ("mask", "weights"))
-        _targets_are_right(net, cost, params, batch.x, batch.y, mask, weights)
+    x, y, extras = batch
+    if isinstance(y, np.ndarray) and (cost.probabilities or y.dtype.kind in "iu"):
+        mask, weights = extras.get("mask"), extras.get("weights")
+        _check_numbers(_kind(net, cost, x, y, mask), cost, params, x, y, mask, weights)
 
 
-CHECKED: weakref.WeakValueDictionary[Any, Array] = weakref.WeakValueDictionary()
-"""The arrays of targets that were found right for a network: they cannot change, so they are not fetched again."""
+def _kind(net: Layer, cost: Cost, x: Any, y: Any, mask: Any) -> Any:
+    return net, cost.probabilities, x.shape, x.dtype, y.shape, y.dtype, None if mask is None else mask.shape
 
 
-SHAPES: dict[Any, Shape] = {}
-"""The shapes of outputs by network and inputs."""
+class Seen:
+    """What is known of a network's batches of one kind.
 
-
-def _targets_are_right(net: Layer, cost: Cost, params: Params, x: Array, y: Any, mask: Any, weights: Any) -> bool:
-    """`check_targets` for the outputs of this network, of which it needs the shape; False for targets of another shape.
-
-    The shape is traced once for a network and its inputs. A layer whose width is that of its parameters may have been given
-    others since, so it is traced again before targets are refused.
+    Attributes:
+        shape: of the outputs.
+        bounds: of targets.
+        right: a weak reference to the array of targets that was last found right: it cannot change.
     """
 
-    def right(shape: Shape) -> bool:
-        return jnp.shape(y) in (shape, shape[:-1]) and check_targets(cost, y, shape, weights)
+    def __init__(self, shape: Shape, bounds: tuple[float, float]) -> None:
+        self.shape, self.bounds, self.right = shape, bounds, lambda: None
 
-    def traced() -> Shape:
-        if len(SHAPES) >= KEPT:
-            SHAPES.clear()
-        SHAPES[key] = shape = jax.eval_shape(lambda: run_forward(net, params, x, mask=mask)[0]).shape
-        return shape
+    def look(self, net: Any, cost: Any, params: Any, x: Any, y: Any, key: Any, mask: Any, weights: Any) -> None:
+        """Raise a ValueError for targets that the cost cannot follow."""
+        (low, high), numbers = self.bounds, np.asarray(y)
+        if not numbers.size or (low <= numbers.min() and numbers.max() <= high):
+            self.right = weakref.ref(y)
+        else:
+            _check_numbers(_kind(net, cost, x, y, mask), cost, params, x, y, mask, weights)
 
-    key = net, x.shape, x.dtype, None if mask is None else mask.shape
-    if (shape := SHAPES.get(key)) is not None and jnp.shape(y) in (shape, shape[:-1]):
+
+SEEN: dict[Any, Seen] = {}
+"""At most `KEPT` kinds of batches."""
+
+
+def _check_numbers(kind: Any, cost: Cost, params: Params, x: Array, y: Any, mask: Any, weights: Any) -> None:
+    """`check_targets` for the outputs of a network, of which it needs the shape; targets that do not fit it are left to the
+    cost.
+
+    The shape is traced once for a kind of batch. A layer whose width is that of its parameters may have been given others
+    since, so it is traced again before targets are refused.
+    """
+    if (seen := SEEN.get(kind)) is not None:
         with contextlib.suppress(ValueError):
-            return right(shape)
-    return right(traced())
+            check_targets(cost, y, seen.shape, weights)
+            return
+    shape = jax.eval_shape(lambda: run_forward(kind[0], params, x, mask=mask)[0]).shape
+    if jnp.shape(y) in (shape, shape[:-1]):
+        right = check_targets(cost, y, shape, weights)
+        if len(SEEN) >= KEPT:
+            SEEN.clear()
+        SEEN[kind] = seen = Seen(shape, bounds(jnp.shape(y), shape))
+        if right and isinstance(y, Array):
+            seen.right = weakref.ref(y)
 
 
 class Examples(NamedTuple):

@@ -83,4 +83,7 @@ def _of_leaves(function: Callable, structure: Any, *leaves: Any, **options: Any)
 
 def placed(leaf: Any) -> Any:
     """A number or a NumPy array put on the device explicitly; anything else as it is."""
-    return jax.device_put(leaf) if isinstance(leaf, np.ndarray | np.generic | int | float | complex) else leaf
+    return jax.device_put(leaf) if isinstance(leaf, NUMBERS) else leaf
+
+
+NUMBERS = np.ndarray, np.generic, int, float, complex

@@ -24,14 +24,13 @@ from .costs import Cost
 from .devices import check_agreed, check_everywhere, everywhere, replicated
 from .divergence import Diverged, diverged_at
 from .epochs import batch_step as _batch_step
-from .epochs import epoch as _epoch
-from .epochs import mini_batch, state_after
+from .epochs import epoch, mini_batch, state_after
 from .epochs import monitor as _monitor
 from .given import Examples, examples, names_classes, whole
 from .layers._layer import Layer, Params, as_array, check_key
 from .optimizers import Optimizer, is_transformation, traceable
 from .penalties import Penalty, check_penalty
-from .programs import for_each_structure
+from .programs import for_each_structure, placed
 from .progress import reporter
 from .streams import Stream, is_looked_at, n_of_batches, stepped
 
@@ -222,7 +221,8 @@ def fit(
     _check_run(key, optimizer, penalty, early_stopping, validation, resume, micro_batch, gradient, watch)
     epochs, every = whole("fit", "epochs", epochs, least=0), whole("fit", "every", every)
     about = {"gradient": gradient, "micro_batch": micro_batch, "window": window}
-    of_run = lambda layout: (net, cost, *everywhere((traceable(optimizer), penalty), layout.mesh))  # noqa: E731
+    numbers = jax.tree.map(placed, (traceable(optimizer), penalty))
+    of_run = lambda layout: (net, cost, *everywhere(numbers, layout.mesh))  # noqa: E731
     train: Any = None
     epoch_of: Any = None
     step_of: Any = None
@@ -245,7 +245,7 @@ def fit(
 
     def monitored(layout: Layout, data: Examples) -> tuple[bool, Callable[[Params], tuple[Array, Array]]]:
         about = {"classes": names_classes(net, params, data), "layout": layout}
-        objective = net, cost, everywhere(penalty, layout.mesh)
+        objective = net, cost, everywhere(numbers[1], layout.mesh)
         return about["classes"], lambda params: _monitor(*objective, params, data, n_examples, **about)
 
     def diverged(state: TrainingState, *about: Any) -> Diverged:
@@ -286,39 +286,49 @@ def fit(
         keeping(checkpoint, every) as keep,
         reporter(progress, epochs, int(state.epoch)) as report,
     ):
-        while int(state.epoch) < epochs and not _is_over(early_stopping, state) and not keep.stopped():
-            epoch_key, costs, finite = fold_in(state.key, everywhere(state.epoch, layout.mesh)), None, True
+        done, records = int(state.epoch), Records(state.records)
+        while done < epochs and not _is_over(early_stopping, state) and not keep.stopped():
+            number, costs, finite = everywhere(state.epoch, layout.mesh), None, True
             if stream is None:
-                new_params, opt_state, costs, finite = epoch_of(state.params, state.optimizer, train, epoch_key)
-                measured = {"cost": _mean(costs)}
+                given = state.params, state.optimizer, train, state.key, number
+                new_params, opt_state, costs, finite, following = epoch_of(*given)
+                measured = {} if monitor_training else {"cost": _mean(costs)}
             else:
+                epoch_key = fold_in(state.key, number)
                 for state in stepped(stream, step_of, state, epoch_key, diverged):  # noqa: B020, Ctrl-C leaves the last
                     keep.hold(state)
                     if is_looked_at(state) and keep.stopped():
                         return _result(state)
                 new_params, opt_state = state.params, state.optimizer
                 measured = {"cost": jax.device_get(state.costs) / int(state.step)}
+                following = jax.device_put(np.asarray(done + 1, state.epoch.dtype))
             if of_training is not None:
                 measured |= zip(("cost", "accuracy"), of_training(new_params), strict=True)
             if of_held_out is not None:
                 measured |= zip(("validation_cost", "validation_accuracy"), of_held_out(new_params), strict=True)
             measured, finite = jax.device_get((measured, finite))
             if not (finite and np.isfinite(measured["cost"])):
-                raise _diverged(net, state, epoch_of, train, epoch_key, jax.device_get(costs), batch_size, layout)
+                raise _diverged(net, state, epoch_of, train, jax.device_get(costs), batch_size, layout)
+            done += 1
             recorded = measured if watching is None else {**measured, "watched": jax.device_get(watching(new_params))}
-            records = jax.tree.map(_appended, state.records, recorded)
-            best = _better(early_stopping, state, measured, new_params)
-            epoch = jax.device_put(np.asarray(int(state.epoch) + 1, state.epoch.dtype))
+            best = _better(early_stopping, state, measured, new_params, following)
             state = start._replace(
-                params=new_params, optimizer=opt_state, key=state.key, epoch=epoch, best=best, records=records,
-                fingerprint=state.fingerprint,
+                params=new_params, optimizer=opt_state, key=state.key, epoch=following, best=best,
+                records=records.with_one_more(recorded), fingerprint=state.fingerprint,
             )  # fmt: skip
             keep(state)
-            report(int(epoch), {name: float(value) for name, value in measured.items()})
+            report(done, {name: float(value) for name, value in measured.items()})
     return _result(state)
 
 
 fold_in, _mean = jax.jit(jax.random.fold_in), jax.jit(jnp.mean)
+
+
+@for_each_structure
+def _epoch(net, cost, optimizer, penalty, params, opt_state, data, key, number, **about) -> tuple[Any, ...]:
+    """What `fnnet.epochs.epoch` gives for the epoch of this number, with the key of it, and the number of the next."""
+    of_epoch = net, cost, optimizer, penalty, params, opt_state, data, jax.random.fold_in(key, number)
+    return *epoch.__wrapped__(*of_epoch, **about), number + 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @for_each_structure
@@ -336,9 +346,28 @@ def _is_recorded(leaf: Any) -> bool:
     return is_array and not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.extended)
 
 
-def _appended(record: Any, value: Any) -> np.ndarray:
-    """A monitor's record with its value after one more epoch."""
-    return np.append(record, np.asarray(value, record.dtype)[None], axis=0)
+class Records:
+    """The monitors of a run by name, in arrays with room for more epochs: one more takes as long after a thousand.
+
+    Args:
+        records: those so far, which are copied.
+    """
+
+    def __init__(self, records: Any) -> None:
+        self.n = len(jax.tree.leaves(records)[0])
+        self._room = jax.tree.map(np.array, records)
+
+    def with_one_more(self, recorded: Any) -> Any:
+        """All records, with the values after one more epoch; those given before stay as they are."""
+        self.n += 1
+        self._room = jax.tree.map(self._with, self._room, recorded)
+        return jax.tree.map(lambda room: room[: self.n], self._room)
+
+    def _with(self, room: np.ndarray, value: Any) -> np.ndarray:
+        if len(room) < self.n:
+            room = np.concatenate([room, np.empty_like(room, shape=(self.n, *room.shape[1:]))])
+        room[self.n - 1] = value
+        return room
 
 
 def evaluate(
@@ -454,14 +483,14 @@ def initial(optimizer: Any, params: Params) -> Any:
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a)), optimizer.init(params))
 
 
-def _better(early_stopping, state, measured, params) -> Best | None:
+def _better(early_stopping, state, measured, params, epoch) -> Best | None:
     if early_stopping is None:
         return state.best
     sign = 1 if early_stopping.monitor == "validation_accuracy" else -1
     value = np.asarray(sign * measured[early_stopping.monitor], state.best.value.dtype)
     if not value > jax.device_get(state.best.value):
         return state.best
-    return Best(jax.device_put(np.asarray(int(state.epoch) + 1, state.epoch.dtype)), jax.device_put(value), params)
+    return Best(epoch, jax.device_put(value), params)
 
 
 def _is_over(early_stopping, state) -> bool:
@@ -476,11 +505,13 @@ def _result(state: TrainingState) -> tuple[Params, History]:
 
 
 @jax.transfer_guard("allow")
-def _diverged(net, state, epoch_of, train, epoch_key, costs, batch_size, layout) -> Diverged:
+def _diverged(net, state, epoch_of, train, costs, batch_size, layout) -> Diverged:
     """Run the epoch again up to the mini-batch that diverged, and look through its layers."""
     bad = np.flatnonzero(~np.isfinite(costs))
     step = int(bad[0]) if bad.size else len(costs)
-    params, *_ = epoch_of(state.params, state.optimizer, train, epoch_key, steps=step)
+    number = everywhere(state.epoch, layout.mesh)
+    params, *_ = epoch_of(state.params, state.optimizer, train, state.key, number, steps=step)
+    epoch_key = fold_in(state.key, number)
     at = min(step, len(costs) - 1)
     batch = mini_batch(train, epoch_key, batch_size=batch_size, step=at, layout=layout)
     return diverged_at(net, state, _result(state)[1], params, batch, epoch_key, at, train.x)

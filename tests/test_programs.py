@@ -59,8 +59,9 @@ class TestPrograms:
 class TestTargetsAreFetchedOnce:
     @pytest.fixture
     def fetched(self, monkeypatch):
-        seen, check = [], checks.check_targets
+        seen, check, look = [], checks.check_targets, checks.Seen.look
         monkeypatch.setattr(checks, "check_targets", lambda *given: seen.append(given[2][-1]) or check(*given))
+        monkeypatch.setattr(checks.Seen, "look", lambda self, *given: seen.append(self.shape[-1]) or look(self, *given))
         return seen
 
     def test_for_each_array_and_network(self, given, fetched):
@@ -75,6 +76,27 @@ class TestTargetsAreFetchedOnce:
         narrow = fn.Network(fn.Dense(4, fn.sigmoid), fn.Dense(2, fn.softmax))
         with pytest.raises(ValueError, match="expected labels from 0 to 1, got 2 at example 0"):
             fn.value_and_grad(narrow, fn.log_likelihood)(narrow.init(jax.random.key(0), (5,)), x, y)
+
+    def test_and_a_wrong_label_is_an_error_in_a_later_call_too(self, given):
+        params, x, y = given[0], given[1], jnp.array([2, 1, 0, 0, 1, 2])
+        f, g = fn.value_and_grad(NET, fn.log_likelihood), fn.objective(NET, fn.log_likelihood)
+        calls = (f, g, lambda *given: fn.backprop(NET, fn.log_likelihood, *given))
+        for wrong, got in ((y.at[3].set(3), "3 at example 3"), (y.at[1].set(-1), "-1 at example 1")):
+            for call in calls:
+                call(params, x, y + 0)
+                with pytest.raises(ValueError, match=f"expected labels from 0 to 2, got {got}"):
+                    call(params, x, wrong)
+                with jax.debug_nans(True), pytest.raises(ValueError, match=f"expected labels from 0 to 2, got {got}"):
+                    call(params, x, wrong)
+
+    def test_what_is_known_of_batches_is_bounded(self, given):
+        f = fn.objective(fn.Dense(3, fn.softmax), fn.log_likelihood)
+        params = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
+        for m in range(1, checks.KEPT + 9):
+            check = (fn.Dense(3, fn.softmax), fn.log_likelihood, params, np.ones((m, 2)), np.zeros(m, int), None)
+            checks.check_batch(*check)
+        assert 0 < len(checks.SEEN) <= checks.KEPT
+        assert jnp.isfinite(f(params, jnp.ones((2, 2)), jnp.zeros(2, int)))
 
     def test_with_weights_too_where_all_are_right(self, given, fetched):
         params, x, y = given[0], given[1], jnp.array([1, 1, 0, 0, 1, 2])

@@ -32,6 +32,74 @@ def run(epochs=3, n=53, dropout=False, **changes):
     return fn.fit(net, fn.log_likelihood, params, data, **given)
 
 
+class TestWhatARunCostsBesideItsEpochs:
+    @pytest.fixture
+    def compiled(self, caplog):
+        """The names of the programs that are compiled, or read from a cache of them."""
+        with jax.log_compiles(True):
+            yield lambda: [r.getMessage().split()[1] for r in caplog.records if r.getMessage().startswith("Compiling ")]
+
+    @pytest.mark.parametrize(("validated", "programs"), [(False, 4), (True, 5)])
+    def test_a_first_run_compiles_an_epoch_and_its_monitors_and_little_else_and_an_equal_one_nothing(
+        self, compiled, validated, programs
+    ):
+        def fit():
+            net = fn.Network(fn.Dense(5 + validated, fn.sigmoid), fn.Dense(3, fn.softmax))
+            validation = (x[:17], y[:17]) if validated else None
+            given = {"key": KEY, "epochs": 2, "batch_size": 10, "optimizer": fn.sgd(0.5), "progress": False}
+            return fn.fit(net, fn.log_likelihood, params, (x, y), validation=validation, **given)
+
+        rng, width = np.random.default_rng(0), 5 + validated
+        x, y = rng.standard_normal((41, 6)), rng.integers(0, 3, 41)
+        shapes = ({"w": (width, 6), "b": (width,)}, {"w": (3, width), "b": (3,)})
+        params = jax.tree.map(
+            np.ones, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple) and isinstance(leaf[0], int)
+        )
+        fit()
+        assert compiled() == ["jit(_of_leaves)"] * programs
+        fit()
+        assert len(compiled()) == programs
+
+    def test_an_epoch_fetches_its_monitors_at_once_and_sends_nothing(self, monkeypatch):
+        calls = {"device_get": 0, "device_put": 0}
+
+        def counted(name, original):
+            def f(*args, **given):
+                calls[name] += 1
+                return original(*args, **given)
+
+            monkeypatch.setattr(jax, name, f)
+
+        counted("device_get", jax.device_get)
+        counted("device_put", jax.device_put)
+        of_runs = []
+        for epochs in (2, 5, 9):
+            calls |= dict.fromkeys(calls, 0)
+            run(epochs=epochs)
+            of_runs.append((calls["device_get"], calls["device_put"]))
+        assert np.diff(of_runs, axis=0).tolist() == [[3, 0], [4, 0]]
+
+    def test_the_monitors_of_many_epochs_are_appended_in_place(self):
+        records = training.Records({"cost": np.zeros(0), "watched": {"a": np.zeros((0, 2))}})
+        seen, moved = [], set()
+        for i in range(100):
+            seen.append(records.with_one_more({"cost": i, "watched": {"a": [i, -i]}}))
+            moved.add(seen[-1]["cost"].__array_interface__["data"][0])
+        assert len(moved) <= 8
+        for i, record in enumerate(seen):
+            np.testing.assert_array_equal(record["cost"], np.arange(i + 1))
+            np.testing.assert_array_equal(record["watched"]["a"], np.outer(np.arange(i + 1), [1, -1]))
+
+    def test_two_runs_that_go_on_from_one_state_keep_to_themselves(self):
+        half = run(epochs=4)[1]
+        before = half.state.records["cost"].copy()
+        one, two = (run(epochs=6, resume=half.state)[1] for _ in range(2))
+        other = run(epochs=5, resume=half.state)[1]
+        np.testing.assert_array_equal(one.cost, two.cost)
+        np.testing.assert_array_equal(one.cost[:5], other.cost)
+        np.testing.assert_array_equal(half.state.records["cost"], before)
+
+
 class TestFit:
     def test_it_is_stochastic_gradient_descent_by_hand(self):
         net, params, (x, y) = problem()

@@ -593,8 +593,7 @@ def as_array(a: None) -> None: ...  # pyright: ignore[reportOverlappingOverload]
 def as_array(a: Any) -> Array: ...
 def as_array(a: Any) -> Array | None:
     """The argument as an array; None stays None."""
-    a = placed(a)
-    return a if a is None or isinstance(a, Array) else jnp.asarray(a)
+    return a if a is None or isinstance(a, Array) else jnp.asarray(placed(a))
 
 
 def as_data(name: str, value: Any) -> Array:
