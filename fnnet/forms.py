@@ -197,16 +197,10 @@ compiled temporaries above about 16 MiB cost page faults at every call on a CPU,
 UNROLLED_PLACES = 64
 """Windows with more places than this are not unrolled: compile time grows with the number of slices."""
 
-CACHE_BYTES, SHARES_BYTES = 3 * 2**19, 8 * 2**20
-"""Up to which sizes a convolution's entries side by side, and its shares of rows, pay as one product."""
-
-
-def weighted_input_by_product(w: Array, a_in: Array, win: Any) -> bool:
-    """Whether a convolution is one product over the entries of a window's rows: 4 to 32 channels, little padding, and
-    shares that fit."""
-    places = a_in.shape[0] * win.n_padded[0] * math.prod(win.n_out[1:])
-    shares = places * win.size[0] * w.shape[-1] * w.dtype.itemsize
-    return 4 <= w.shape[-2] <= 32 and win.n_padded[0] <= 2 * win.n_out[0] and shares <= SHARES_BYTES
+CACHE_BYTES = 3 * 2**19
+"""Up to which size a convolution's entries side by side pay as one product. (Of the forward pass they do not: 20 channels
+of 12×12 by 40 kernels of 5×5 at m = 10, 32, 64 took 0.7 to 1.0 of the product's time by the library on JAX 0.10.2, and
+0.9 on 0.12.0.1.)"""
 
 
 def input_error_by_product(w: Array, win: Any) -> bool:

@@ -34,7 +34,6 @@ from ..forms import (
     summed,
     summed_squares,
     weight_gradient_by_product,
-    weighted_input_by_product,
 )
 from ..initializers import Initializer, scaled_normal, zeros
 from ._cut import of_product
@@ -112,8 +111,7 @@ def weighted_input(w: Array, a_in: Array, win: Window, groups: int = 1, algorith
         parts = (shares[:, d * l : d * l + s * (n - 1) + 1 : s, ..., l, :] for l in range(k))
         return functools.reduce(jnp.add, parts).astype(w.dtype)
 
-    on_cpu = groups == 1 and weighted_input_by_product(w, a_in, win)
-    return run(algorithm, library, each_group(gemm, groups), on_cpu, win, groups, w, a_in)
+    return run(algorithm, library, each_group(gemm, groups), False, win, groups, w, a_in)
 
 
 @static
