@@ -1,0 +1,80 @@
+"""``python -m fnnet.bench``: its arguments, what it prints and what it writes."""
+
+import argparse
+import contextlib
+import datetime
+import functools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .cases import GRADIENT, chosen
+from .machine import limits, machine
+from .peers import peers
+from .run import HEADER, KINDS, measured
+
+SCHEMA = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 1 where a gradient is wrong, 2 for what cannot be done."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fnnet.bench", description="Backpropagation by hand beside jax.grad, and beside other libraries."
+    )
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="parts of names or groups; all without any")
+    parser.add_argument("--quick", action="store_true", help="value and gradient at tiny shapes, one round")
+    parser.add_argument("--peers", action="store_true", help="other libraries beside, where they are installed")
+    parser.add_argument("--json", metavar="FILE", help="add this run to the file")
+    parser.add_argument("--rounds", type=int, help="of alternating turns, 7 by default")
+    parser.add_argument("--list", action="store_true", help="the cases")
+    given = parser.parse_args(arguments)
+    try:
+        cases = chosen(given.cases)
+    except ValueError as error:
+        parser.error(str(error))
+    if given.list:
+        for case in cases:
+            print(f"{case.group:24s} {case.name}")
+        return 0
+    run = measure(cases, given.quick, given.rounds or (1 if given.quick else 7), given.peers)
+    if given.json:
+        add(Path(given.json), run)
+    return int(any(row.get("failed") for row in run["rows"]))
+
+
+def measure(cases: Sequence[Any], quick: bool = False, rounds: int = 7, with_peers: bool = False) -> dict[str, Any]:
+    """The run as JSON has it, printed line by line meanwhile."""
+    start, about, own = time.perf_counter(), machine(), limits(quick)
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print(
+        f"limits: {own['gemm_gflops']:.0f} GFLOP/s (float32 matrix product), {own['copy_gb_s']:.0f} GB/s (copy)\n{HEADER}"
+    )
+    say = functools.partial(print, flush=True)
+    kinds, cases = ((GRADIENT,), [case for case in cases if case.quick]) if quick else (KINDS, cases)
+    rows = [measured(case, quick, rounds, say, peers if with_peers else None, kinds) for case in cases]
+    print(f"{len(rows)} rows in {time.perf_counter() - start:.0f} s")
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
+    rounded = {name: float(f"{value:.3g}") for name, value in own.items()}
+    return {"machine": about, "date": date, "quick": quick, "rounds": rounds, "limits": rounded, "rows": rows}
+
+
+def add(path: Path, run: dict[str, Any]) -> None:
+    """Put the run behind those of the file, which are of the same machine.
+
+    Raises:
+        ValueError: for a file of another machine, or of another schema.
+    """
+    about = run["machine"]
+    document: dict[str, Any] = {"schema": SCHEMA, "machine": about, "runs": []}
+    with contextlib.suppress(FileNotFoundError):
+        document = json.loads(path.read_text())
+    if document["schema"] != SCHEMA or document["machine"] != about:
+        raise ValueError(
+            f"bench: expected {path.name} to hold runs of {about} in schema {SCHEMA}, got {document['machine']} in schema "
+            f"{document['schema']}; give --json another file"
+        )
+    document["runs"].append({name: value for name, value in run.items() if name != "machine"})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
