@@ -243,7 +243,7 @@ def of_machine(visible: int, hidden: int, m: int, steps: int, dtype: Any) -> Pro
 
     def plainly(params, key, v):
         def draw(key, z):
-            return (jax.random.uniform(key, z.shape, jnp.float32) < jax.nn.sigmoid(z)).astype(z.dtype)
+            return (jax.random.uniform(key, z.shape, jnp.float32).astype(z.dtype) < jax.nn.sigmoid(z)).astype(z.dtype)
 
         def mean(params, v):
             return -jnp.mean(v @ params["b"] + jnp.sum(jax.nn.softplus(v @ params["w"].T + params["c"]), axis=1))
@@ -322,7 +322,8 @@ def _layers() -> list[Case]:
         layer("Attention, T = 1,024", rows, lambda: fn.Attention(4), (4, 1024, 384), (2, 6, 12), quick=False),
         layer("Attention in blocks, T = 64", rows, lambda: fn.Attention(4, block=32), (12, 64, 384), (2, 64, 12)),
         layer(
-            "Attention in blocks, T = 1,024", rows, lambda: fn.Attention(4, block=128), (4, 1024, 384), (2, 256, 12), quick=False
+            "Attention in blocks, T = 1,024", rows, lambda: fn.Attention(4, block=128), (4, 1024, 384), (2, 256, 12),
+            quick=False,
         ),
         layer("Embedding", rows, lambda: fn.Embedding(10_000, 128), (32, 64), (2, 5), tokens=10_000),
         layer("Position", rows, fn.Position, (32, 64, 128), (2, 3, 8)),
