@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -49,15 +49,16 @@ class Case:
     Attributes:
         name: of the row.
         group: of rows that are measured and shown together.
-        problem: (quick, dtype) -> its `Problem`.
-        reasons: kind: why the hand-written program has more FLOPs than that of ``jax.grad`` of the same forward pass.
+        problem: (quick, dtype) -> its `Problem`; (quick, dtype, steps) for other than its usual number of steps.
+        more: how many times the FLOPs of ``jax.grad`` of the same forward pass the hand-written value and gradient may have,
+            and why.
         quick: whether it is in the quick run; not where another row is the same at the small size.
     """
 
     name: str
     group: str
-    problem: Callable[[bool, Any], Problem]
-    reasons: dict[str, str] = field(default_factory=dict)
+    problem: Callable[..., Problem]
+    more: tuple[float, str] = (1.0, "")
     quick: bool = True
 
 
@@ -279,8 +280,8 @@ def of_machine(visible: int, hidden: int, m: int, steps: int, dtype: Any) -> Pro
 def layer(name, group, make, shape, tiny, small=None, tokens=0, steps=4, **about) -> Case:
     """``small`` makes the layer that is measured at the small size, where it is another one; so in `network`."""
 
-    def problem(is_quick, dtype):
-        chosen, size = (small or make, tiny) if is_quick else (make, shape)
+    def problem(quick, dtype, steps=steps):
+        chosen, size = (small or make, tiny) if quick else (make, shape)
         return of_layer(chosen, size, tokens, steps, dtype)
 
     return Case(name, group, problem, **about)
@@ -290,10 +291,10 @@ def network(
     name, group, make, shape, tiny, small=None, cost=fn.log_likelihood, activation=fn.softmax, classes=10, tokens=0,
     steps=4, settings=None, **about,
 ) -> Case:  # fmt: skip
-    def problem(is_quick, dtype):
-        chosen, size = (small or make, tiny) if is_quick else (make, shape)
-        used = min(tokens, 97) if is_quick else tokens
-        limit = min(classes, 97) if is_quick else classes
+    def problem(quick, dtype, steps=steps):
+        chosen, size = (small or make, tiny) if quick else (make, shape)
+        used = min(tokens, 97) if quick else tokens
+        limit = min(classes, 97) if quick else classes
         return of_network(chosen, cost, activation, size, limit, used, steps, settings or {}, dtype)
 
     return Case(name, group, problem, **about)
@@ -311,11 +312,11 @@ def _layers() -> list[Case]:
         layer("Dense, rows, no bias", rows, lambda: fn.Dense(512, fn.relu, bias=False), (128, 784), (20, 30)),
         layer("Dense, sequences", rows, lambda: fn.Dense(512, fn.gelu), (12, 64, 128), (2, 3, 8)),
         layer("Dense, sequences, no bias", rows, lambda: fn.Dense(512, fn.gelu, bias=False), (12, 64, 128), (2, 3, 8)),
-        layer("Conv 5×5", rows, lambda: fn.Conv(20, 5, fn.sigmoid), (32, 28, 28, 1), (2, 9, 9, 1)),
-        layer("Conv 5×5 of 20 channels", rows, lambda: fn.Conv(40, 5, fn.sigmoid), (32, 12, 12, 20), (2, 8, 8, 3)),
-        layer("Conv 3×3", rows, lambda: fn.Conv(64, 3, fn.relu, padding="same"), (16, 32, 32, 32), (2, 5, 5, 3)),
-        layer("Conv 3×3, stride 2", rows, lambda: fn.Conv(64, 3, fn.relu, 2, 1), (16, 32, 32, 32), (2, 6, 6, 3)),
-        layer("Conv 3×3, 4 groups", rows, lambda: fn.Conv(64, 3, fn.relu, 1, 1, groups=4), (16, 32, 32, 32), (2, 5, 5, 4)),
+        layer("Conv 5×5", rows, lambda: fn.Conv(20, 5, fn.sigmoid), (32, 28, 28, 1), (2, 9, 9, 1), steps=2),
+        layer("Conv 5×5 of 20 channels", rows, lambda: fn.Conv(40, 5, fn.sigmoid), (32, 12, 12, 20), (2, 8, 8, 3), steps=2),
+        layer("Conv 3×3", rows, lambda: fn.Conv(64, 3, fn.relu, padding="same"), (16, 32, 32, 32), (2, 5, 5, 3), steps=2),
+        layer("Conv 3×3, stride 2", rows, lambda: fn.Conv(64, 3, fn.relu, 2, 1), (16, 32, 32, 32), (2, 6, 6, 3), steps=2),
+        layer("Conv 3×3, 4 groups", rows, lambda: fn.Conv(64, 3, fn.relu, 1, 1, groups=4), (16, 32, 32, 32), few, steps=2),
         layer("MaxPool", rows, lambda: fn.MaxPool(2), (32, 24, 24, 20), few),
         layer("MeanPool", rows, lambda: fn.MeanPool(2), (32, 24, 24, 20), few),
         layer("Attention, T = 64", rows, lambda: fn.Attention(4), (12, 64, 384), (2, 4, 12)),
@@ -412,8 +413,8 @@ def _networks() -> list[Case]:
 
 
 def _machines() -> list[Case]:
-    def problem(quick, dtype):
-        return of_machine(*((20, 12, 10, 4) if quick else (784, 500, 100, 4)), dtype)
+    def problem(quick, dtype, steps=4):
+        return of_machine(*((20, 12, 10) if quick else (784, 500, 100)), steps, dtype)
 
     return [Case("RBM 784-500, CD-1, m = 100", "energy models", problem)]
 

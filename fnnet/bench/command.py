@@ -5,15 +5,17 @@ import contextlib
 import datetime
 import functools
 import json
+import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .cases import GRADIENT, chosen
-from .machine import limits, machine
+from .machine import limits, machine, name_of
 from .peers import peers
 from .run import HEADER, KINDS, measured
+from .tables import documents, updated
 
 SCHEMA = 1
 
@@ -26,7 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("cases", nargs="*", metavar="CASE", help="parts of names or groups; all without any")
     parser.add_argument("--quick", action="store_true", help="value and gradient at tiny shapes, one round")
     parser.add_argument("--peers", action="store_true", help="other libraries beside, where they are installed")
-    parser.add_argument("--json", metavar="FILE", help="add this run to the file")
+    parser.add_argument("--json", metavar="FILE", help="add this run to the file; in a folder, to that of this machine")
+    parser.add_argument(
+        "--tables", metavar="PAGE", help="write the tables of docs/benchmarks.md from the results beside it"
+    )
     parser.add_argument("--rounds", type=int, help="of alternating turns, 7 by default")
     parser.add_argument("--list", action="store_true", help="the cases")
     given = parser.parse_args(arguments)
@@ -38,9 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case in cases:
             print(f"{case.group:24s} {case.name}")
         return 0
+    if given.tables:
+        page = Path(given.tables)
+        page.write_text(updated(page.read_text(), documents(page.with_suffix(""))))
+        return 0
     run = measure(cases, given.quick, given.rounds or (1 if given.quick else 7), given.peers)
     if given.json:
-        add(Path(given.json), run)
+        path = Path(given.json)
+        add(path / f"{name_of(run['machine'])}.json" if path.is_dir() else path, run)
     return int(any(row.get("failed") for row in run["rows"]))
 
 
@@ -57,7 +67,8 @@ def measure(cases: Sequence[Any], quick: bool = False, rounds: int = 7, with_pee
     print(f"{len(rows)} rows in {time.perf_counter() - start:.0f} s")
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
     rounded = {name: float(f"{value:.3g}") for name, value in own.items()}
-    return {"machine": about, "date": date, "quick": quick, "rounds": rounds, "limits": rounded, "rows": rows}
+    given = {"date": date, "python": platform.python_version(), "quick": quick, "rounds": rounds}
+    return {"machine": about, **given, "limits": rounded, "rows": rows}
 
 
 def add(path: Path, run: dict[str, Any]) -> None:

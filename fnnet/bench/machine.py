@@ -30,14 +30,13 @@ def cores() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures are of: processor, cores, device, versions."""
+    """What the figures are of: processor, cores, device, version of JAX."""
     device = jax.devices()[0]
     return {
         "processor": processor(),
         "cores": cores(),
         "device": device.platform if device.platform == "cpu" else device.device_kind,
         "jax": jax.__version__,
-        "python": platform.python_version(),
     }
 
 

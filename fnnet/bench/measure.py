@@ -11,6 +11,10 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 TURN = 0.03
 """Seconds that a turn takes at least, if it is not one call."""
+SLOW = 0.5
+"""Seconds of a call that needs no other before it."""
+LIMIT = 8.0
+"""Seconds that the turns of a row's contenders take in all."""
 
 
 class Contender(NamedTuple):
@@ -99,25 +103,36 @@ def seconds_of(run: Callable[[], Any], calls: int) -> float:
 
 
 def alternating(
-    contenders: Mapping[str, Callable[[], Any]], rounds: int, calls: int | None = None, turn: float = TURN
+    contenders: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    calls: int | None = None,
+    turn: float = TURN,
+    limit: float = np.inf,
 ) -> np.ndarray:
     """Seconds per call, (rounds, contenders). Each has its turn after as many calls that are not counted: what ran before
-    it leaves cold caches, and PyTorch's threads spin on for a while after a call.
+    it leaves cold caches, and PyTorch's threads spin on for a while after a call. (A call of half a second forgets both.)
 
     Args:
         contenders: name: a function without arguments.
         rounds: that are counted, after one that is not.
         calls: in a turn; by default as many as take ``turn`` seconds, for each contender.
         turn: seconds.
+        limit: seconds in all, beyond which there are fewer rounds, but three of them.
     """
     runs = contenders.values()
     for run in runs:
         jax.block_until_ready(run())
-    counts = [calls or max(1, round(turn / seconds_of(run, 1))) for run in runs]
+    once = [seconds_of(run, 1) for run in runs]
+    counts = [calls or max(1, round(turn / seconds)) for seconds in once]
+    warm = [n if seconds < SLOW else 0 for n, seconds in zip(counts, once, strict=True)]
+    of_round = sum((n + w) * seconds for n, w, seconds in zip(counts, warm, once, strict=True))
+    if (affordable := limit / of_round - 1) < rounds:
+        rounds = max(min(rounds, 3), int(affordable))
     times = np.empty((rounds + 1, len(contenders)))
     for row in times:
-        for i, (run, n) in enumerate(zip(runs, counts, strict=True)):
-            seconds_of(run, n)
+        for i, (run, n, w) in enumerate(zip(runs, counts, warm, strict=True)):
+            for _ in range(w):
+                jax.block_until_ready(run())
             row[i] = seconds_of(run, n)
     return times[1:]
 

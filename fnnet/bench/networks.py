@@ -20,7 +20,7 @@ def book(activation: fn.Activation = fn.sigmoid) -> fn.Network:
 
 def vgg(*channels: int) -> fn.Network:
     """Two 3×3 convolutions with ReLU and a max-pool for each number of channels, then two dense layers."""
-    stages = [(fn.Conv(c, 3, fn.relu, padding="same"),) * 2 + (fn.MaxPool(2),) for c in channels]
+    stages = [(fn.Conv(c, 3, fn.relu, padding=1),) * 2 + (fn.MaxPool(2),) for c in channels]
     body = [part for stage in stages for part in stage]
     return fn.Network(*body, fn.Flatten(), fn.Dense(256, fn.relu), fn.Dense(10, fn.softmax))
 
@@ -30,7 +30,7 @@ def residual(*channels: int) -> fn.Network:
     on half the size, entered by a convolution of stride 2."""
 
     def conv(c: int, activation: fn.Activation, stride: int = 1) -> fn.Conv:
-        return fn.Conv(c, 3, activation, stride, "same", weight_init=fn.initializers.he_normal(), bias=False)
+        return fn.Conv(c, 3, activation, stride, 1, weight_init=fn.initializers.he_normal(), bias=False)
 
     body: list[fn.Layer] = []
     for i, c in enumerate(channels):

@@ -148,7 +148,7 @@ def flax(problem: Problem) -> dict[str, Callable]:
                     case fn.LayerNorm():
                         return nn.LayerNorm(layer.eps, name=name)(a)
                     case fn.BatchNorm():
-                        return nn.BatchNorm(False, 1 - layer.momentum, epsilon=layer.eps, name=name)(a)
+                        return nn.BatchNorm(False, momentum=1 - layer.momentum, epsilon=layer.eps, name=name)(a)
                     case fn.LSTM():
                         return nn.RNN(nn.OptimizedLSTMCell(layer.n, name=name))(a)
                     case fn.GRU():
@@ -437,8 +437,7 @@ def torch_module(net: Any, params: Any, images: tuple[int, ...]) -> Any:
                 own = [set_to(module, weight=channels_first(p["w"], images), **bias)]
             case fn.Conv():
                 w = p["w"].transpose(3, 2, 0, 1)
-                pad = same_padding(layer) if layer.padding == "same" else layer.padding
-                module = nn.Conv2d(w.shape[1], w.shape[0], w.shape[2:], layer.stride, pad, bias=layer.bias)
+                module = nn.Conv2d(w.shape[1], w.shape[0], w.shape[2:], layer.stride, layer.padding, bias=layer.bias)
                 own = [set_to(module, weight=w, **({"bias": p["b"]} if layer.bias else {}))]
             case fn.MaxPool():
                 return [nn.MaxPool2d(layer.size)]
@@ -470,13 +469,6 @@ def torch_module(net: Any, params: Any, images: tuple[int, ...]) -> Any:
     if isinstance(net, fn.Tied):
         module[-1].weight = module[0].weight
     return module
-
-
-def same_padding(layer: fn.Conv) -> int:
-    """PyTorch pads both sides alike; with stride 2 and an even size "same" does not."""
-    if layer.stride != 1:
-        raise Unknown
-    return (plain.several(layer.size, 2)[0] - 1) // 2
 
 
 def torch_eager(problem: Problem) -> dict[str, Callable]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .cases import FORWARD, GRADIENT, HAND, PLAIN, SAME, STEP, Case, Problem
-from .measure import TURN, UNOPTIMISED, Compilations, Compiled, alternating, compiled, deviation, quartiles
+from .measure import LIMIT, TURN, UNOPTIMISED, Compilations, Compiled, alternating, compiled, deviation, quartiles
 
 TOLERANCE = 1e-10
 """Of the gradient in float64, relative to the largest entry of each leaf."""
@@ -28,9 +28,9 @@ def compilations(case: Case, quick: bool) -> int:
 
 def checked(case: Case, quick: bool, kinds: Sequence[str] = KINDS) -> float:
     """The largest deviation of the hand-written results from those of ``jax.grad`` of the same and of the plain forward pass
-    in float64."""
+    in float64, of one step of training."""
     with jax.enable_x64(True):
-        problem = case.problem(quick, jnp.float64)
+        problem = case.problem(quick, jnp.float64, 1)
         compared = {kind: problem.kinds[kind] for kind in kinds if kind in problem.kinds and kind != FORWARD}
         runs = {kind: {name: c.run for name, c in contenders.items()} for kind, contenders in compared.items()}
         given = {kind: {name: c.given for name, c in contenders.items()} for kind, contenders in compared.items()}
@@ -75,7 +75,7 @@ def measured(
             continue
         programs = {name: compiled(contender, UNOPTIMISED if quick else None) for name, contender in contenders.items()}
         calls = {name: program.call for name, program in programs.items()} | others.get(kind, {})
-        times = alternating(calls, rounds, turn=TURN / 10 if quick else TURN)
+        times = alternating(calls, rounds, turn=TURN / 10 if quick else TURN, limit=LIMIT)
         found[kind] = figures(programs, list(calls), times / (problem.steps if kind == STEP else 1))
         say(line(case.name, kind, found[kind]))
     return {**row, "kinds": found}
@@ -85,7 +85,7 @@ def figures(programs: dict[str, Compiled], names: list[str], times: np.ndarray) 
     """Of each contender: milliseconds, quartiles of its time over that by hand, and what the compiler says."""
     found = {}
     for i, name in enumerate(names):
-        found[name] = {"ms": significant(1e3 * float(np.median(times[:, i])), 4)}
+        found[name] = {"ms": significant(1e3 * float(np.median(times[:, i])), 4), "rounds": len(times)}
         if name != HAND:
             found[name]["ratio"] = [significant(q, 4) for q in quartiles(times[:, i] / times[:, 0])]
         if name in programs:

@@ -1,0 +1,162 @@
+"""``python -m fnnet.bench``: its gradients, what it prints and writes, and that no row's program has grown.
+
+The figures are those of programs of the full size, which are compiled and not run. `python -m tests.test_bench` writes them
+anew for the version of JAX it runs on.
+"""
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import fnnet as fn
+from fnnet.bench import cases, measure, run, tables
+from fnnet.bench.cases import CASES, GRADIENT, HAND, SAME, Case
+from fnnet.bench.command import add, main
+
+from .cases import thorough
+
+FILE = Path(__file__).parent / "data" / "bench.json"
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+FIGURES = json.loads(FILE.read_text()) if FILE.exists() else {}
+CHEAP = ("LayerNorm", "Dense, rows", "LSTM, T = 28", "log_likelihood of softmax", "784-100-10, m = 10")
+ROWS = [case for case in CASES if case.quick]
+EACH = [case if case.name in CHEAP else thorough(case)[0] for case in ROWS]
+by_row = pytest.mark.parametrize("case", EACH, ids=lambda case: case.name)
+
+
+@functools.cache
+def program(case: Case, name: str) -> measure.Compiled:
+    """Value and gradient of a row, compiled as without the tests' settings."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        return measure.compiled(case.problem(False, jnp.float32).kinds[GRADIENT][name])
+
+
+def figures(case: Case) -> dict[str, float]:
+    found = program(case, HAND)
+    return {"temporaries": found.temporaries, "flops": found.flops}
+
+
+@by_row
+def test_a_row_needs_no_more_than_it_did(case):
+    known = FIGURES.get(jax.__version__)
+    if known is None:
+        pytest.skip(f"no figures of JAX {jax.__version__}: python -m tests.test_bench writes them")
+    for name, figure in figures(case).items():
+        assert figure <= 1.02 * known[case.name][name] + 1024, name
+
+
+@by_row
+def test_no_more_operations_than_jax_grad(case):
+    """Of the same forward pass, but for the rows that say why."""
+    factor, reason = case.more
+    assert (factor == 1) == (not reason)
+    hand, autodiff = program(case, HAND), program(case, SAME)
+    assert hand.flops <= 1.02 * factor * autodiff.flops + 1024
+    if factor > 1:
+        assert hand.flops > 1.02 * autodiff.flops, "it no longer needs its reason"
+
+
+@by_row
+def test_the_gradients_agree_and_an_equal_network_is_not_compiled_again(case):
+    with jax.numpy_dtype_promotion("standard"):
+        assert run.checked(case, True) <= run.TOLERANCE
+        with jax.enable_x64(False):
+            assert run.compilations(case, True) == 0
+
+
+class TestTheCommand:
+    def test_it_prints_and_writes_what_it_says(self, tmp_path, capsys):
+        path = tmp_path / "results.json"
+        for _ in range(2):
+            with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+                assert main(["--quick", "rmsnorm", "quadratic of linear", "--json", str(path)]) == 0
+        printed = capsys.readouterr().out
+        assert printed.count("GFLOP/s") == 2
+        assert printed.count("RMSNorm      ") == printed.count("quadratic of linear      ") == 2
+        assert "2 rows in" in printed
+        document = json.loads(path.read_text())
+        assert document["machine"]["jax"] == jax.__version__
+        first, second = document["runs"]
+        assert [row["name"] for row in second["rows"]] == ["RMSNorm", "quadratic of linear"]
+        assert first["quick"]
+        for row in first["rows"]:
+            assert row["deviation"] <= 1e-10
+            by_hand, *others = row["kinds"][GRADIENT].values()
+            assert by_hand["ms"] > 0
+            assert "ratio" not in by_hand
+            assert all(len(other["ratio"]) == 3 for other in others)
+            assert all(f.keys() >= {"temporaries", "flops", "bytes", "products"} for f in (by_hand, *others))
+
+    def test_a_wrong_gradient_fails(self, monkeypatch, capsys, tmp_path):
+        def wrong(delta, a):
+            return 1.001 * jnp.einsum("...j,...k->jk", delta, a) / len(delta)
+
+        monkeypatch.setattr("fnnet.layers._dense.weight_gradient", wrong)
+        planted = fn.Dense(5, fn.tanh)
+        row = cases.layer("planted", "layers", lambda: planted, (4, 3), (4, 3))
+        monkeypatch.setattr(cases, "CASES", [row])
+        path = tmp_path / "results.json"
+        assert main(["--quick", "--json", str(path)]) == 1
+        printed = capsys.readouterr().out
+        assert "planted" in printed
+        assert "FAILED: off by" in printed
+        assert " ms " not in printed.split("FAILED")[1]
+        (row,) = json.loads(path.read_text())["runs"][0]["rows"]
+        assert row["failed"]
+        assert row["kinds"] == {}
+
+    def test_a_word_of_no_case(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["nothing like it"])
+        assert "expected a part of a case's name or group, got 'nothing like it'" in capsys.readouterr().err
+
+    def test_the_cases_are_listed(self, capsys):
+        assert main(["--list"]) == 0
+        assert capsys.readouterr().out.count("\n") == len(CASES) == len({case.name for case in CASES})
+
+    def test_a_file_of_another_machine_is_left_alone(self, tmp_path):
+        path = tmp_path / "results.json"
+        run = {"machine": {"processor": "one"}, "rows": []}
+        add(path, run)
+        with pytest.raises(ValueError, match=r"expected results.json to hold runs of \{'processor': 'another'\}"):
+            add(path, run | {"machine": {"processor": "another"}})
+        assert len(json.loads(path.read_text())["runs"]) == 1
+
+
+def test_fnnet_does_not_import_it():
+    assert all("bench" not in name for name in vars(fn))
+
+
+def test_the_page_says_what_the_results_say():
+    page = PAGE.read_text()
+    assert page == tables.updated(page, tables.documents(PAGE.parent / "benchmarks"))
+
+
+def test_results_of_other_structures_are_not_compared():
+    with pytest.raises(ValueError, match=r"expected results of the shapes \{'': \(2,\)\}, got \{'': \(3,\)\}"):
+        measure.deviation(jnp.zeros(3), jnp.zeros(2))
+
+
+def test_products_of_loops_and_choices():
+    a = jnp.ones((4, 4))
+
+    def f(a):
+        a = jax.lax.scan(lambda a, _: (a @ a, None), a, length=3)[0]
+        return jax.lax.cond(a[0, 0] > 0, lambda a: a @ a @ a, lambda a: a @ a, a), a @ a
+
+    kept = jax.make_jaxpr(lambda a: f(a)[0])(a).jaxpr
+    assert measure.products(kept) == 4 * 2 * 4**3
+
+
+if __name__ == "__main__":
+    from . import conftest
+
+    jax.config.update("jax_compilation_cache_dir", None)
+    print(f"with {' '.join(conftest.FLAGS)}", file=sys.stderr)
+    FIGURES[jax.__version__] = {case.name: figures(case) for case in ROWS}
+    FILE.write_text(json.dumps(FIGURES, indent=1, ensure_ascii=False) + "\n")
