@@ -15,8 +15,9 @@ import pytest
 
 import fnnet as fn
 from fnnet.bench import cases, measure, run, tables
-from fnnet.bench.cases import CASES, GRADIENT, HAND, SAME, Case
-from fnnet.bench.command import add, main
+from fnnet.bench.cases import CASES, Case
+from fnnet.bench.command import keeping, main
+from fnnet.bench.problems import GRADIENT, HAND, SAME
 
 from .cases import thorough
 
@@ -121,11 +122,12 @@ class TestTheCommand:
 
     def test_a_file_of_another_machine_is_left_alone(self, tmp_path):
         path = tmp_path / "results.json"
-        run = {"machine": {"processor": "one"}, "rows": []}
-        add(path, run)
-        with pytest.raises(ValueError, match=r"expected results.json to hold runs of \{'processor': 'another'\}"):
-            add(path, run | {"machine": {"processor": "another"}})
-        assert len(json.loads(path.read_text())["runs"]) == 1
+        path.write_text(text := json.dumps({"schema": 1, "machine": {"processor": "another"}, "runs": []}))
+        with pytest.raises(
+            ValueError, match=r"expected results.json to hold runs of .*, got \{'processor': 'another'\}"
+        ):
+            keeping(path)
+        assert path.read_text() == text
 
 
 def test_fnnet_does_not_import_it():

@@ -6,14 +6,16 @@ import datetime
 import functools
 import json
 import platform
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cases import GRADIENT, chosen
+from .cases import Case, chosen
 from .machine import limits, machine, name_of
 from .peers import peers
+from .problems import GRADIENT
 from .run import HEADER, KINDS, measured
 from .tables import documents, updated
 
@@ -47,37 +49,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         page = Path(given.tables)
         page.write_text(updated(page.read_text(), documents(page.with_suffix(""))))
         return 0
-    run = measure(cases, given.quick, given.rounds or (1 if given.quick else 7), given.peers)
-    if given.json:
-        path = Path(given.json)
-        add(path / f"{name_of(run['machine'])}.json" if path.is_dir() else path, run)
+    keep = keeping(Path(given.json)) if given.json else lambda run: None
+    run = measure(cases, given.quick, given.rounds or (1 if given.quick else 7), given.peers, keep)
     return int(any(row.get("failed") for row in run["rows"]))
 
 
-def measure(cases: Sequence[Any], quick: bool = False, rounds: int = 7, with_peers: bool = False) -> dict[str, Any]:
-    """The run as JSON has it, printed line by line meanwhile."""
-    start, about, own = time.perf_counter(), machine(), limits(quick)
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
-    print(
-        f"limits: {own['gemm_gflops']:.0f} GFLOP/s (float32 matrix product), {own['copy_gb_s']:.0f} GB/s (copy)\n{HEADER}"
-    )
+def measure(
+    cases: Sequence[Case],
+    quick: bool = False,
+    rounds: int = 7,
+    with_peers: bool = False,
+    keep: Callable[[dict[str, Any]], None] = lambda run: None,
+) -> dict[str, Any]:
+    """The run as JSON has it, printed line by line meanwhile, and given to ``keep`` after each row."""
+    start, own = time.perf_counter(), {name: float(f"{value:.3g}") for name, value in limits(quick).items()}
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
+    about = {"date": date, "python": platform.python_version(), "quick": quick, "rounds": rounds, "limits": own}
+    run: dict[str, Any] = {"machine": machine(), **about, "rows": []}
+    print(", ".join(f"{name} {value}" for name, value in run["machine"].items()))
+    print(f"limits: {own['gemm_gflops']:.0f} GFLOP/s (product), {own['memory_gb_s']:.0f} GB/s (in place)\n{HEADER}")
     say = functools.partial(print, flush=True)
     kinds, cases = ((GRADIENT,), [case for case in cases if case.quick]) if quick else (KINDS, cases)
-    rows = [measured(case, quick, rounds, say, peers if with_peers else None, kinds) for case in cases]
-    print(f"{len(rows)} rows in {time.perf_counter() - start:.0f} s")
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
-    rounded = {name: float(f"{value:.3g}") for name, value in own.items()}
-    given = {"date": date, "python": platform.python_version(), "quick": quick, "rounds": rounds}
-    return {"machine": about, **given, "limits": rounded, "rows": rows}
+    for case in cases:
+        run["rows"].append(measured(case, quick, rounds, say, peers if with_peers else None, kinds))
+        keep(run)
+    print(f"{len(run['rows'])} rows in {time.perf_counter() - start:.0f} s")
+    return run
 
 
-def add(path: Path, run: dict[str, Any]) -> None:
-    """Put the run behind those of the file, which are of the same machine.
+def keeping(path: Path) -> Callable[[dict[str, Any]], None]:
+    """Writes a run, as often as it is called, behind those that the file has of the same machine; in a folder, that of the
+    machine's name.
 
     Raises:
         ValueError: for a file of another machine, or of another schema.
     """
-    about = run["machine"]
+    about = machine()
+    path = path / f"{name_of(about)}.json" if path.is_dir() else path
     document: dict[str, Any] = {"schema": SCHEMA, "machine": about, "runs": []}
     with contextlib.suppress(FileNotFoundError):
         document = json.loads(path.read_text())
@@ -86,6 +94,21 @@ def add(path: Path, run: dict[str, Any]) -> None:
             f"bench: expected {path.name} to hold runs of {about} in schema {SCHEMA}, got {document['machine']} in schema "
             f"{document['schema']}; give --json another file"
         )
-    document["runs"].append({name: value for name, value in run.items() if name != "machine"})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    before = document["runs"]
+
+    def keep(run: dict[str, Any]) -> None:
+        own = {name: value for name, value in run.items() if name != "machine"}
+        path.write_text(as_text({**document, "runs": [*before, own]}))
+
+    return keep
+
+
+def as_text(document: dict[str, Any]) -> str:
+    """JSON with a line for each figure's contender."""
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    return (
+        re.sub(
+            r"[\[{][^\[\]{}]*(\[[^\[\]{}]*\][^\[\]{}]*)*[\]}]", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text
+        )
+        + "\n"
+    )

@@ -54,4 +54,4 @@ def limits(quick: bool = False) -> dict[str, float]:
     product, passes = jax.jit(jnp.dot), jax.jit(lambda b: jax.lax.fori_loop(0, times, lambda _, b: b + 1, b))
     runs = {"product": lambda: product(a, a), "passes": lambda: passes(b)}
     seconds = np.median(alternating(runs, 1 if quick else 5), axis=0)
-    return {"gemm_gflops": 2 * n**3 / seconds[0] / 1e9, "copy_gb_s": 2 * times * b.nbytes / seconds[1] / 1e9}
+    return {"gemm_gflops": 2 * n**3 / seconds[0] / 1e9, "memory_gb_s": 2 * times * b.nbytes / seconds[1] / 1e9}

@@ -95,7 +95,7 @@ def _programs(value: Any) -> list[Any]:
 
 def seconds_of(run: Callable[[], Any], calls: int) -> float:
     """Seconds per call."""
-    start = time.perf_counter()
+    result, start = None, time.perf_counter()
     for _ in range(calls):
         result = run()
     jax.block_until_ready(result)
@@ -177,5 +177,5 @@ class Compilations:
         self.count = Compilations.heard - self.before
 
     @staticmethod
-    def hear(event: str, seconds: float, **_: Any) -> None:
+    def hear(event: str, duration_secs: float, **_: Any) -> None:
         Compilations.heard += event == "/jax/core/compile/backend_compile_duration"

@@ -149,7 +149,7 @@ EQUATIONS = {
 }
 
 
-def forward(layer: fn.Layer, params: Any, a: Array, key: Any = None, activated: bool = True) -> Array:
+def forward(layer: Any, params: Any, a: Array, key: Any = None, activated: bool = True) -> Array:
     """What the layer gives in training mode, its parameters as `parameters` lays them out; the last layer's weighted input
     where ``activated`` is False. What is repeated is written out."""
     match layer:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .cases import FORWARD, GRADIENT, HAND, PLAIN, SAME, STEP, Case, Problem
+from .cases import Case
 from .measure import LIMIT, TURN, UNOPTIMISED, Compilations, Compiled, alternating, compiled, deviation, quartiles
+from .problems import FORWARD, GRADIENT, HAND, PLAIN, SAME, STEP, Problem
 
 TOLERANCE = 1e-10
 """Of the gradient in float64, relative to the largest entry of each leaf."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .cases import FORWARD, GRADIENT, HAND, PLAIN, SAME, STEP
+from .problems import FORWARD, GRADIENT, HAND, PLAIN, SAME, STEP
 
 Document = dict[str, Any]
 SECTION = re.compile(r"(<!-- bench: (\w[\w ]*) -->\n).*?(<!-- end -->)", re.S)
@@ -57,7 +57,7 @@ def machines(results: list[Document]) -> list[str]:
         m, runs = document["machine"], document["runs"]
         device = "" if m["device"] == "cpu" else f", {m['device']}"
         dates = sorted({run["date"].split()[0] for run in runs})
-        own = [span(run["limits"][name] for run in runs) for name in ("gemm_gflops", "copy_gb_s")]
+        own = [span(run["limits"][name] for run in runs) for name in ("gemm_gflops", "memory_gb_s")]
         when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
         lines.append(
             f"| {letter} | {m['processor']}, {m['cores']} cores{device} | {m['jax']} | {when} | {own[0]} | {own[1]} |"
