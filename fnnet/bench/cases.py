@@ -31,6 +31,11 @@ class Case:
     quick: bool = True
 
 
+LOOP = "XLA counts the body of a loop once, and the backward loop of autodiff holds products that are outside of it by hand"
+TAPS = 1.3, "a product over all windows' entries, padding included, which XLA leaves out of its count of a convolution"
+AGAIN = 1.2, "what the backward pass needs is computed again, in exchange for memory"
+
+
 def layer(name, group, make, shape, tiny, small=None, tokens=0, steps=4, **about) -> Case:
     """``small`` makes the layer that is measured at the small size, where it is another one; so in `network`."""
 
@@ -69,13 +74,13 @@ def _layers() -> list[Case]:
         layer("Conv 5×5", rows, lambda: fn.Conv(20, 5, fn.sigmoid), (32, 28, 28, 1), (2, 9, 9, 1), steps=2),
         layer("Conv 5×5 of 20 channels", rows, lambda: fn.Conv(40, 5, fn.sigmoid), (32, 12, 12, 20), (2, 8, 8, 3), steps=2),
         layer("Conv 3×3", rows, lambda: fn.Conv(64, 3, fn.relu, padding="same"), (16, 32, 32, 32), (2, 5, 5, 3), steps=2),
-        layer("Conv 3×3, stride 2", rows, lambda: fn.Conv(64, 3, fn.relu, 2, 1), (16, 32, 32, 32), (2, 6, 6, 3), steps=2),
+        layer("Conv 3×3, stride 2", rows, lambda: fn.Conv(64, 3, fn.relu, 2, 1), (16, 32, 32, 32), few, steps=2, more=TAPS),
         layer("Conv 3×3, 4 groups", rows, lambda: fn.Conv(64, 3, fn.relu, 1, 1, groups=4), (16, 32, 32, 32), few, steps=2),
         layer("MaxPool", rows, lambda: fn.MaxPool(2), (32, 24, 24, 20), few),
         layer("MeanPool", rows, lambda: fn.MeanPool(2), (32, 24, 24, 20), few),
         layer("Attention, T = 64", rows, lambda: fn.Attention(4), (12, 64, 384), (2, 4, 12)),
         layer("Attention, T = 1,024", rows, lambda: fn.Attention(4), (4, 1024, 384), (2, 6, 12), quick=False),
-        layer("Attention in blocks, T = 64", rows, lambda: fn.Attention(4, block=32), (12, 64, 384), (2, 64, 12)),
+        layer("Attention in blocks, T = 64", rows, lambda: fn.Attention(4, block=32), (12, 64, 384), (2, 64, 12), more=AGAIN),
         layer(
             "Attention in blocks, T = 1,024", rows, lambda: fn.Attention(4, block=128), (4, 1024, 384), (2, 256, 12),
             quick=False,
@@ -95,9 +100,8 @@ def _layers() -> list[Case]:
             make, small = functools.partial(cell, n), functools.partial(cell, n // 16)
             shapes = (m, steps, n_in), (2, min(steps, 30), n_in)
             about = f"{cell.__name__}, T = {name}"
-            cases.append(
-                layer(about, "recurrent", make, *shapes, small, steps=1 if steps > 28 else 4, quick=steps == 28)
-            )
+            row: dict[str, Any] = {"steps": 1 if steps > 28 else 4, "quick": steps == 28, "more": (2.3, LOOP)}
+            cases.append(layer(about, "recurrent", make, *shapes, small, **row))
     return cases
 
 
@@ -155,13 +159,15 @@ def _networks() -> list[Case]:
         make, small = (lambda cell=cell, n=n: networks.classifier(cell(n)) for n in (128, 16))
         for m in (32, 128):
             name = f"{cell.__name__} classifier, T = 28, m = {m}"
-            cases.append(network(name, "recurrent networks", make, (m, 28, 28), (3, 5, 28), small, quick=m == 32))
+            row = {"quick": m == 32, "more": (2.8, LOOP)}
+            cases.append(network(name, "recurrent networks", make, (m, 28, 28), (3, 5, 28), small, **row))
     about: dict[str, Any] = {"classes": 65, "tokens": 65, "steps": 2}
     for name, body in (
         ("written out", networks.written_out), ("repeated", networks.repeated), ("recomputed", networks.recomputed),
     ):  # fmt: skip
+        more = AGAIN if body is networks.recomputed else (1.0, "")
         gpt, small = of(networks.gpt, 65, 128, 4, 4, body=body), of(networks.gpt, 65, 16, 2, 2, body=body)
-        cases.append(network(f"GPT of 4×128, {name}", "GPTs", gpt, (12, 64), (2, 6), small, **about))
+        cases.append(network(f"GPT of 4×128, {name}", "GPTs", gpt, (12, 64), (2, 6), small, more=more, **about))
     gpt, small = of(networks.gpt, 65, 384, 6, 6), of(networks.gpt, 65, 16, 2, 3)
     cases.append(network("GPT of 6×384", "GPTs", gpt, (4, 128), (2, 6), small, **about))
     wide, narrow = of(networks.large_vocabulary, 32_768, 64), of(networks.large_vocabulary, 97, 8)

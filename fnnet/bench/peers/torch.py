@@ -8,7 +8,6 @@ import numpy as np
 
 import fnnet as fn
 
-from .. import plain
 from ..problems import GRADIENT, RATE, STEP, Problem
 from .shared import Unknown, channels_first, channels_when_flattened, check, is_network
 
@@ -119,8 +118,8 @@ def torch_module(net: Any, params: Any, images: tuple[int, ...]) -> Any:
                 bias = {"bias": p["b"]} if layer.bias else {}
                 own = [set_to(module, weight=channels_first(p["w"], images), **bias)]
             case fn.Conv():
-                w, along = p["w"].transpose(3, 2, 0, 1), (plain.several(s, 2) for s in (layer.stride, layer.padding))
-                module = nn.Conv2d(w.shape[1], w.shape[0], w.shape[2:], *along, bias=layer.bias)
+                w, along = p["w"].transpose(3, 2, 0, 1), {"stride": layer.stride, "padding": layer.padding}
+                module = nn.Conv2d(w.shape[1], w.shape[0], w.shape[2:], bias=layer.bias, **along)
                 own = [set_to(module, weight=w, **({"bias": p["b"]} if layer.bias else {}))]
             case fn.MaxPool():
                 return [nn.MaxPool2d(layer.size)]
