@@ -17,14 +17,15 @@ import fnnet as fn
 from fnnet.bench import cases, measure, run, tables
 from fnnet.bench.cases import CASES, Case
 from fnnet.bench.command import keeping, main
-from fnnet.bench.problems import GRADIENT, HAND, SAME
+from fnnet.bench.peers import peers
+from fnnet.bench.problems import GRADIENT, HAND, SAME, STEP
 
-from .cases import thorough
+from .cases import assert_agree, thorough
 
 FILE = Path(__file__).parent / "data" / "bench.json"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 FIGURES = json.loads(FILE.read_text()) if FILE.exists() else {}
-CHEAP = ("LayerNorm", "Dense, rows", "LSTM, T = 28", "log_likelihood of softmax", "784-100-10, m = 10")
+CHEAP = ("LayerNorm", "Dense, rows", "784-100-10, m = 10")
 ROWS = [case for case in CASES if case.quick]
 EACH = [case if case.name in CHEAP else thorough(case)[0] for case in ROWS]
 by_row = pytest.mark.parametrize("case", EACH, ids=lambda case: case.name)
@@ -130,8 +131,42 @@ class TestTheCommand:
         assert path.read_text() == text
 
 
-def test_fnnet_does_not_import_it():
-    assert all("bench" not in name for name in vars(fn))
+SAME_THERE = (
+    "784-100-10, m = 10",
+    "book's conv net, m = 10",
+    "LSTM classifier, T = 28, m = 32",
+    "GPT of 4×128, written out",
+)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", [*SAME_THERE, "GRU classifier, T = 28, m = 32", "ResNet with BatchNorm, m = 32"])
+def test_peers_train_the_same_network(name):
+    """The costs of the steps are those by hand."""
+    for module in ("flax", "equinox", "optax"):
+        pytest.importorskip(module)
+    case = next(case for case in CASES if case.name == name)
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        problem = case.problem(True, jnp.float32)
+        found = peers(problem, say=pytest.fail)[STEP]
+        hand = problem.kinds[STEP][HAND]
+        _, costs = jax.jit(hand.run)(*hand.given)
+        names = ["Flax + optax", *["Equinox + optax"] * ("ResNet" not in name)]
+        assert found.keys() >= {*names, "jax.grad, Python loop"}
+        for peer in names:
+            assert_agree(found[peer]()[1], costs, 1e-4)
+
+
+def test_a_peer_that_fails_is_left_out(monkeypatch):
+    def broken(problem):
+        raise RuntimeError("no compiler\nand more")
+
+    said = []
+    monkeypatch.setattr(
+        "fnnet.bench.peers.LIBRARIES", [("a library", (), broken), ("none", ("no_such_module",), broken)]
+    )
+    assert peers(None, said.append) == {GRADIENT: {}, STEP: {}}
+    assert said == ["a library is left out: RuntimeError: no compiler"]
 
 
 def test_the_page_says_what_the_results_say():

@@ -104,11 +104,7 @@ def keeping(path: Path) -> Callable[[dict[str, Any]], None]:
 
 
 def as_text(document: dict[str, Any]) -> str:
-    """JSON with a line for each figure's contender."""
+    """JSON with a line for each contender."""
+    flat = re.compile(r"[\[{][^\[\]{}]*(\[[^\[\]{}]*\][^\[\]{}]*)*[\]}]")
     text = json.dumps(document, indent=1, ensure_ascii=False)
-    return (
-        re.sub(
-            r"[\[{][^\[\]{}]*(\[[^\[\]{}]*\][^\[\]{}]*)*[\]}]", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text
-        )
-        + "\n"
-    )
+    return flat.sub(lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text) + "\n"

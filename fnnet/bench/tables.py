@@ -41,6 +41,10 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def mib(size: int) -> str:
+    return f"{size / 2**20:.2f}" if size < 10 * 2**20 else f"{size / 2**20:.0f}"
+
+
 def span(values: Iterable[float]) -> str:
     given = list(values)
     low, high = (number(value) for value in (min(given), max(given)))
@@ -106,9 +110,7 @@ def cells_of(runs: list[tuple[Document, Document]]) -> list[str]:
         return span(found) if found else ""
 
     (last, _), hand = runs[-1], [(row["kinds"][GRADIENT][HAND], own) for row, own in runs]
-    memory = " / ".join(
-        number(f["temporaries"] / 2**20) for f in last["kinds"][GRADIENT].values() if "temporaries" in f
-    )
+    memory = " / ".join(mib(f["temporaries"]) for f in last["kinds"][GRADIENT].values() if "temporaries" in f)
     rates = [100 * f["products"] / (1e6 * f["ms"]) / own["gemm_gflops"] for f, own in hand]
     share = f"{spread(rates, 0)} %" if max(rates) >= 1 else ""
     return [

@@ -25,6 +25,8 @@ def torch_calls(problem: Problem, name: str, compiled: bool) -> dict[str, Callab
     targets = targets.long() if cost is fn.log_likelihood else targets
     optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
     rows = torch.tensor(np.asarray(next(iter(problem.kinds[STEP].values())).given[3])).long()
+    if compiled:
+        torch._dynamo.reset()  # or the networks before count towards its limit of compilations
     forward: Any = torch.compile(module) if compiled else module
 
     def value(x, y):
