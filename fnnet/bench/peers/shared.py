@@ -34,7 +34,7 @@ def check(problem: Problem, name: str, cost: Any) -> None:
 
 
 def is_network(problem: Problem) -> bool:
-    return len(problem.inputs) == 7
+    return isinstance(problem.inputs[0], fn.Network | fn.Tied)
 
 
 def through(layer: Any, a: Any, apply: Callable, place: tuple[int, ...] = (), last: bool = True) -> Any:
