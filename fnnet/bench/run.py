@@ -13,8 +13,6 @@ from .problems import FORWARD, GRADIENT, HAND, PLAIN, SAME, STEP, Problem
 
 TOLERANCE = 1e-10
 """Of the gradient in float64, relative to the largest entry of each leaf."""
-
-
 KINDS = FORWARD, GRADIENT, STEP
 
 
@@ -100,12 +98,13 @@ def significant(x: float, digits: int) -> float:
     return float(f"{x:.{digits}g}")
 
 
-HEADER = f"{'':44s} {'':18s} {'by hand':>10s}  times as long by: (quartiles)"
+HEADER = f"{'':64s}by hand  jax.grad of the same and of the plain forward pass, times as long (quartiles)"
+SHORT = {SAME: "same", PLAIN: "plain"}
 
 
 def line(name: str, kind: str, found: dict[str, dict[str, Any]]) -> str:
     ratios = "".join(
-        f"  {other} {f['ratio'][1]:.2f} ({f['ratio'][0]:.2f} to {f['ratio'][2]:.2f})"
+        f"  {SHORT.get(other, other)} {f['ratio'][1]:5.2f} ({f['ratio'][0]:.2f} to {f['ratio'][2]:.2f})"
         for other, f in found.items()
         if other != HAND
     )
