@@ -169,6 +169,36 @@ def test_a_peer_that_fails_is_left_out(monkeypatch):
     assert said == ["a library is left out: RuntimeError: no compiler"]
 
 
+def results(*runs):
+    """A machine's, each run with a ratio to jax.grad and one to a peer."""
+    rows = [
+        {"name": "a row", "group": "layers", "kinds": {GRADIENT: {
+            HAND: {"ms": ms, "products": 2e7, "temporaries": 2**21},
+            SAME: {"ms": 9.0, "ratio": [0.1, ratio, 9.0], "temporaries": 2**22},
+            "a library": {"ms": 9.0, "ratio": [0.1, peer, 9.0]},
+        }}}
+        for ms, ratio, peer in runs
+    ]  # fmt: skip
+    failed = {"name": "a wrong row", "group": "layers", "failed": True, "kinds": {}}
+    limits = {"gemm_gflops": 100.0, "memory_gb_s": 20.0}
+    dated = [{"date": f"2026-01-0{i} 10:00", "limits": limits, "rows": [row, failed]} for i, row in enumerate(rows, 1)]
+    return {"machine": {"processor": "one", "cores": 2, "device": "cpu", "jax": "0.1"}, "runs": dated}
+
+
+def test_the_tables_give_ranges_over_runs_and_machines():
+    page = "".join(f"<!-- bench: {name} -->\nold\n<!-- end -->\n" for name in ("machines", "layers", "peers"))
+    found = tables.updated(page, [results((1.0, 1.2, 3.0), (2.0, 1.4, 2.5)), results((0.5, 0.9, 2.0))])
+    assert "old" not in found
+    assert "| A | one, 2 cores | 0.1 | 2026-01-01 to 2026-01-02 | 100 | 20 |" in found
+    assert "| a row | A | 1 to 2 | 1.20 to 1.40 |  |  |  |  | 2.00 / 4.00 | 10 to 20 % |" in found
+    assert "| a row | B | 0.5 | 0.90 |  |  |  |  | 2.00 / 4.00 | 40 % |" in found
+    assert "| a row | A | 2.50 to 3.00, – |" in found
+    assert "wrong" not in found
+    assert tables.losing([results((1.0, 1.2, 3.0)), results((0.5, 0.9, 2.0))]) == [
+        "B a row: value and gradient, jax.grad, same forward 0.9 (0.1 to 9.0)"
+    ]
+
+
 def test_the_page_says_what_the_results_say():
     page = PAGE.read_text()
     assert page == tables.updated(page, tables.documents(PAGE.parent / "benchmarks"))
