@@ -13,7 +13,7 @@ TURN = 0.03
 """Seconds that a turn takes at least, if it is not one call."""
 SLOW = 0.5
 """Seconds of a call that needs no other before it."""
-LIMIT = 8.0
+LIMIT = 5.0
 """Seconds that the turns of a row's contenders take in all."""
 
 
