@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .measure import alternating
+from .measure import in_turns
 
 
 def processor() -> str:
@@ -55,5 +55,5 @@ def limits(quick: bool = False) -> dict[str, float]:
     a, b = (jax.device_put(np.ones(shape, np.float32)) for shape in ((n, n), size))
     product, passes = jax.jit(jnp.dot), jax.jit(lambda b: jax.lax.fori_loop(0, times, lambda _, b: b + 1, b))
     runs = {"product": lambda: product(a, a), "passes": lambda: passes(b)}
-    seconds = np.median(alternating(runs, 1 if quick else 5), axis=0)
+    seconds = np.median(in_turns(runs, 1 if quick else 5), axis=0)
     return {"gemm_gflops": 2 * n**3 / seconds[0] / 1e9, "memory_gb_s": 2 * times * b.nbytes / seconds[1] / 1e9}

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -105,36 +105,42 @@ def seconds_of(run: Callable[[], Any], calls: int) -> float:
 def alternating(
     contenders: Mapping[str, Callable[[], Any]],
     rounds: int,
-    calls: int | None = None,
-    turn: float = TURN,
-    limit: float = np.inf,
+    calls: int | Sequence[int],
+    warm: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Seconds per call, (rounds, contenders). Each has its turn after as many calls that are not counted: what ran before
-    it leaves cold caches, and PyTorch's threads spin on for a while after a call. (A call of half a second forgets both.)
+    it leaves cold caches, and PyTorch's threads spin on for a while after a call.
 
     Args:
         contenders: name: a function without arguments.
         rounds: that are counted, after one that is not.
-        calls: in a turn; by default as many as take ``turn`` seconds, for each contender.
-        turn: seconds.
-        limit: seconds in all, beyond which there are fewer rounds, but three of them.
+        calls: in a turn, of all contenders or of each.
+        warm: calls of each before its turn, as many by default.
     """
-    runs = contenders.values()
+    counts = [calls] * len(contenders) if isinstance(calls, int) else calls
+    times = np.empty((rounds + 1, len(contenders)))
+    for row in times:
+        for i, run in enumerate(contenders.values()):
+            for _ in range((warm or counts)[i]):
+                jax.block_until_ready(run())
+            row[i] = seconds_of(run, counts[i])
+    return times[1:]
+
+
+def in_turns(
+    contenders: Mapping[str, Callable[[], Any]], rounds: int, turn: float = TURN, limit: float = np.inf
+) -> np.ndarray:
+    """`alternating` with turns of at least ``turn`` seconds or one call, and no more rounds, but three, than in ``limit``
+    seconds. A call of half a second needs none before it."""
+    runs = list(contenders.values())
     for run in runs:
         jax.block_until_ready(run())
     once = [seconds_of(run, 1) for run in runs]
-    counts = [calls or max(1, round(turn / seconds)) for seconds in once]
+    counts = [max(1, round(turn / seconds)) for seconds in once]
     warm = [n if seconds < SLOW else 0 for n, seconds in zip(counts, once, strict=True)]
     of_round = sum((n + w) * seconds for n, w, seconds in zip(counts, warm, once, strict=True))
-    if (affordable := limit / of_round - 1) < rounds:
-        rounds = max(min(rounds, 3), int(affordable))
-    times = np.empty((rounds + 1, len(contenders)))
-    for row in times:
-        for i, (run, n, w) in enumerate(zip(runs, counts, warm, strict=True)):
-            for _ in range(w):
-                jax.block_until_ready(run())
-            row[i] = seconds_of(run, n)
-    return times[1:]
+    affordable = max(3, int(min(rounds, limit / of_round - 1)))
+    return alternating(contenders, min(rounds, affordable), counts, warm)
 
 
 def quartiles(ratios: np.ndarray) -> tuple[float, float, float]:

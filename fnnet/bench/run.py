@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .cases import Case
-from .measure import LIMIT, TURN, UNOPTIMISED, Compilations, Compiled, alternating, compiled, deviation, quartiles
+from .measure import LIMIT, TURN, UNOPTIMISED, Compilations, Compiled, compiled, deviation, in_turns, quartiles
 from .problems import FORWARD, GRADIENT, HAND, PLAIN, SAME, STEP, Problem
 
 TOLERANCE = 1e-10
@@ -74,7 +74,7 @@ def measured(
             continue
         programs = {name: compiled(contender, UNOPTIMISED if quick else None) for name, contender in contenders.items()}
         calls = {name: program.call for name, program in programs.items()} | others.get(kind, {})
-        times = alternating(calls, rounds, turn=TURN / 10 if quick else TURN, limit=LIMIT)
+        times = in_turns(calls, rounds, TURN / 10 if quick else TURN, LIMIT)
         found[kind] = figures(programs, list(calls), times / (problem.steps if kind == STEP else 1))
         say(line(case.name, kind, found[kind]))
     return {**row, "kinds": found}
