@@ -144,7 +144,7 @@ def _networks() -> list[Case]:
                 "convolutional networks",
                 networks.book,
                 *images,
-                steps=4 if m < 512 else 2,
+                steps=4 if m < 128 else 2,
                 quick=m == 10,
             )
         )
