@@ -40,18 +40,12 @@ COMMANDS = """
     unstable_gradients.py --steps 3 --examples 50 --seeds 2
     hyperparameters.py --epochs 0.03 --search 1 --examples 200 --seeds 2
     benchmarks/likelihood.py --epochs 2 --k 3 --hidden 8 --examples 500
-    benchmarks/composition.py --rounds 1 --only LayerNorm RMSNorm
     benchmarks/curvature.py --rounds 1 --small --only dense
     benchmarks/shares.py --rounds 1 --only inner
     benchmarks/audits.py --mistakes 2
     benchmarks/rules.py --count 2 --rules 2
-    benchmarks/gradients.py --rounds 2 --sizes 10
     benchmarks/calls.py --rounds 1 --depths 2
-    benchmarks/epoch.py --rounds 1 --examples 2000
-    benchmarks/convolution.py --rounds 1 --largest 32
-    benchmarks/boltzmann.py --rounds 1 --epochs 1 --examples 500
     benchmarks/sweep.py --rounds 1 --epochs 1 --rates 2 --seeds 2 --at-once 2
-    benchmarks/recurrent.py --rounds 1 --sizes 10x8x16x4
     benchmarks/scaling.py --rounds 1 --small --only batch,steps
     benchmarks/gpu.py --small --only rows,audits,sweep,images,gpt
     benchmarks/feedback.py --quick --settings 2x30,lenet --rules BP,DFA

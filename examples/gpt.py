@@ -5,9 +5,10 @@
     python examples/gpt.py --text input.txt --nanogpt --autodiff --seeds 3
 
 A pre-norm block has two residual branches: LayerNorm, Dense(3n), Attention, Dense(n); LayerNorm, Dense(4n, gelu), Dense(n).
-Embedding and output layer share one array. `--autodiff` trains the same network by `jax.grad` in the same loop beside
-it, on the same batches. Prints the loss (the mean over the steps, in nats) over the whole validation text and a text that the
-model draws by key, and writes gpt.png: the losses by step, and what each head of the first block attends to.
+Embedding and output layer share one array. fnnet/bench/networks.py builds it, as the benchmarks measure the same network.
+`--autodiff` trains it by `jax.grad` in the same loop, on the same batches. Prints the loss (the mean over the steps,
+in nats) over the whole validation text and a text that the model draws by key, and writes gpt.png: the losses by step, and
+what each head of the first block attends to.
 """
 
 # %%
@@ -23,32 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import fnnet as fn
+from fnnet.bench.networks import gpt
 from pictures import pyplot, save
 from texts import read
-
-
-def written_out(block: fn.Network, layers: int) -> list[fn.Layer]:
-    return [*block] * layers
-
-
-def gpt(
-    characters: int, n: int, heads: int, layers: int, dropout: float = 0.0, bias: bool = False, body=written_out
-) -> fn.Tied:
-    """Inputs: tokens (m, T). Initialised as GPT-2: N(0, 0.02), the last layer of each branch by 1/√(2·layers) of that. The
-    body says how the block is repeated."""
-    drop = [fn.Dropout(dropout)] if dropout else []
-    narrow, last = fn.initializers.normal(0.02), fn.initializers.normal(0.02 / (2 * layers) ** 0.5)
-
-    def dense(n_out: int, activation=fn.linear, weight_init=narrow) -> fn.Dense:
-        return fn.Dense(n_out, activation, weight_init, bias=bias)
-
-    block = fn.Network(
-        fn.Residual(fn.LayerNorm(), dense(3 * n), fn.Attention(heads), dense(n, weight_init=last), *drop),
-        fn.Residual(fn.LayerNorm(), dense(4 * n, fn.gelu), dense(n, weight_init=last), *drop),
-    )
-    start = [fn.Embedding(characters, n, narrow), fn.Position(), *drop]
-    head = fn.Dense(characters, fn.softmax, bias=False)
-    return fn.Tied(fn.Network(*start, *body(block, layers), fn.LayerNorm(), head), "0.w", "-1.w")
 
 
 @dataclass(frozen=True)

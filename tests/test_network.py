@@ -409,7 +409,7 @@ class TestCompilation:
         assert manual.memory_analysis().temp_size_in_bytes <= autodiff.memory_analysis().temp_size_in_bytes
 
     def test_importing_fnnet_imports_nothing_that_is_not_needed(self):
-        heavy = ("matplotlib", "tqdm", "optax", "chex", "urllib.request")
+        heavy = ("matplotlib", "tqdm", "optax", "chex", "urllib.request", "fnnet.bench")
 
         def imported(module):
             code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"

@@ -12,9 +12,9 @@ import argparse
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import alternating
 
 import fnnet as fn
+from fnnet.bench.measure import alternating
 
 CALLS = 50
 

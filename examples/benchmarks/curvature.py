@@ -16,9 +16,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import alternating
 
 import fnnet as fn
+from fnnet.bench.measure import alternating
 
 COST = fn.log_likelihood
 

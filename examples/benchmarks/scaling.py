@@ -15,9 +15,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from timing import alternating
 
 import fnnet as fn
+from fnnet.bench.measure import alternating
 
 sys.path.append(str(Path(__file__).parent.parent))
 from pictures import pyplot, save

@@ -14,9 +14,9 @@ import argparse
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import alternating
 
 import fnnet as fn
+from fnnet.bench.measure import alternating
 
 BOUND = 1.0
 DENSE = fn.Network(fn.Dense(100, fn.sigmoid), fn.Dense(10, fn.softmax)), (784,), 10

@@ -11,9 +11,9 @@ import argparse
 
 import jax
 import numpy as np
-from timing import alternating
 
 import fnnet as fn
+from fnnet.bench.measure import alternating
 
 
 def main(rounds: int = 5, epochs: int = 5, at_once: str = "4,8,16,32,64", rates: int = 8, seeds: int = 8) -> None:

@@ -1,0 +1,8 @@
+"""The command: ``python -m fnnet.bench``."""
+
+import sys
+
+from .command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

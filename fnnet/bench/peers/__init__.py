@@ -1,0 +1,39 @@
+"""The same networks, parameters and steps in other libraries: Flax and Equinox with optax, PyTorch, scikit-learn.
+
+Each library's function takes a problem and gives, for a network that it is written for, its calls by kind. A library that is
+not installed, a network that one has no layers for, and one that fails are left out.
+"""
+
+import importlib.util
+from collections.abc import Callable
+
+from ..problems import GRADIENT, STEP, Problem
+from .equinox import equinox
+from .flax import flax
+from .others import python_loop, scikit_learn
+from .shared import Unknown
+from .torch import torch_compiled, torch_eager
+
+LIBRARIES: list[tuple[str, tuple[str, ...], Callable[[Problem], dict[str, Callable]]]] = [
+    ("jax.grad, Python loop", (), python_loop),
+    ("Flax + optax", ("flax", "optax"), flax),
+    ("Equinox + optax", ("equinox", "optax"), equinox),
+    ("PyTorch", ("torch",), torch_eager),
+    ("torch.compile", ("torch",), torch_compiled),
+    ("scikit-learn", ("sklearn",), scikit_learn),
+]
+
+
+def peers(problem: Problem, say: Callable[[str], None] = print) -> dict[str, dict[str, Callable]]:
+    """kind: name: the call, of each library that is installed and computes the same."""
+    found: dict[str, dict[str, Callable]] = {GRADIENT: {}, STEP: {}}
+    for name, needs, calls in LIBRARIES:
+        if all(importlib.util.find_spec(module) for module in needs):
+            try:
+                for kind, call in calls(problem).items():
+                    found[kind][name] = call
+            except Unknown:
+                continue
+            except Exception as error:
+                say(f"{name} is left out: {type(error).__name__}: {str(error).splitlines()[0]}")
+    return found
