@@ -11,7 +11,6 @@ from ..problems import GRADIENT, STEP, Problem
 from .equinox import equinox
 from .flax import flax
 from .others import python_loop, scikit_learn
-from .shared import Unknown
 from .torch import torch_compiled, torch_eager
 
 LIBRARIES: list[tuple[str, tuple[str, ...], Callable[[Problem], dict[str, Callable]]]] = [
@@ -32,7 +31,7 @@ def peers(problem: Problem, say: Callable[[str], None] = print) -> dict[str, dic
             try:
                 for kind, call in calls(problem).items():
                     found[kind][name] = call
-            except Unknown:
+            except NotImplementedError:
                 continue
             except Exception as error:
                 say(f"{name} is left out: {type(error).__name__}: {str(error).splitlines()[0]}")

@@ -11,14 +11,14 @@ import fnnet as fn
 from ...layers._composite import walk
 from .. import plain
 from ..problems import Problem
-from .shared import Unknown, channels_first, channels_when_flattened, cost_of, is_network, label, optax_calls, through
+from .shared import channels_first, channels_when_flattened, cost_of, is_network, label, optax_calls, through
 
 
 def equinox(problem: Problem) -> dict[str, Callable]:
     import equinox as eqx
 
     if not is_network(problem):
-        raise Unknown
+        raise NotImplementedError
     net, _, params, x, *_ = problem.inputs
     channels = channels_when_flattened(net, x.shape[1:])
     modules = {label(place): equinox_module(layer, p, channels) for place, layer, p, _ in walk(net, params) if p}
@@ -64,7 +64,7 @@ def equinox(problem: Problem) -> dict[str, Callable]:
                     return a[-1]
                 case fn.Identity():
                     return a
-            raise Unknown
+            raise NotImplementedError
 
         return through(net, a, apply)
 
@@ -106,4 +106,4 @@ def equinox_module(layer: fn.Layer, p: Any, images: tuple[int, ...]) -> Any:
         case fn.GRU():
             cell = eqx.nn.GRUCell(p["w_x"].shape[1], layer.n, key=key)
             return filled(cell, weight_ih=p["w_x"], weight_hh=p["w_h"], bias=p["b"], bias_n=p["b_h"])
-    raise Unknown
+    raise NotImplementedError

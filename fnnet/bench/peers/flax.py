@@ -11,14 +11,14 @@ import fnnet as fn
 from ...layers._composite import walk
 from .. import plain
 from ..problems import Problem
-from .shared import Unknown, cost_of, is_network, label, optax_calls, through
+from .shared import cost_of, is_network, label, optax_calls, through
 
 
 def flax(problem: Problem) -> dict[str, Callable]:
     from flax import linen as nn
 
     if not is_network(problem):
-        raise Unknown
+        raise NotImplementedError
     net, _, params, x, *_ = problem.inputs
     tied = isinstance(net, fn.Tied)
 
@@ -60,7 +60,7 @@ def flax(problem: Problem) -> dict[str, Callable]:
                         return o.reshape(*a.shape[:2], -1)
                     case fn.Flatten() | fn.GlobalMeanPool() | fn.LastStep() | fn.Identity():
                         return plain.EQUATIONS[type(layer)](layer, {}, a, None)
-                raise Unknown
+                raise NotImplementedError
 
             return through(net, a, apply)
 
@@ -106,4 +106,4 @@ def flax_leaves(layer: fn.Layer, p: Any) -> Any:
                 | {f"h{gate}": {"kernel": w.T} for gate, w in zip("rzn", w_h, strict=True)}
                 | {"hn": {"kernel": w_h[2].T, "bias": p["b_h"]}}
             )
-    raise Unknown
+    raise NotImplementedError

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 
 from ..problems import GRADIENT, PLAIN, RATE, STEP, Problem
-from .shared import Unknown, is_network
+from .shared import is_network
 
 
 def python_loop(problem: Problem) -> dict[str, Callable]:
     """Steps by ``jax.grad`` of the plain forward pass, each a call of a jitted function on a batch from host memory."""
     if not is_network(problem):
-        raise Unknown
+        raise NotImplementedError
     params, x, y, rows = problem.kinds[STEP][PLAIN].given
     gradient = problem.kinds[GRADIENT][PLAIN].run
     x, y, rows = (np.asarray(a) for a in (x, y, rows))
@@ -34,7 +34,7 @@ def python_loop(problem: Problem) -> dict[str, Callable]:
 def scikit_learn(problem: Problem) -> dict[str, Callable]:
     """A step of its Boltzmann machine, by persistent chains, which are as much work as new ones."""
     if len(problem.inputs) != 5:
-        raise Unknown
+        raise NotImplementedError
     from sklearn.neural_network import BernoulliRBM
 
     _, params, data, m, steps = problem.inputs

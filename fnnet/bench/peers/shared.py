@@ -16,10 +16,6 @@ TOLERANCE = 1e-3
 """Of a peer's cost at the start in float32, relative to fnnet's."""
 
 
-class Unknown(Exception):
-    """The library's side of this layer is not written."""
-
-
 def reference(problem: Problem) -> float:
     """The cost at the start, by hand."""
     hand = next(iter(problem.kinds[GRADIENT].values()))

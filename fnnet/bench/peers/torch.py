@@ -9,14 +9,14 @@ import numpy as np
 import fnnet as fn
 
 from ..problems import GRADIENT, RATE, STEP, Problem
-from .shared import Unknown, channels_first, channels_when_flattened, check, is_network
+from .shared import channels_first, channels_when_flattened, check, is_network
 
 
 def torch_calls(problem: Problem, name: str, compiled: bool) -> dict[str, Callable]:
     import torch
 
     if not is_network(problem):
-        raise Unknown
+        raise NotImplementedError
     net, cost, params, x, y, m, _ = problem.inputs
     module = torch_module(net, params, channels_when_flattened(net, x.shape[1:]))
     inputs, targets = (torch.tensor(np.asarray(a)) for a in (x, y))
@@ -144,7 +144,7 @@ def torch_module(net: Any, params: Any, images: tuple[int, ...]) -> Any:
             case fn.Attention():
                 return [Attend(layer.heads)]
             case _:
-                raise Unknown
+                raise NotImplementedError
         follows = not last and layer.activation is not fn.linear
         return [*own, activations[layer.activation]()] if follows else own
 
@@ -160,7 +160,7 @@ def torch_cell(problem: Problem) -> dict[str, Callable]:
     import torch
 
     if not isinstance(problem.inputs[0], fn.RNN | fn.LSTM | fn.GRU):
-        raise Unknown
+        raise NotImplementedError
     layer, params, x, da = problem.inputs
     module = getattr(torch.nn, type(layer).__name__)(x.shape[-1], layer.n, batch_first=True)
     module.load_state_dict({name: torch.tensor(np.asarray(a)) for name, a in fn.to_torch(layer, params).items()})
