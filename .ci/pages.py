@@ -29,7 +29,8 @@ const look = (frame, width, scheme) => {
   page.body.setAttribute("data-md-color-scheme", scheme);
   const root = page.documentElement;
   if (root.scrollWidth > root.clientWidth + 1) {
-    const wide = [...page.querySelectorAll(".md-content *")].filter((e) => e.getBoundingClientRect().right > root.clientWidth + 1);
+    const right = (e) => e.getBoundingClientRect().right;
+    const wide = [...page.querySelectorAll(".md-content *")].filter((e) => right(e) > root.clientWidth + 1);
     const name = (e) => e.tagName.toLowerCase() + (e.className && e.className.split ? "." + e.className.split(" ")[0] : "");
     faults.push(`scrolls sideways: ${root.scrollWidth} pixels; ${[...new Set(wide.map(name))].slice(0, 6).join(", ")}`);
   }
