@@ -104,6 +104,7 @@ from .shares import (
     gradient_statistics,
     input_gradient,
 )
+from .summary import LayerSummary, Summary, summary
 from .swaps import (
     Clip,
     DirectFeedback,
@@ -150,6 +151,8 @@ __all__ = [
     # every example's share
     "GradientStatistics", "clipped_value_and_grad", "example_gradients", "gradient_gram", "gradient_norms",
     "gradient_statistics", "input_gradient",
+    # what a network is made of
+    "LayerSummary", "Summary", "summary",
     # weights of PyTorch's recurrent layers
     "from_torch", "to_torch",
     # manual against autodiff

@@ -22,6 +22,8 @@ except ImportError as error:
         "fnnet.plots: expected matplotlib, got none; install it with pip install 'fnnet[examples]'"
     ) from error
 
+from .diagram import network
+
 __all__ = [
     "alignment",
     "audit",
@@ -32,6 +34,7 @@ __all__ = [
     "learning_speed",
     "maps",
     "misclassified",
+    "network",
     "spectra",
 ]
 

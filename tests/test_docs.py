@@ -79,6 +79,16 @@ def test_quotations_are_up_to_date(page):
             assert " ".join(body.split()) in source, body
 
 
+@pytest.mark.parametrize("page", GUIDES, ids=lambda p: p.name)
+def test_a_notebook_is_the_pages_text_and_script(page):
+    made = runpy.run_path(str(ROOT / ".ci" / "notebooks.py"))["notebook"](page.read_text())
+    scripts = [cell["source"] for cell in made["cells"] if cell["cell_type"] == "code"]
+    assert "\n\n".join(scripts).split() == code(page).split()
+    told = " ".join(cell["source"] for cell in made["cells"] if cell["cell_type"] == "markdown").split()
+    assert len(told) > 0.9 * len(BLOCK.sub("", page.read_text()).split())
+    assert len({cell["id"] for cell in made["cells"]}) == len(made["cells"])
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):

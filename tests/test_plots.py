@@ -6,8 +6,9 @@ import pytest
 
 import fnnet as fn
 from fnnet import diagnostics
+from fnnet.layers._composite import is_walked
 
-from .cases import thorough
+from .cases import FEW, thorough
 
 plots = pytest.importorskip("fnnet.plots")
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -177,3 +178,28 @@ class TestAlignment:
         ):
             with pytest.raises(ValueError, match=message):
                 plots.alignment(given, **options)
+
+
+class TestNetwork:
+    @pytest.mark.parametrize("case", FEW, ids=repr)
+    def test_a_box_for_each_layer(self, case):
+        ax = plots.network(case.layer, case.shape)
+        ax.figure.canvas.draw()
+        rows = fn.summary(case.layer, case.shape).rows
+        boxes = [row for row in rows if not is_walked(row.layer) and not isinstance(row.layer, fn.Identity)]
+        shown = [text.get_text() for text in ax.texts]
+        assert [name.split(",")[0] for name in shown if name[:1].isdigit() and " " in name and "param" not in name] == [
+            row.name for row in boxes
+        ]
+
+    def test_branches_repetitions_and_what_is_shared(self):
+        block = fn.Residual(fn.LayerNorm(), fn.Dense(8, fn.gelu), fn.Dense(4, fn.linear))
+        layers = fn.Embedding(6, 4), fn.Repeat(block, 3), fn.Dense(6, fn.softmax, bias=False)
+        ax = plots.network(fn.Tied(fn.Network(*layers), "0.w", "2.w"), (5,))
+        shown = {text.get_text() for text in ax.texts}
+        assert shown >= {"× 3", "+", "one w", "5×4", "5×8", "5×6", "2 Dense, softmax", "24 parameters", "$x$", "cost"}
+        assert ax.get_title() == f"{24 + 3 * (8 + 40 + 36)} parameters"
+
+    def test_a_layer_that_cannot_take_what_comes(self):
+        with pytest.raises(fn.LayerError, match="layer 0 Conv"):
+            plots.network(fn.Network(fn.Conv(2, 2, fn.relu)), (4,))
