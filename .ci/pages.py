@@ -100,7 +100,7 @@ def main(site: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         done = subprocess.run(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=600000", "--dump-dom",
-             f"http://127.0.0.1:{server.server_address[1]}/looking"], capture_output=True, text=True, timeout=600,
+             f"http://127.0.0.1:{server.server_address[1]}/looking"], capture_output=True, text=True, timeout=1800,
         )  # fmt: skip
         server.shutdown()
     found = json.loads(html.unescape(re.search('<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]) or "{}")
