@@ -176,7 +176,7 @@ class Cancelling(fn.Dense):
 )
 def test_precision_is_judged_against_float64(size, verdict):
     layer = Cancelling(6, fn.tanh, size=size)
-    params = params_of(layer, (30,), "float32")
+    params = jax.tree.map(lambda p: p.astype("float32"), layer.init(KEY, (30,)))
     report = fn.check_layer(layer, params, normal((7, 30), "float32"))
     row = next(row for row in report.rows if row.equation == "propagate")
     assert row.in_float64 < 1e-10
@@ -747,7 +747,7 @@ class TestHardCases:
         with pytest.raises(
             ValueError, match=r"layer 0 Table: expected parameters of floats .* got int\d\d at \['order'\]"
         ):
-            fn.check_layer(Table(), params_of(Table(), (3,)), normal((2, 3)))
+            fn.check_layer(Table(), Table().init(KEY, (3,)), normal((2, 3)))
 
     def test_functions_of_integers_and_of_nothing(self):
         def forward(x):

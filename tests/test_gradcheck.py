@@ -8,7 +8,7 @@ import pytest
 
 import fnnet as fn
 
-from .cases import LAYERS, normal, params_of, thorough
+from .cases import LAYERS, cast, normal, params_of, thorough
 
 KEY = jax.random.key(5)
 
@@ -325,7 +325,7 @@ def test_no_false_alarm_about_a_layer(case):
 @pytest.mark.parametrize("case", LAYERS, ids=repr)
 def test_no_false_alarm(case, dtype):
     net = fn.Network(case.layer, fn.Flatten(), fn.Dense(3, fn.softmax))
-    params = params_of(net, case.shape, dtype)
+    params = cast(net.init(jax.random.key(0), case.shape), jnp.dtype(dtype))
     x = case.inputs(7, dtype)
     report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(7) % 3, key=KEY, penalty=fn.L2(1.0))
     assert report.ok, str(report)
@@ -384,7 +384,7 @@ def test_a_report_in_markdown_and_as_an_assertion():
 @pytest.mark.parametrize("first", [fn.MaxPool(2), *thorough(fn.Flatten(), fn.Upsample(2))], ids=repr)
 def test_layers_that_pass_integers_through_have_nothing_to_check(first):
     net = fn.Network(first, fn.Flatten(), fn.Dense(3, fn.softmax, fn.initializers.normal(1e-3)))
-    params = params_of(net, (6, 6, 1))
+    params = net.init(jax.random.key(0), (6, 6, 1))
     x = jax.random.randint(KEY, (4, 6, 6, 1), 0, 255).astype(jnp.uint8)
     with jax.numpy_dtype_promotion("standard"):
         report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(4) % 3)
