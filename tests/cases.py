@@ -36,7 +36,10 @@ class Case:
         return normal((m, *self.shape), dtype, seed=1)
 
     def params(self, dtype):
-        return params_of(self.layer, self.shape, dtype, seed=0)
+        """Parameters with biases that are not zero; nothing is compiled for them."""
+        rng = np.random.default_rng(0)
+        shapes = jax.eval_shape(lambda: self.layer.init(jax.random.key(0), self.shape))
+        return jax.tree.map(lambda leaf: array(0.5 * rng.standard_normal(leaf.shape), dtype), shapes)
 
     def __repr__(self) -> str:
         return self.name
@@ -68,11 +71,15 @@ def normal(shape, dtype=float, seed=0):
 
 
 def params_of(layer, shape, dtype=float, seed=2):
-    """Parameters like those that the layer draws, with biases that are not zero; nothing is compiled for them. The seed is
-    another one than that of inputs: w would be half of x."""
+    """Parameters in the size of those that ``init`` draws, N(0, 1/n_in), biases too; nothing is compiled for them. The seed
+    is not that of `normal`: w would be x, scaled."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), shape))
-    return jax.tree.map(lambda leaf: array(0.5 * rng.standard_normal(leaf.shape), dtype), shapes)
+
+    def leaf(like):
+        n_in = like.shape[-1] if len(like.shape) < 3 else np.prod(like.shape[:-1])
+        return array(rng.standard_normal(like.shape) / n_in**0.5, dtype)
+
+    return jax.tree.map(leaf, jax.eval_shape(lambda: layer.init(jax.random.key(0), shape)))
 
 
 def thorough(*values):

@@ -17,7 +17,7 @@ from fnnet.chunks import chunk_size
 from fnnet.layers._composite import output_place, walk
 from fnnet.programs import program
 
-from .cases import assert_agree, params_of, thorough
+from .cases import assert_agree, thorough
 
 KEY = jax.random.key(3)
 
@@ -166,9 +166,9 @@ class Named(fn.Composite):
 def test_parameters_of_another_structure():
     """Drawn, moved and trained as those of the chain."""
     named, chain = Named(fn.BatchNorm(), fn.Dense(3, fn.softmax)), fn.Network(fn.BatchNorm(), fn.Dense(3, fn.softmax))
-    params, (_, x), y = params_of(named, (4,)), drawn(chain, (4,)), jnp.arange(5) % 3
+    params, (_, x), y = named.init(KEY, (4,)), drawn(chain, (4,)), jnp.arange(5) % 3
     fitted = []
-    for net, start in ((named, params), (chain, params_of(chain, (4,)))):
+    for net, start in ((named, params), (chain, chain.init(KEY, (4,)))):
         about = {"key": KEY, "epochs": 2, "batch_size": 5, "optimizer": fn.sgd(0.5)}
         fitted.append(fn.fit(net, fn.log_likelihood, start, (x, y), **about)[0])
     assert_agree(tuple(fitted[0].values()), fitted[1], 1e-15)
@@ -296,7 +296,7 @@ class TestTied:
     def test_its_parameters_are_those_of_the_network(self):
         net = fn.Tied(fn.Network(fn.Embedding(6, 3), fn.Dense(3, fn.tanh), fn.Dense(6, fn.softmax)), "0.w", "2.w")
         drawn_alike = net.net.init(KEY, (4,))
-        params = params_of(net, (4,))
+        params = net.init(KEY, (4,))
         assert_agree(
             net.expanded(params), (*drawn_alike[:2], {**drawn_alike[2], "w": drawn_alike[0]["w"]}), 0, zero=True
         )
@@ -695,7 +695,7 @@ class TestAllOfThem:
         x = rng.standard_normal((60, 4))
         y = np.argmax(x[:, :3], axis=1)
         about = {"epochs": 30, "batch_size": 10, "penalty": fn.L2(0.01)}
-        params = params_of(ALL, (4,))
+        params = ALL.init(jax.random.key(0), (4,))
         _, history = fn.fit(
             ALL, fn.log_likelihood, params, (x, y), key=KEY, optimizer=fn.adam(0.02), progress=False, **about
         )

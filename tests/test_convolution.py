@@ -15,7 +15,7 @@ import fnnet as fn
 from fnnet.layers import _conv, _pool
 from fnnet.layers._window import window
 
-from .cases import TOLERANCE, array, assert_agree, cast, largest, params_of, thorough
+from .cases import TOLERANCE, assert_agree, cast, largest, thorough
 
 KEY = jax.random.key(3)
 SPACE = "DHW"
@@ -48,7 +48,7 @@ def sides_of(n_in, size, stride, padding, dilation):
 
 
 def normal(seed, shape, dtype=jnp.float64):
-    return array(np.random.default_rng(seed).standard_normal(shape), dtype)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def axes_of(rank):
@@ -200,7 +200,7 @@ class TestTheNotesWords:
 
     def test_the_notes_numbers(self):
         net = fn.Network(fn.Conv(20, 5, fn.sigmoid), fn.MaxPool(2))
-        params = params_of(net, (28, 28, 1))
+        params = net.init(KEY, (28, 28, 1))
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 520
         assert net[0].output_shape((28, 28, 1)) == (24, 24, 20)
         assert net.output_shape((28, 28, 1)) == (12, 12, 20)
@@ -272,7 +272,7 @@ class TestMaxima:
         assert fn.GlobalMeanPool().apply({}, a)[0, 0] == 7.5
         np.testing.assert_array_equal(fn.cross_correlate(jnp.arange(4), jnp.arange(2)), [1, 2, 3])
         layer = fn.Conv(2, 2, fn.tanh)
-        params = params_of(layer, (4, 4, 1))
+        params = layer.init(KEY, (4, 4, 1))
         np.testing.assert_array_equal(layer.apply(params, a), layer.apply(params, a.astype(jnp.float64)))
 
 
@@ -321,7 +321,7 @@ def test_large_windows_are_not_unrolled():
     text = jax.jit(fn.cross_correlate).lower(jnp.ones((64, 64)), jnp.ones((60, 60))).as_text()
     assert text.count("slice") < 10
     layer = fn.Conv(2, 12, fn.relu)
-    params = params_of(layer, (14, 14, 1))
+    params = layer.init(KEY, (14, 14, 1))
     step = jax.jit(lambda p, x: layer.backward(p, layer.forward(p, x)[1], jnp.ones((1, 3, 3, 2))))
     assert step.lower(params, jnp.ones((1, 14, 14, 1))).as_text().count("slice") < 20
 
@@ -363,7 +363,7 @@ def plain_book(params, x, y):
 
 class TestTheBooksNetwork:
     def params_and_batch(self, m, dtype):
-        params = cast(params_of(book(), (28, 28, 1)), dtype)
+        params = cast(book().init(KEY, (28, 28, 1)), dtype)
         return (
             params,
             jnp.asarray(np.random.default_rng(0).random((m, 28, 28, 1)), dtype),
@@ -413,7 +413,7 @@ class TestTheBooksNetwork:
             fn.Conv(3, 3, fn.sigmoid), fn.MaxPool(2), fn.Conv(4, 3, fn.relu, padding="same", stride=2), fn.MeanPool(2, 1),
             fn.Flatten(), fn.Dense(5, fn.softmax),
         )  # fmt: skip
-        params = cast(params_of(net, (12, 12, 1)), dtype)
+        params = cast(net.init(KEY, (12, 12, 1)), dtype)
         x, y = normal(0, (4, 12, 12, 1), dtype), jnp.arange(4) % 5
         fn.compare_gradients(net, fn.log_likelihood, params, x, y).raise_if_failed()
 
@@ -459,7 +459,7 @@ def test_a_planted_fault_is_named(layer, equation, place):
     ]
     layers[place] = layer
     net = fn.Network(*layers)
-    params = params_of(net, (8, 8, 1))
+    params = net.init(KEY, (8, 8, 1))
     report = fn.compare_gradients(net, fn.log_likelihood, params, normal(0, (5, 8, 8, 1)), jnp.arange(5) % 4)
     assert not report.ok
     assert (report.rows[0].layer, report.rows[0].equation) == (f"{place} {type(layer).__name__}", equation)
@@ -562,7 +562,7 @@ def test_bad_input_is_a_clear_error(build, message):
 
 
 def applied(layer, input_shape, shape):
-    return layer.apply(params_of(layer, input_shape), jnp.ones(shape))
+    return layer.apply(layer.init(KEY, input_shape), jnp.ones(shape))
 
 
 class TestMoreData:

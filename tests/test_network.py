@@ -87,8 +87,7 @@ def manual_and_autodiff(net, cost, params, x, y, key, penalty):
 def check_random_network(drawn, dtype, tolerance):
     net, cost, n_in, m, penalty, seed = drawn
     rng, key = np.random.default_rng(seed), jax.random.key(seed)
-    shapes = jax.eval_shape(lambda: net.init(key, (n_in,)))
-    params = jax.tree.map(lambda s: array(rng.standard_normal(s.shape) / s.shape[-1] ** 0.5, dtype), shapes)
+    params = params_of(net, (n_in,), dtype, (seed, 1))
     x = array(rng.standard_normal((m, n_in)), dtype)
     n_out = net.output_shape((n_in,))[0]
     y = rng.integers(0, n_out, m) if n_out > 1 else array(rng.random((m, 1)), dtype)
