@@ -16,7 +16,7 @@ LABELS = jnp.arange(6) % 3
 def audited(layer, *, dtype="float64", m=6, cost=fn.log_likelihood, **options):
     """A layer between two others."""
     net = fn.Network(fn.Dense(4, fn.tanh), layer, fn.Dense(3, fn.softmax))
-    params = params_of(net, (5,), dtype)
+    params = jax.tree.map(lambda p: p.astype(dtype), net.init(KEY, (5,)))
     return fn.compare_gradients(net, cost, params, normal((m, 5), dtype), jnp.arange(m) % 3, **options)
 
 
@@ -477,7 +477,7 @@ class TestBesideTheGivenPoint:
         report = audited(Scaled(wrong), dtype=dtype)
         assert failures(report) == [("1 Scaled", "propagate")], str(report)
         assert hint in report.rows[0].hint
-        params = params_of(Scaled(wrong), (4,), dtype)
+        params = jax.tree.map(lambda p: p.astype(dtype), Scaled(wrong).init(KEY, (4,)))
         by_itself = fn.check_layer(Scaled(wrong), params, normal((6, 4), dtype))
         assert failures(by_itself) == [("0 Scaled", "propagate")]
 
