@@ -31,16 +31,15 @@ class Case:
 
     def inputs(self, m, dtype):
         """m examples: normal numbers, or the integers below ``tokens`` for a layer of tokens."""
-        rng = np.random.default_rng(1)
         if self.tokens:
-            return jnp.asarray(rng.integers(self.tokens, size=(m, *self.shape)), jnp.int32)
-        return jnp.asarray(rng.standard_normal((m, *self.shape)), dtype)
+            return array(np.random.default_rng(1).integers(self.tokens, size=(m, *self.shape)), jnp.int32)
+        return normal((m, *self.shape), dtype, seed=1)
 
     def params(self, dtype):
-        """Parameters like those that the layer draws, with biases that are not zero; nothing is compiled for them."""
+        """Parameters with biases that are not zero; nothing is compiled for them."""
         rng = np.random.default_rng(0)
         shapes = jax.eval_shape(lambda: self.layer.init(jax.random.key(0), self.shape))
-        return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), dtype), shapes)
+        return jax.tree.map(lambda leaf: array(0.5 * rng.standard_normal(leaf.shape), dtype), shapes)
 
     def __repr__(self) -> str:
         return self.name
@@ -59,6 +58,28 @@ def gpt(vocabulary, n, body, *, head=fn.softmax, tied=True):
     ends = fn.LayerNorm(), fn.Dense(vocabulary, head, bias=False)
     net = fn.Network(fn.Embedding(vocabulary, n), fn.Position(), *body, *ends)
     return fn.Tied(net, "0.w", "-1.w") if tied else net
+
+
+def array(a, dtype=float):
+    """An array of NumPy on the device, cast on the host: ``jnp.asarray`` compiles a program for each shape."""
+    return jax.device_put(np.asarray(a).astype(dtype))
+
+
+def normal(shape, dtype=float, seed=0):
+    """Standard normal numbers, drawn by NumPy: ``jax.random.normal`` takes 45 ms to compile for each shape."""
+    return array(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def params_of(layer, shape, dtype=float, seed=2):
+    """Parameters in the size of those that ``init`` draws, N(0, 1/n_in), biases too; nothing is compiled for them. The seed
+    is not that of `normal`: w would be x, scaled."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(like):
+        n_in = like.shape[-1] if len(like.shape) < 3 else np.prod(like.shape[:-1])
+        return array(rng.standard_normal(like.shape) / n_in**0.5, dtype)
+
+    return jax.tree.map(leaf, jax.eval_shape(lambda: layer.init(jax.random.key(0), shape)))
 
 
 def thorough(*values):
@@ -274,9 +295,7 @@ def assert_agree(manual, reference, tolerance, *, zero: bool = False, scale: flo
 
 def cast(tree, dtype):
     """The floats of a pytree in dtype."""
-    return jax.tree.map(
-        lambda a: jnp.asarray(a, dtype) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a, tree
-    )
+    return jax.tree.map(lambda a: array(a, dtype) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a, tree)
 
 
 def targets(key, cost, shape, dtype):

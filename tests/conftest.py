@@ -1,19 +1,19 @@
 """Strict settings for every test: float64 allowed, no implicit dtype promotion, warnings are errors (pyproject.toml)."""
 
 import ctypes
-import functools
 import gc
 import itertools
 import os
 import shutil
 import sys
-import threading
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
-from jax._src.interpreters import mlir
 
+from .quick import CONTEXTS, collect_seldom, keep_dialects
+
+gc.disable()  # until all tests are collected
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -23,9 +23,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-    # MLIR's dialects are loaded for each program, which takes 3 ms; later versions keep them for each thread as well.
-    CONTEXTS = functools.cache(lambda thread, make=mlir.make_ir_context: make())
-    mlir.make_ir_context = lambda: CONTEXTS(threading.get_ident())
+keep_dialects()
 os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")])
 
 TESTS = itertools.count(1)
@@ -46,10 +44,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Tracing makes many objects: the collector would look through all that was imported again and again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    collect_seldom()
 
 
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "print_blob": True}
@@ -65,8 +60,7 @@ def forget_compiled_programs():
     yield
     if next(TESTS) % 250 == 0:
         jax.clear_caches()
-        if jax.__version_info__ < (0, 11):
-            CONTEXTS.cache_clear()
+        CONTEXTS.cache_clear()
         gc.collect()
         if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
             trim(0)  # what the compiler has freed goes back to the system: two thirds of it all

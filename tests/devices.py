@@ -52,11 +52,15 @@ def on_devices(function, *arguments, devices=8, hosts=1, timeout=180):
 def main(module, name, arguments, address, hosts, host):
     import jax
 
+    from .quick import collect_seldom, keep_dialects
+
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     if int(hosts) > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, int(hosts), int(host))
+    keep_dialects()
+    collect_seldom()
     try:
         getattr(importlib.import_module(module), name)(*json.loads(arguments))
     except BaseException:

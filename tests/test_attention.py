@@ -10,7 +10,7 @@ import pytest
 import fnnet as fn
 from fnnet.layers._attention import rotated, rotations
 
-from .cases import assert_agree, thorough
+from .cases import assert_agree, params_of, thorough
 
 KEY = jax.random.key(3)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
@@ -135,7 +135,7 @@ class TestMask:
     @pytest.mark.parametrize("block", [None, *thorough(2)])
     def test_in_a_network(self, block):
         net = fn.Network(fn.Dense(12, fn.linear), fn.Attention(2, block=block), fn.Dense(3, fn.softmax))
-        params, mask = net.init(KEY, (5, 4)), fn.length_mask(jnp.array([5, 2, 3]), 5)
+        params, mask = params_of(net, (5, 4)), fn.length_mask(jnp.array([5, 2, 3]), 5)
         given = {"mask": mask, "weights": mask.astype(float)}
         report = fn.compare_gradients(net, fn.log_likelihood, params, drawn(3, 5, 4), jnp.ones((3, 5), int), **given)
         assert report.ok, str(report)
@@ -201,7 +201,7 @@ def test_temporaries():
 class TestPosition:
     def test_shorter_inputs_read_the_first_rows(self):
         layer = fn.Position()
-        params, x = layer.init(KEY, (6, 3)), drawn(4, 2, 3)
+        params, x = params_of(layer, (6, 3)), drawn(4, 2, 3)
         a, cache = layer.forward(params, x)
         np.testing.assert_array_equal(a, x + params["w"][None, :2])
         da_in, grads = layer.backward(params, cache, jnp.ones_like(x))

@@ -15,7 +15,7 @@ import fnnet as fn
 from fnnet.gradcheck import network, verdicts
 from fnnet.gradcheck.mistakes import Failure, explain
 
-from .cases import thorough
+from .cases import normal, params_of, thorough
 from .test_network import random_networks
 
 KEY = jax.random.key(5)
@@ -24,10 +24,6 @@ RANDOM_NETWORKS = 30 if os.environ.get("CI") else 3
 
 def integers(shape, dtype, low=-2, high=3):
     return jnp.asarray(np.random.default_rng(0).integers(low, high, shape), dtype)
-
-
-def normal(shape, dtype="float64", seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 @fn.layer
@@ -131,7 +127,7 @@ def test_at_a_tie_the_error_may_go_to_any_maximum_but_only_once(layer, verdict, 
 @pytest.mark.thorough
 def test_what_follows_from_a_choice_of_subgradients_is_no_failure():
     net = fn.Network(fn.Conv(2, 3, fn.tanh), LastMaximum(2), fn.Flatten(), fn.Dense(3, fn.softmax))
-    params = net.init(KEY, (6, 6, 1))
+    params = params_of(net, (6, 6, 1))
     report = fn.compare_gradients(net, fn.log_likelihood, params, jnp.ones((5, 6, 6, 1)), jnp.arange(5) % 3)
     assert report.ok, str(report)
     chosen = {(row.layer, row.equation) for row in report.rows if row.verdict == "both valid subgradients"}
@@ -155,7 +151,7 @@ class Narrow(fn.Dense):
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", *thorough("float64")])
 def test_a_layer_that_rounds_inside_is_held_to_that_dtype(dtype):
-    params = jax.tree.map(lambda p: p.astype(dtype), Narrow(6, fn.tanh).init(KEY, (30,)))
+    params = params_of(Narrow(6, fn.tanh), (30,), dtype)
     for wrong, verdict in ((1.0, "precision"), (1.2, "fail")):
         report = fn.check_layer(Narrow(6, fn.tanh, wrong=wrong), params, normal((7, 30), dtype))
         row = next(row for row in report.rows if row.equation == "propagate")
@@ -206,7 +202,7 @@ class Float32Only(fn.Dense):
 def test_without_float64_the_dtype_itself_is_the_judge():
     for wrong in (1.0, 1.01):
         layer = Float32Only(6, fn.tanh, wrong=wrong)
-        params = jax.tree.map(lambda p: p.astype("float32"), layer.init(KEY, (30,)))
+        params = params_of(layer, (30,), "float32")
         report = fn.check_layer(layer, params, normal((7, 30), "float32"))
         assert report.ok == (wrong == 1.0)
         assert all(np.isnan(row.in_float64) for row in report.rows)
@@ -223,7 +219,7 @@ def test_forward_mode_finds_a_network_that_is_put_together_wrongly(dtype):
 
     for cls, ok in ((fn.Network, True), (Short, False)):
         net = cls(fn.Dense(5, fn.tanh), fn.Dense(3, fn.softmax))
-        params = jax.tree.map(lambda p: p.astype(dtype), net.init(KEY, (4,)))
+        params = params_of(net, (4,), dtype)
         report = fn.compare_gradients(net, fn.log_likelihood, params, normal((6, 4), dtype), jnp.arange(6) % 3)
         assert report.ok == ok, str(report)
         if not ok:
@@ -243,7 +239,7 @@ def test_where_float64_is_off():
     with jax.enable_x64(False):
         net = fn.Network(fn.Dense(5, fn.tanh), fn.layer(Wrong)(3, fn.softmax))
         x, y = normal((6, 4), "float32"), jnp.arange(6) % 3
-        report = fn.compare_gradients(net, fn.log_likelihood, net.init(KEY, (4,)), x, y, finite_differences=True)
+        report = fn.compare_gradients(net, fn.log_likelihood, params_of(net, (4,)), x, y, finite_differences=True)
         assert report.dtype == "float32"
         assert (report.rows[0].leaf, report.rows[0].hint, report.rows[0].example) == (
             "['b']",
@@ -262,7 +258,7 @@ class TestCheckLayer:
                 return {**super().gradients(params, cache, delta), "b": delta[0]}
 
         net = fn.Network(fn.Dense(5, fn.tanh), fn.Network(fn.layer(Wrong)(4, fn.tanh)))
-        report = fn.check_layer(net, net.init(KEY, (3,)), normal((7, 3)))
+        report = fn.check_layer(net, params_of(net, (3,)), normal((7, 3)))
         assert report.first == "1.0 Wrong"
         assert (report.rows[0].hint, report.rows[0].example) == ("only one example is counted", 0)
         with pytest.raises(AssertionError, match=r"example 0; only one example"):
@@ -430,7 +426,7 @@ def test_finite_differences_are_a_third_opinion():
             return 2 * super().propagate(params, cache, delta)
 
     net = fn.Network(fn.Conv(2, 3, fn.tanh), fn.MaxPool(2), fn.Flatten(), fn.layer(Wrong)(4, fn.sigmoid))
-    params, x, y = net.init(KEY, (6, 6, 1)), normal((5, 6, 6, 1)), normal((5, 4), seed=1) > 0
+    params, x, y = params_of(net, (6, 6, 1)), normal((5, 6, 6, 1)), normal((5, 4), seed=1) > 0
     without = fn.compare_gradients(net, fn.quadratic, params, x, y.astype(float))
     assert all(np.isnan(row.finite_difference) for row in without.rows)
     assert "finite" not in str(without)
@@ -450,7 +446,7 @@ class TestReport:
                 return -super().propagate(params, cache, delta)
 
         layer = fn.layer(Wrong)(4, fn.tanh) if wrong else fn.Dense(4, fn.tanh)
-        return fn.check_layer(layer, layer.init(KEY, (3,)), normal((7, 3)))
+        return fn.check_layer(layer, params_of(layer, (3,)), normal((7, 3)))
 
     def test_rows_are_records(self):
         row = self.report().rows[0]
@@ -491,7 +487,7 @@ class TestReport:
 
     def test_progress_is_told_when_it_takes_long(self, monkeypatch, capsys):
         net = fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, fn.softmax))
-        args = (net, fn.log_likelihood, net.init(KEY, (4,)), normal((6, 4)), jnp.arange(6) % 3)
+        args = (net, fn.log_likelihood, params_of(net, (4,)), normal((6, 4)), jnp.arange(6) % 3)
         clock = iter(range(0, 100, 3))
         monkeypatch.setattr(network, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         assert fn.compare_gradients(*args).ok
@@ -596,7 +592,7 @@ class TestHardCases:
                 return delta
 
         net = fn.Network(fn.Dense(5, fn.tanh), Unpropagated(4, fn.tanh), fn.Dense(3, fn.softmax))
-        report = fn.compare_gradients(net, fn.log_likelihood, net.init(KEY, (4,)), normal((6, 4)), jnp.arange(6) % 3)
+        report = fn.compare_gradients(net, fn.log_likelihood, params_of(net, (4,)), normal((6, 4)), jnp.arange(6) % 3)
         top = report.rows[0]
         assert (top.layer, top.equation, top.verdict) == ("1 Unpropagated", "propagate", "fail")
         assert top.hint == "the product is left out: this is δ itself (shape (6, 4) instead of (6, 5))"
@@ -634,7 +630,7 @@ class TestHardCases:
                 return (jnp.eye(cache, dtype=delta.dtype) - 1 / cache) @ delta
 
         net = fn.Network(fn.Dense(5, fn.linear), Centred(), fn.Dense(3, fn.softmax))
-        params = jax.tree.map(lambda p: p.astype(dtype), net.init(KEY, (4,)))
+        params = params_of(net, (4,), dtype)
         report = fn.compare_gradients(net, fn.log_likelihood, params, normal((6, 4), dtype), jnp.arange(6) % 3)
         assert report.ok, str(report)
 
@@ -679,7 +675,7 @@ class TestHardCases:
             def error(self, params, cache, da):
                 return 0.98 * super().error(params, cache, da)
 
-        params = Off(6, fn.tanh).init(KEY, (5,))
+        params = params_of(Off(6, fn.tanh), (5,))
         params = {**params, "w": params["w"].at[:, 0].divide(1e6)}
         report = fn.check_layer(Off(6, fn.tanh), params, normal((7, 5)).at[:, 0].multiply(1e6))
         assert (report.rows[0].equation, report.rows[0].hint) == ("error", "a constant factor 0.98")
@@ -695,7 +691,7 @@ class TestHardCases:
         for first, cls, ok in ((kink, fn.Network, True), (kink, Doubled, False), (fn.Flatten(), Doubled, False)):
             net = cls(first, fn.Dense(4, fn.tanh), fn.Dense(3, fn.softmax))
             x = normal((6, 5)).at[:, 0].set(0)
-            report = fn.compare_gradients(net, fn.log_likelihood, net.init(KEY, (5,)), x, jnp.arange(6) % 3)
+            report = fn.compare_gradients(net, fn.log_likelihood, params_of(net, (5,)), x, jnp.arange(6) % 3)
             assert report.ok == ok, str(report)
             assert ok or report.rows[0].layer == "network"
 
@@ -713,12 +709,12 @@ class TestHardCases:
 
         for wrong, ok in ((1.0, True), (1.02, False)):
             layer = Cast(6, fn.tanh, wrong=wrong)
-            assert fn.check_layer(layer, layer.init(KEY, (5,)), normal((7, 5))).ok == ok
+            assert fn.check_layer(layer, params_of(layer, (5,)), normal((7, 5))).ok == ok
 
     @pytest.mark.thorough
     def test_a_layer_that_rounds_inside_blames_no_other(self):
         net = fn.Network(fn.Dense(8, fn.tanh), Narrow(6, fn.tanh), fn.Dense(3, fn.softmax))
-        report = fn.compare_gradients(net, fn.log_likelihood, net.init(KEY, (30,)), normal((7, 30)), jnp.arange(7) % 3)
+        report = fn.compare_gradients(net, fn.log_likelihood, params_of(net, (30,)), normal((7, 30)), jnp.arange(7) % 3)
         assert report.ok, str(report)
 
     def test_a_probe_that_is_not_used(self):
@@ -727,7 +723,7 @@ class TestHardCases:
             def forward(self, params, a_in, **given):
                 return super().forward(params, a_in)
 
-        params = Ignores(6, fn.tanh).init(KEY, (5,))
+        params = params_of(Ignores(6, fn.tanh), (5,))
         report = fn.check_layer(Ignores(6, fn.tanh), params, normal((7, 5)))
         assert report.ok, str(report)
         assert all(row.joint for row in report.rows if row.layer == "0 Ignores")
@@ -739,7 +735,7 @@ class TestHardCases:
                 a, cache = super().forward(params, a_in)
                 return a if probe is None else a + probe, cache
 
-        report = fn.check_layer(Misplaced(6, fn.tanh), Misplaced(6, fn.tanh).init(KEY, (5,)), normal((7, 5)))
+        report = fn.check_layer(Misplaced(6, fn.tanh), params_of(Misplaced(6, fn.tanh), (5,)), normal((7, 5)))
         assert any("adds the probe to a, not to z" in row.hint for row in report.rows)
 
     def test_parameters_of_integers(self):
@@ -797,7 +793,7 @@ class TestComposites:
     @staticmethod
     def audited(layer):
         net = fn.Network(fn.Dense(4, fn.tanh), fn.Residual(layer), fn.Dense(3, fn.softmax))
-        return fn.compare_gradients(net, fn.log_likelihood, net.init(KEY, (5,)), normal((6, 5)), jnp.arange(6) % 3)
+        return fn.compare_gradients(net, fn.log_likelihood, params_of(net, (5,)), normal((6, 5)), jnp.arange(6) % 3)
 
     @pytest.mark.parametrize("wrong", [False, True])
     def test_a_join_of_ones_own(self, wrong):

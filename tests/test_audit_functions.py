@@ -12,12 +12,7 @@ import fnnet as fn
 from fnnet.gradcheck.points import drawn
 from fnnet.gradcheck.rules import rules_in, without_rules
 
-from .cases import thorough
-
-
-def normal(shape, dtype="float64", seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
-
+from .cases import normal, thorough
 
 X, Y = normal((4, 3)), normal((4, 3), seed=1)
 Z = jax.lax.complex(X, Y)

@@ -7,8 +7,7 @@ import pytest
 
 import fnnet as fn
 
-from .cases import thorough
-from .test_audit import normal
+from .cases import normal, params_of, thorough
 
 KEY = jax.random.key(5)
 LABELS = jnp.arange(6) % 3
@@ -114,7 +113,7 @@ class TestRulesInsideForward:
                 return delta * jnp.cos(jnp.sin(cache)) * jnp.cos(cache)
 
         net = fn.Network(fn.Residual(fn.Dense(5, fn.tanh), Deep()), fn.Dense(2, fn.linear))
-        report = fn.check_layer(net, net.init(KEY, (5,)), normal((6, 5)))
+        report = fn.check_layer(net, params_of(net, (5,)), normal((6, 5)))
         assert failures(report) == [("0.1.1 Deep", "rule wrong_sin")], str(report)
 
     def test_a_function_that_cannot_be_differentiated(self):
@@ -174,7 +173,7 @@ class TestCentralDifferences:
     def test_at_kinks_and_ties_they_mean_nothing(self):
         x = jnp.asarray(np.random.default_rng(0).integers(-2, 3, (5, 6, 6, 1)), float)
         net = fn.Network(fn.MaxPool(2), fn.Flatten(), fn.Dense(3, fn.relu))
-        params = net.init(KEY, (6, 6, 1))
+        params = params_of(net, (6, 6, 1))
         params = jax.tree.map(lambda p: jnp.round(p), params)
         report = fn.check_layer(net, params, x, finite_differences=True)
         assert report.ok, str(report)
@@ -182,7 +181,7 @@ class TestCentralDifferences:
     def test_a_cost_is_compared_too(self):
         stopped = fn.Cost("stopped", lambda a, y: a * jax.lax.stop_gradient(a), lambda a, y: a)
         net = fn.Dense(3, fn.tanh)
-        args = net, stopped, net.init(KEY, (4,)), normal((6, 4)), normal((6, 3), seed=1)
+        args = net, stopped, params_of(net, (4,)), normal((6, 4)), normal((6, 3), seed=1)
         assert fn.compare_gradients(*args).ok
         assert failures(fn.compare_gradients(*args, finite_differences=True))[0] == ("cost stopped", "output_gradient")
 
@@ -195,7 +194,7 @@ class TestWhatIsNotThere:
                 return 2 * a_in, None
 
         for net in (Unpropagated(), fn.Network(Unpropagated(), fn.Dense(3, fn.softmax))):
-            report = fn.check_layer(net, net.init(KEY, (4,)), normal((6, 4)))
+            report = fn.check_layer(net, params_of(net, (4,)), normal((6, 4)))
             assert failures(report) == [("0 Unpropagated", "propagate")]
             assert "not defined: write propagate(params, cache, delta) -> da_in" in report.rows[0].hint
         assert ("1 Unpropagated", "propagate") in failures(audited(Unpropagated()))
@@ -235,7 +234,7 @@ class TestWhatIsNotThere:
 
     def test_vacuous_is_no_pass(self):
         net = fn.Network(fn.Dense(3, fn.relu), fn.Dense(2, fn.linear))
-        params = net.init(KEY, (4,))
+        params = params_of(net, (4,))
         dead = ({"w": -jnp.ones((3, 4)), "b": -jnp.ones(3)}, params[1])
         report = fn.compare_gradients(net, fn.quadratic, dead, jnp.ones((5, 4)), jnp.zeros((5, 2)))
         assert report.ok
@@ -312,7 +311,7 @@ class TestTwins:
 
     def test_of_a_layer_by_itself(self):
         layer = WithTwin(4, fn.tanh, twin=Backwards)
-        report = fn.check_layer(layer, layer.init(KEY, (3,)), normal((6, 3)))
+        report = fn.check_layer(layer, params_of(layer, (3,)), normal((6, 3)))
         assert (report.rows[0].layer, report.rows[0].equation) == ("0 WithTwin", "in_loop gradients")
 
 
@@ -405,9 +404,9 @@ class TestAnotherBatch:
 
     def test_at_the_bottom(self):
         net = fn.Network(Even(4, fn.tanh, wrong="propagate"), fn.Dense(3, fn.softmax))
-        report = fn.compare_gradients(net, fn.log_likelihood, net.init(KEY, (5,)), normal((7, 5)), jnp.arange(7) % 3)
+        report = fn.compare_gradients(net, fn.log_likelihood, params_of(net, (5,)), normal((7, 5)), jnp.arange(7) % 3)
         assert failures(report) == [("0 Even", "propagate")]
-        assert not fn.check_layer(net, net.init(KEY, (5,)), normal((7, 5))).ok
+        assert not fn.check_layer(net, params_of(net, (5,)), normal((7, 5))).ok
 
     @pytest.mark.parametrize("wrong", [False, True])
     def test_a_layer_of_one_size_of_batch(self, wrong):
@@ -433,7 +432,7 @@ class TestAnotherBatch:
     def test_masks_and_weights_are_cut_too(self, weights):
         net = fn.Network(fn.LSTM(4), fn.LastStep(), fn.Dense(3, fn.softmax))
         mask = jnp.arange(5) < jnp.array([5, 3, 2, 4, 1, 5])[:, None]
-        params = net.init(KEY, (5, 2))
+        params = params_of(net, (5, 2))
         args = net, fn.log_likelihood, params, normal((6, 5, 2)), LABELS
         assert fn.compare_gradients(*args, mask=mask, weights=weights).ok
 

@@ -11,7 +11,7 @@ import fnnet as fn
 from fnnet.gradcheck import verdicts
 from fnnet.gradcheck.decimals import precisely
 
-from .cases import thorough
+from .cases import params_of, thorough
 from .test_audit import normal
 from .test_audit_networks import KEY, audited, failures
 
@@ -63,7 +63,7 @@ class TestBetterThanAutodiff:
     @pytest.mark.parametrize("size", [20.0, 60.0])
     def test_a_saturated_softmax(self, size, cost, dtype):
         net = fn.Network(fn.Dense(2, fn.tanh), fn.Dense(3, fn.softmax))
-        params = net.init(KEY, (2,))
+        params = params_of(net, (2,))
         params = (params[0], {"w": jnp.zeros((3, 2)), "b": jnp.array([size, 0, 0])})
         params = jax.tree.map(lambda p: p.astype(dtype), params)
         for label in (0, 1):
@@ -256,7 +256,7 @@ class TestTwoFormsOfACost:
         assert "two different costs: C = " in report.rows[0].hint
         shifted = dataclasses.replace(fn.quadratic, terms=lambda a, y: fn.quadratic.terms(a, y) + 1)
         net = fn.Dense(3, fn.linear)
-        args = net, shifted, net.init(KEY, (4,)), normal((6, 4)), normal((6, 3), seed=1)
+        args = net, shifted, params_of(net, (4,)), normal((6, 4)), normal((6, 3), seed=1)
         assert failures(fn.compare_gradients(*args)) == [("cost quadratic", "terms")]
 
     @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ class TestTwoFormsOfACost:
     def test_right_ones(self, cost, activation):
         net = fn.Dense(3, activation)
         for dtype in ("float32", "float64"):
-            params = jax.tree.map(lambda p, dtype=dtype: p.astype(dtype), net.init(KEY, (4,)))
+            params = params_of(net, (4,), dtype)
             y = jax.nn.softmax(normal((6, 3), dtype, seed=1))
             weights = jnp.linspace(0, 1, 6).astype(dtype)
             report = fn.compare_gradients(net, cost, params, normal((6, 4), dtype), y, weights=weights)

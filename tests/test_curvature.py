@@ -14,7 +14,7 @@ from fnnet.layers._layer import example_keys, run_forward
 from fnnet.optimizers import updated
 from fnnet.programs import program
 
-from .cases import FEW, cast, largest, thorough
+from .cases import FEW, array, cast, largest, params_of, thorough
 
 KEY = jax.random.key(3)
 EXACT = 1e-12
@@ -28,14 +28,7 @@ PAIRS = [
 
 
 def normal(seed, shape, dtype=float):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
-
-
-def params_of(net, shape, dtype=float):
-    """Drawn with NumPy: nothing is compiled."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), shape))
-    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), dtype), shapes)
+    return array(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def assert_close(ours, wanted, tolerance=EXACT):
@@ -187,11 +180,11 @@ class TestAgainstAutodiff:
                 fn.kfac_factors(*start, samples=3, **given),
             )
 
-        whole = all_of_them()
+        whole = jax.jit(lambda: all_of_them())()
         monkeypatch.setattr(chunks, "WHOLE_BATCH_BYTES", 0)
         monkeypatch.setattr(chunks, "CHUNK_BYTES", 0)
         monkeypatch.setattr(chunks, "SMALLEST_CHUNK", 3)
-        parts = all_of_them()
+        parts = jax.jit(lambda: all_of_them())()
         program.cache_clear()
         for one, other in zip(parts, whole, strict=True):
             assert_close(one, other)
@@ -200,16 +193,16 @@ class TestAgainstAutodiff:
         net, params, x, y = small()
         v, weights = jax.tree.map(jnp.ones_like, params), jnp.array([1.0, 1, 1, 1, 0, 0])
         bad = x.at[4].set(jnp.nan).at[5].set(jnp.inf)
-        for f, more in ((fn.hvp, (v,)), (fn.ggnvp, (v,)), (fn.ggn_diagonal, ()), (fn.fisher_diagonal, ())):
-            ours = f(net, fn.log_likelihood, params, bad, y.at[4].set(-100), *more, weights=weights)
-            assert_close(ours, f(net, fn.log_likelihood, params, x, y, *more, weights=weights))
+        every = jax.jit(lambda x, y: by_hand(net, fn.log_likelihood, params, x, y, v, weights=weights))
+        for ours, wanted in zip(every(bad, y.at[4].set(-100)), every(x, y), strict=True):
+            assert_close(ours, wanted)
 
     @pytest.mark.parametrize("dtype", [jnp.float32, *thorough(jnp.bfloat16)])
     def test_other_dtypes(self, dtype):
         net, params, x, y = small()
         v = jax.tree.map(lambda p: normal(4, p.shape), params)
-        wide = by_hand(net, fn.log_likelihood, params, x, y, v)
-        ours = by_hand(net, fn.log_likelihood, *cast((params, x), dtype), y, cast(v, dtype))
+        every = jax.jit(lambda params, x, v: by_hand(net, fn.log_likelihood, params, x, y, v))
+        wide, ours = every(params, x, v), every(*cast((params, x, v), dtype))
         for one, other in zip(ours, wide, strict=True):
             assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(one))
             assert_close(one, other, 64 * float(jnp.finfo(dtype).eps))

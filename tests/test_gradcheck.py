@@ -8,7 +8,7 @@ import pytest
 
 import fnnet as fn
 
-from .cases import LAYERS, cast, thorough
+from .cases import LAYERS, cast, normal, params_of, thorough
 
 KEY = jax.random.key(5)
 
@@ -175,8 +175,8 @@ PLANTED = [
 @pytest.mark.parametrize(("layer", "equation", "leaf", "place", "dtype"), PLANTED)
 def test_a_planted_fault_is_named(layer, equation, leaf, place, dtype):
     net = with_fault(layer, place)
-    params = cast(net.init(jax.random.key(0), (6,)), jnp.dtype(dtype))
-    x, y = jax.random.normal(jax.random.key(1), (9, 6), dtype), jnp.arange(9) % 6
+    params = params_of(net, (6,), dtype)
+    x, y = normal((9, 6), dtype, seed=1), jnp.arange(9) % 6
     report = fn.compare_gradients(net, fn.log_likelihood, params, x, y, key=KEY)
     name = f"{place} {type(layer).__name__}"
     top = report.rows[0]
@@ -201,8 +201,8 @@ def fault_in_cost(**changes):
 )
 def test_a_fault_in_the_cost_is_named(cost, activation, equation):
     net = fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, activation))
-    params = net.init(jax.random.key(0), (5,))
-    report = fn.compare_gradients(net, cost, params, jax.random.normal(KEY, (6, 5)), jnp.arange(6) % 3)
+    params = params_of(net, (5,))
+    report = fn.compare_gradients(net, cost, params, normal((6, 5)), jnp.arange(6) % 3)
     assert (report.rows[0].layer, report.rows[0].equation, report.rows[0].verdict) == (
         "cost log_likelihood",
         equation,
@@ -215,8 +215,8 @@ def test_a_fault_in_the_cost_is_named(cost, activation, equation):
 def test_a_fault_in_an_activation_is_named():
     swapped = dataclasses.replace(fn.sigmoid, pullback=lambda da, z, a: da * z * (1 - z))
     net = fn.Network(fn.Dense(4, swapped), fn.Dense(3, fn.softmax))
-    params = net.init(jax.random.key(0), (5,))
-    report = fn.compare_gradients(net, fn.log_likelihood, params, jax.random.normal(KEY, (6, 5)), jnp.arange(6) % 3)
+    params = params_of(net, (5,))
+    report = fn.compare_gradients(net, fn.log_likelihood, params, normal((6, 5)), jnp.arange(6) % 3)
     assert (report.rows[0].layer, report.rows[0].equation) == ("0 Dense", "error")
 
 
@@ -229,8 +229,8 @@ class BiasPenalised(fn.L2):
 
 def test_a_fault_in_the_penalty_is_named():
     net = fn.Network(fn.Dense(3, fn.softmax, bias_init=fn.initializers.normal()))
-    params = net.init(jax.random.key(0), (5,))
-    args = (net, fn.log_likelihood, params, jax.random.normal(KEY, (6, 5)), jnp.arange(6) % 3)
+    params = params_of(net, (5,))
+    args = (net, fn.log_likelihood, params, normal((6, 5)), jnp.arange(6) % 3)
     assert fn.compare_gradients(*args, penalty=fn.L2(2.0), n_examples=10).ok
     report = fn.compare_gradients(*args, penalty=BiasPenalised(2.0))
     assert (report.rows[0].layer, report.rows[0].equation) == ("penalty BiasPenalised", "gradient")
@@ -262,9 +262,9 @@ class Squash:
 @pytest.mark.parametrize("fault", ["", "error", "propagate", "gradients"])
 def test_a_layer_without_a_probe_is_judged_jointly(fault):
     net = fn.Network(fn.Dense(4, fn.tanh), Squash(fault), fn.Dense(3, fn.softmax))
-    params = net.init(jax.random.key(0), (5,))
+    params = params_of(net, (5,))
     params = (params[0], {"w": jnp.array([0.5, -1.0, 2.0, 1.5])}, params[2])
-    report = fn.compare_gradients(net, fn.log_likelihood, params, jax.random.normal(KEY, (6, 5)), jnp.arange(6) % 3)
+    report = fn.compare_gradients(net, fn.log_likelihood, params, normal((6, 5)), jnp.arange(6) % 3)
     assert report.ok == (fault == "")
     if fault:
         assert (report.rows[0].layer, report.rows[0].equation, report.rows[0].joint) == ("1 Squash", fault, True)
@@ -289,14 +289,14 @@ class ErrorForgotten:
 
 def test_an_error_that_was_forgotten_is_named():
     net = fn.Network(ErrorForgotten(), fn.Dense(3, fn.softmax))
-    params = net.init(jax.random.key(0), (5,))
-    report = fn.compare_gradients(net, fn.log_likelihood, params, jax.random.normal(KEY, (6, 5)), jnp.arange(6) % 3)
+    params = params_of(net, (5,))
+    report = fn.compare_gradients(net, fn.log_likelihood, params, normal((6, 5)), jnp.arange(6) % 3)
     assert (report.rows[0].layer, report.rows[0].equation, report.rows[0].joint) == ("0 ErrorForgotten", "error", True)
 
 
 def test_gradients_that_are_all_nan_do_not_pass():
     net = fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, fn.softmax))
-    params = jax.tree.map(lambda p: p * jnp.nan, net.init(jax.random.key(0), (5,)))
+    params = jax.tree.map(lambda p: p * jnp.nan, params_of(net, (5,)))
     assert not fn.compare_gradients(net, fn.log_likelihood, params, jnp.ones((6, 5)), jnp.arange(6) % 3).ok
 
 
@@ -306,7 +306,7 @@ def test_gradients_that_are_all_nan_do_not_pass():
 @pytest.mark.parametrize("dtype", ["float32", *thorough("bfloat16", "float16")])
 def test_saturated_networks_raise_no_alarm(name, dtype, seed):
     net = fn.Network(fn.Dense(4, getattr(fn, name), bias_init=fn.initializers.normal()), fn.Dense(3, fn.softmax))
-    params = cast(net.init(jax.random.key(seed), (5,)), jnp.dtype(dtype))
+    params = params_of(net, (5,), dtype, seed + 2)
     x = 6 * jax.random.normal(jax.random.key(seed + 50), (2, 5), dtype)
     report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(2))
     assert report.ok, str(report)
@@ -338,7 +338,7 @@ def test_no_false_alarm(case, dtype):
 
 def test_places_of_nested_layers_and_vacuous_rows():
     net = fn.Network(fn.Network(fn.Dense(3, fn.relu)), fn.Dense(2, fn.linear))
-    params = net.init(jax.random.key(0), (4,))
+    params = params_of(net, (4,))
     dead = ((({"w": -jnp.ones((3, 4)), "b": -jnp.ones(3)}),), params[1])
     report = fn.compare_gradients(net, fn.quadratic, dead, jnp.ones((5, 4)), jnp.zeros((5, 2)))
     assert report.ok
@@ -349,7 +349,7 @@ def test_places_of_nested_layers_and_vacuous_rows():
 
 def test_weights_and_integer_inputs():
     net = fn.Network(fn.Dense(3, fn.sigmoid))
-    params = net.init(jax.random.key(0), (4,))
+    params = params_of(net, (4,))
     x, y = jnp.arange(20).reshape(5, 4) % 3, jnp.zeros((5, 3))
     report = fn.compare_gradients(net, fn.cross_entropy, params, x, y, weights=jnp.linspace(0, 1, 5))
     assert report.ok
@@ -357,9 +357,9 @@ def test_weights_and_integer_inputs():
 
 
 def test_a_report_in_markdown_and_as_an_assertion():
-    x, y = jax.random.normal(KEY, (3, 4)), jnp.array([0, 1, 1])
+    x, y = normal((3, 4)), jnp.array([0, 1, 1])
     for layer in (fn.Dense(2, fn.softmax), SumForMean(2, fn.softmax)):
-        params = layer.init(KEY, (4,))
+        params = params_of(layer, (4,))
         report = fn.compare_gradients(layer, fn.log_likelihood, params, x, y)
         lines = report.to_markdown().splitlines()
         assert lines[:2] == [
@@ -384,7 +384,7 @@ def test_a_report_in_markdown_and_as_an_assertion():
 @pytest.mark.parametrize("first", [fn.MaxPool(2), *thorough(fn.Flatten(), fn.Upsample(2))], ids=repr)
 def test_layers_that_pass_integers_through_have_nothing_to_check(first):
     net = fn.Network(first, fn.Flatten(), fn.Dense(3, fn.softmax, fn.initializers.normal(1e-3)))
-    params = net.init(KEY, (6, 6, 1))
+    params = net.init(jax.random.key(0), (6, 6, 1))
     x = jax.random.randint(KEY, (4, 6, 6, 1), 0, 255).astype(jnp.uint8)
     with jax.numpy_dtype_promotion("standard"):
         report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(4) % 3)

@@ -6,7 +6,7 @@ import pytest
 
 import fnnet as fn
 
-from .cases import assert_agree, thorough
+from .cases import assert_agree, params_of, thorough
 
 KEY = jax.random.key(0)
 
@@ -23,7 +23,7 @@ def network(vocabulary=7, n=4, activation=fn.softmax):
 def problem(vocabulary=7, n=4, steps=10, m=3):
     net = network(vocabulary, n)
     x = jax.random.randint(jax.random.key(1), (m, steps), 0, vocabulary)
-    return net, net.init(KEY, (steps,)), x, jnp.roll(x, -1, axis=1)
+    return net, params_of(net, (steps,)), x, jnp.roll(x, -1, axis=1)
 
 
 @pytest.mark.parametrize("size", [3, *thorough(1, 5, 99)])
@@ -50,7 +50,7 @@ def test_it_is_the_whole(size):
 
 def test_it_carries_states_and_goes_in_chunks():
     net = fn.Network(fn.Embedding(5, 3), fn.LSTM(4), fn.Dense(5, fn.softmax))
-    params, x = net.init(KEY, (6,)), jax.random.randint(jax.random.key(1), (4, 6), 0, 5)
+    params, x = params_of(net, (6,)), jax.random.randint(jax.random.key(1), (4, 6), 0, 5)
     for settings in ({"carry": True}, {"micro_batch": 3}):
         whole = fn.value_and_grad(net, fn.log_likelihood, **settings)(params, x, x)
         assert_agree(fn.value_and_grad(net, fn.log_likelihood, positions=4, **settings)(params, x, x), whole, 1e-12)
@@ -75,5 +75,5 @@ def test_bad_input():
     rows = fn.Network(fn.Dense(3, fn.tanh), fn.Dense(3, fn.softmax))
     with pytest.raises(fn.LayerError, match=r"expected sequences \(m, T, n\) for positions=, got \(4, 3\)"):
         fn.value_and_grad(rows, fn.log_likelihood, positions=2)(
-            rows.init(KEY, (2,)), jnp.ones((4, 2)), jnp.zeros(4, int)
+            params_of(rows, (2,)), jnp.ones((4, 2)), jnp.zeros(4, int)
         )

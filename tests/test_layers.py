@@ -23,6 +23,7 @@ from .cases import (
     assert_agree,
     equal_layer,
     largest,
+    normal,
     thorough,
 )
 
@@ -312,7 +313,7 @@ class TestOwnLayer:
     def test_it_trains_in_a_network(self):
         net = fn.Network(fn.Dense(4, fn.sigmoid), Scale(2.0), fn.Dense(3, fn.softmax))
         params = net.init(jax.random.key(0), (5,))
-        x, y = jax.random.normal(jax.random.key(1), (6, 5)), jnp.arange(6) % 3
+        x, y = normal((6, 5), seed=1), jnp.arange(6) % 3
         _, manual = fn.value_and_grad(net, fn.log_likelihood)(params, x, y)
         assert_agree(manual, jax.grad(fn.objective(net, fn.log_likelihood))(params, x, y), 1e-12)
         assert fn.compare_gradients(net, fn.log_likelihood, params, x, y).ok

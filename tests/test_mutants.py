@@ -14,6 +14,8 @@ import pytest
 
 import fnnet as fn
 
+from .cases import normal, params_of
+
 M = 9
 PLACES = ("first", "middle", "last")
 
@@ -432,7 +434,7 @@ COST_MUTANTS = [
 )
 def test_a_mutant_of_a_cost_is_named_and_explained(cost, activation, hint):
     net = fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, activation))
-    params = net.init(jax.random.key(0), (5,))
+    params = params_of(net, (5,))
     draw = np.random.default_rng(0)
     y = draw.dirichlet(np.ones(3), M)
     report = fn.compare_gradients(net, cost, params, draw.standard_normal((M, 5)), y)
@@ -454,8 +456,8 @@ def weights_forgotten(cost):
 
 def test_forgotten_weights_of_a_cost_are_named():
     net = fn.Network(fn.Dense(3, fn.softmax))
-    params = net.init(jax.random.key(0), (5,))
-    x, weights = jax.random.normal(jax.random.key(1), (M, 5)), jnp.linspace(0.5, 2, M)
+    params = params_of(net, (5,))
+    x, weights = normal((M, 5), seed=1), jnp.linspace(0.5, 2, M)
     report = fn.compare_gradients(
         net, weights_forgotten(fn.log_likelihood), params, x, jnp.arange(M) % 3, weights=weights
     )
@@ -495,8 +497,8 @@ PENALTY_MUTANTS = [
 @pytest.mark.parametrize(("base", "change", "leaf", "hint"), [pytest.param(*r[1:], id=r[0]) for r in PENALTY_MUTANTS])
 def test_a_mutant_of_a_penalty_is_named_and_explained(base, change, leaf, hint):
     net = fn.Dense(3, fn.softmax, bias_init=fn.initializers.normal())
-    params = net.init(jax.random.key(0), (5,))
-    x = jax.random.normal(jax.random.key(1), (M, 5))
+    params = params_of(net, (5,))
+    x = normal((M, 5), seed=1)
     wrong = penalty(base, change)
     report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(M) % 3, penalty=wrong, n_examples=20)
     top = report.rows[0]

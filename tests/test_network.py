@@ -20,7 +20,7 @@ import fnnet as fn
 from fnnet import backpropagation
 from fnnet.programs import program
 
-from .cases import ACTIVATIONS, TOLERANCE, assert_agree, cast, largest, thorough
+from .cases import ACTIVATIONS, TOLERANCE, array, assert_agree, cast, largest, normal, params_of, thorough
 
 KEY = jax.random.key(11)
 CHECKED = itertools.count(1)
@@ -32,8 +32,8 @@ def small(dropout=False):
     net = fn.Network(
         fn.Flatten(), fn.Dense(9, fn.sigmoid), *thinning, fn.Network(fn.Dense(8, fn.tanh)), fn.Dense(4, fn.softmax)
     )
-    params = net.init(jax.random.key(0), (2, 5))
-    return net, params, jax.random.normal(jax.random.key(1), (13, 2, 5)), jnp.arange(13) % 4
+    params = params_of(net, (2, 5))
+    return net, params, normal((13, 2, 5), seed=1), jnp.arange(13) % 4
 
 
 def probed_cost(net, cost, params, x, y, errors, key):
@@ -86,12 +86,11 @@ def manual_and_autodiff(net, cost, params, x, y, key, penalty):
 
 def check_random_network(drawn, dtype, tolerance):
     net, cost, n_in, m, penalty, seed = drawn
-    init_key, key = jax.random.split(jax.random.key(seed))
-    params = cast(jax.jit(net.init, static_argnums=1)(init_key, (n_in,)), dtype)
-    rng = np.random.default_rng(seed)
-    x = jnp.asarray(rng.standard_normal((m, n_in)), dtype)
+    rng, key = np.random.default_rng(seed), jax.random.key(seed)
+    params = params_of(net, (n_in,), dtype, (seed, 1))
+    x = array(rng.standard_normal((m, n_in)), dtype)
     n_out = net.output_shape((n_in,))[0]
-    y = jnp.asarray(rng.integers(0, n_out, m)) if n_out > 1 else jnp.asarray(rng.random((m, 1)), dtype)
+    y = rng.integers(0, n_out, m) if n_out > 1 else array(rng.random((m, 1)), dtype)
     value, reference, bp, errors, gradients = manual_and_autodiff(net, cost, params, x, y, key, penalty)
     np.testing.assert_allclose(bp.cost, value, rtol=tolerance)
     scale = largest(reference)
@@ -128,7 +127,7 @@ def test_random_networks_against_autodiff(dtype, tolerance, shard):
 @pytest.mark.parametrize("dtype", ["float32", *thorough("float64", "bfloat16")])
 def test_saturated_inputs_stay_finite(activation, dtype):
     net = fn.Network(fn.Dense(5, ACTIVATIONS[activation]), fn.Dense(3, fn.softmax))
-    params = cast(net.init(jax.random.key(0), (4,)), jnp.dtype(dtype))
+    params = params_of(net, (4,), dtype)
     x = jnp.array([[1e4, -1e4, 1e4, 0.0], [-1e4, -1e4, 1e4, 1e4], [0.0, 0.0, 0.0, 0.0]], dtype)
     _, reference, bp, _, _ = manual_and_autodiff(net, fn.log_likelihood, params, x, jnp.array([0, 1, 2]), None, None)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(bp))
@@ -186,8 +185,8 @@ class TestBackprop:
 
     def test_feedback_replaces_the_weights_in_bp2_only(self):
         net = fn.Network(fn.Dense(6, fn.sigmoid), fn.Dense(5, fn.tanh), fn.Dense(3, fn.linear))
-        params, other = (net.init(jax.random.key(i), (4,)) for i in (0, 1))
-        x, y = jax.random.normal(jax.random.key(2), (7, 4)), jnp.ones((7, 3))
+        params, other = (params_of(net, (4,), seed=3 + i) for i in (0, 1))
+        x, y = normal((7, 4), seed=2), jnp.ones((7, 3))
         bp = fn.backprop(net, fn.quadratic, params, x, y, feedback=other)
         a, (c0, c1, _) = net.forward(params, x)
         d2 = a - y
@@ -200,8 +199,8 @@ class TestBackprop:
 
     def test_a_single_layer_is_a_net(self):
         layer = fn.Dense(3, fn.softmax)
-        params = layer.init(jax.random.key(0), (4,))
-        x, y = jax.random.normal(jax.random.key(1), (5, 4)), jnp.arange(5) % 3
+        params = params_of(layer, (4,))
+        x, y = normal((5, 4), seed=1), jnp.arange(5) % 3
         bp = fn.backprop(layer, fn.log_likelihood, params, x, y)
         assert_agree(bp.gradients, jax.grad(fn.objective(layer, fn.log_likelihood))(params, x, y), 1e-12)
 
@@ -300,7 +299,7 @@ class TestNetwork:
                 return {"w": jnp.zeros_like(params["w"]).at[cache].add(delta / len(delta))}
 
         net = fn.Network(Table(), fn.Flatten(), fn.Dense(3, fn.softmax))
-        params = net.init(jax.random.key(0), (5,))
+        params = params_of(net, (5,))
         x, y = jax.random.randint(KEY, (6, 5), 0, 9), jnp.arange(6) % 3
         _, grads = fn.value_and_grad(net, fn.log_likelihood)(params, x, y)
         assert_agree(grads, jax.grad(fn.objective(net, fn.log_likelihood))(params, x, y), 1e-12)
@@ -331,7 +330,7 @@ class TestChunks:
 
     def test_auto_runs_a_large_batch_in_less_memory(self):
         net = fn.Network(fn.Dense(64, fn.sigmoid), fn.Dense(10, fn.softmax))
-        params = net.init(jax.random.key(0), (8,))
+        params = params_of(net, (8,))
         x, y = jnp.zeros((2**16, 8)), jnp.zeros(2**16, int)
 
         def temporaries(micro_batch):
@@ -362,8 +361,8 @@ class TestChunks:
         for layer in (Noise(), Center()):
             net = fn.Network(fn.Dense(3, fn.tanh), layer, fn.Dense(2, fn.softmax))
             assert not net.independent
-            params = net.init(jax.random.key(0), (4,))
-            x, y = jax.random.normal(KEY, (6, 4)), jnp.arange(6) % 2
+            params = params_of(net, (4,))
+            x, y = normal((6, 4)), jnp.arange(6) % 2
             gradients = [fn.value_and_grad(net, fn.log_likelihood, micro_batch=b) for b in (None, 2)]
             whole, chunked = (gradient(params, x, y, key=KEY) for gradient in gradients)
             assert_agree(chunked, whole, 0)
@@ -399,7 +398,7 @@ class TestCompilation:
     @pytest.mark.parametrize("cost", [fn.cross_entropy, *thorough(fn.quadratic)], ids=repr)
     def test_flops_and_temporaries_are_no_more_than_autodiffs(self, m, cost):
         net = fn.Network(fn.Dense(100, fn.sigmoid), fn.Dense(10, fn.sigmoid))
-        params = cast(net.init(jax.random.key(0), (784,)), jnp.float32)
+        params = cast(params_of(net, (784,)), jnp.float32)
         x, y = jnp.zeros((m, 784), jnp.float32), jnp.zeros((m, 10), jnp.float32)
         manual, autodiff = (
             jax.jit(f).lower(params, x, y).compile()
@@ -430,8 +429,8 @@ def test_many_devices(net):
         mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
         rows = NamedSharding(mesh, P("batch"))
         net, shape = {"dense": (dense, (6,)), "cells": (cells, (7, 6))}[sys.argv[1]]
-        params = net.init(jax.random.key(0), shape)
-        x, y = jax.random.normal(jax.random.key(1), (32, *shape)), jnp.arange(32) % 4
+        params = params_of(net, shape)
+        x, y = normal((32, *shape), seed=1), jnp.arange(32) % 4
         gradient = fn.value_and_grad(net, fn.log_likelihood)
         one = gradient(params, x, y, key=jax.random.key(2))
         many = gradient(params, jax.device_put(x, rows), jax.device_put(y, rows), key=jax.random.key(2))

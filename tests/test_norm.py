@@ -11,7 +11,7 @@ import fnnet as fn
 from fnnet.layers._layer import run_forward
 from fnnet.layers._norm import input_error, mean_over_channels, normalised
 
-from .cases import assert_agree, thorough
+from .cases import assert_agree, normal, thorough
 from .test_layers import equations
 
 KEY = jax.random.key(3)
@@ -303,7 +303,7 @@ class TestMasks:
     def test_the_audit_with_a_mask(self, norm):
         net = fn.Network(fn.Dense(4, fn.tanh), norm, fn.LastStep(), fn.Dense(3, fn.softmax))
         params, mask = net.init(KEY, (5, 2)), fn.length_mask([5, 0, 1, 4], 5)
-        x = jax.random.normal(KEY, (4, 5, 2))
+        x = normal((4, 5, 2))
         report = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(4) % 3, mask=mask)
         assert report.ok, str(report)
         moved = jnp.where(mask[..., None], x, 100.0)

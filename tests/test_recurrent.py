@@ -14,7 +14,7 @@ import fnnet as fn
 from fnnet.layers import forward_in_time, gru_step, gru_step_error, lstm_step, lstm_step_error, through_time
 from fnnet.layers._sequence import Reversed
 
-from .cases import assert_agree, thorough
+from .cases import assert_agree, normal, params_of, thorough
 
 KEY = jax.random.key(3)
 CELLS = {"RNN": fn.RNN, "LSTM": fn.LSTM, "GRU": fn.GRU}
@@ -121,13 +121,13 @@ class TestMasks:
     def test_masked_steps_change_nothing(self, kind, every):
         """A padded batch against each sequence alone: outputs, errors, gradients; of a cost on every step or on the last."""
         lengths, steps = [5, 2, 4], 5
-        x = jax.random.normal(KEY, (3, steps, 2))
+        x = normal((3, steps, 2))
         mask = fn.length_mask(jnp.array(lengths), steps)
         y = jax.random.uniform(jax.random.key(1), (3, steps, 2))
         spoilt = jnp.where(mask[..., None], x, jnp.nan)
         layers = [CELLS[kind](3), CELLS[kind](3), *([] if every else [fn.LastStep()]), fn.Dense(2, fn.sigmoid)]
         net, extra = fn.Network(*layers), {"weights": mask.astype(float)} if every else {}
-        params = net.init(jax.random.key(0), (steps, 2))
+        params = params_of(net, (steps, 2))
         targets = y if every else y[:, 0]
         padded = fn.backprop(net, fn.cross_entropy, params, spoilt, targets, mask=mask, **extra)
         cost, grads = fn.value_and_grad(net, fn.cross_entropy)(params, spoilt, targets, mask=mask, **extra)
@@ -154,7 +154,7 @@ class TestMasks:
 
     def test_a_mask_as_a_list(self):
         net = fn.Network(fn.GRU(3), fn.LastStep())
-        params, x = net.init(KEY, (2, 2)), jax.random.normal(KEY, (2, 2, 2))
+        params, x = params_of(net, (2, 2)), normal((2, 2, 2))
         mask, y = [[1, 1], [1, 0]], jnp.ones((2, 3))
         a = net.apply(params, x, mask=jnp.array(mask))
         np.testing.assert_array_equal(net.apply(params, x, mask=mask), a)
@@ -164,7 +164,7 @@ class TestMasks:
 
     def test_a_mask_of_another_shape(self):
         net = fn.Network(fn.LSTM(3), fn.LastStep())
-        params = net.init(KEY, (5, 2))
+        params = params_of(net, (5, 2))
         with pytest.raises(fn.LayerError, match=r"layer 0 LSTM\(3\): expected a mask of shape \(4, 5\), got \(4, 6\)"):
             net.apply(params, jnp.ones((4, 5, 2)), mask=jnp.ones((4, 6)))
 
@@ -190,7 +190,7 @@ def test_feedback_is_not_recomputed_with(kind):
     gradients = []
     for recompute in (False, True):
         net = fn.Network(CELLS[kind](3, recompute=recompute), fn.LastStep(), fn.Dense(2, fn.softmax))
-        params, feedback = (net.init(jax.random.key(i), (5, 2)) for i in (0, 1))
+        params, feedback = (params_of(net, (5, 2), seed=2 + i) for i in (0, 1))
         x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 5, 2)))
         gradients.append(fn.backprop(net, fn.log_likelihood, params, x, jnp.arange(4) % 2, feedback=feedback).gradients)
     assert_agree(*gradients, 1e-12)
@@ -202,7 +202,7 @@ class TestStates:
     def test_pieces_equal_the_whole(self, kind, recompute):
         cell = CELLS[kind](3, recompute=recompute)
         net = fn.Network(cell, fn.Dropout(0.5), cell, fn.Dense(2, fn.tanh))
-        params, x = net.init(KEY, (7, 2)), jax.random.normal(KEY, (4, 7, 2))
+        params, x = params_of(net, (7, 2)), normal((4, 7, 2))
         first, state = net.apply_from(params, x[:, :3])
         rest, end = net.apply_from(params, x[:, 3:], state)
         np.testing.assert_allclose(jnp.concatenate([first, rest], 1), net.apply(params, x), rtol=1e-12)
@@ -212,7 +212,7 @@ class TestStates:
     @pytest.mark.thorough
     def test_a_given_state_counts_in_cost_and_gradients(self):
         net = fn.Network(fn.GRU(3), fn.Dense(2, fn.linear))
-        params, x, y = net.init(KEY, (4, 2)), jax.random.normal(KEY, (5, 4, 2)), jnp.ones((5, 4, 2))
+        params, x, y = params_of(net, (4, 2)), normal((5, 4, 2)), jnp.ones((5, 4, 2))
         _, state = net.apply_from(params, x)
         manual = fn.value_and_grad(net, fn.quadratic)(params, x, y, state=state)
         bp = fn.backprop(net, fn.quadratic, params, x, y, state=state)
@@ -226,9 +226,9 @@ class TestStates:
     @pytest.mark.thorough
     def test_windows_add_up_to_the_truncated_gradient(self):
         """With the parameters held, windows of k steps give what truncate=k gives on the whole sequence."""
-        x, y = jax.random.normal(KEY, (3, 8, 2)), jax.random.normal(jax.random.key(1), (3, 8, 2))
+        x, y = normal((3, 8, 2)), normal((3, 8, 2), seed=1)
         net = fn.Network(fn.LSTM(3), fn.Dense(2, fn.linear))
-        params = net.init(KEY, (8, 2))
+        params = params_of(net, (8, 2))
         windowed, state = fn.value_and_grad(net, fn.quadratic, carry=True), None
         costs, total = [], None
         for start, stop in ((0, 3), (3, 6), (6, 8)):
@@ -245,8 +245,8 @@ class TestStates:
     def test_an_encoder_and_a_decoder_by_hand(self):
         """`through_time` from ∂C/∂(the last states) to ∂C/∂(the first): an error that enters and leaves by the states."""
         cell, other = fn.LSTM(3), fn.LSTM(3)
-        p, q = cell.init(KEY, (4, 2)), other.init(jax.random.key(1), (5, 1))
-        x, u = jax.random.normal(KEY, (2, 4, 2)), jax.random.normal(KEY, (2, 5, 1))
+        p, q = params_of(cell, (4, 2)), other.init(jax.random.key(1), (5, 1))
+        x, u = normal((2, 4, 2)), normal((2, 5, 1))
 
         def cost(p, q):
             _, kept = forward_in_time(cell, p, x)
@@ -262,7 +262,7 @@ class TestStates:
 
     def test_states_that_do_not_fit(self):
         net = fn.Network(fn.LSTM(3), fn.Dense(2, fn.linear))
-        params, x = net.init(KEY, (4, 2)), jnp.ones((5, 4, 2))
+        params, x = params_of(net, (4, 2)), jnp.ones((5, 4, 2))
         with pytest.raises(
             fn.LayerError, match=r"layer 0 LSTM\(3\): expected a state of 2 arrays of shape \(5, 3\), in a tuple"
         ):
@@ -273,11 +273,11 @@ class TestStates:
         with pytest.raises(
             fn.LayerError, match=r"layer 0 Bidirectional\(RNN\(3\)\): expected a layer whose state can be carried"
         ):
-            both.apply_from(both.init(KEY, (4, 2)), x)
+            both.apply_from(params_of(both, (4, 2)), x)
 
     def test_a_state_for_another_batch_or_layer(self):
         net = fn.Network(fn.LSTM(3), fn.Dense(2, fn.linear))
-        params, x, y = net.init(KEY, (4, 2)), jnp.ones((5, 4, 2)), jnp.ones((5, 4, 2))
+        params, x, y = params_of(net, (4, 2)), jnp.ones((5, 4, 2)), jnp.ones((5, 4, 2))
         state = ((jnp.ones((5, 3)), jnp.ones((5, 3))), None)
         gradient = fn.value_and_grad(net, fn.quadratic, micro_batch=2)
         larger = jax.tree.map(lambda s: jnp.ones((7, 3)), state)
@@ -293,12 +293,12 @@ class TestStates:
             gradient(params, x, y, state=(jnp.ones((5, 3)), None))
         both = fn.Network(fn.Bidirectional(fn.RNN(3)), fn.Dense(2, fn.linear))
         with pytest.raises(fn.LayerError, match=r"layer 0 Bidirectional\(RNN\(3\)\): expected no state"):
-            fn.backprop(both, fn.quadratic, both.init(KEY, (4, 2)), x, y, state=(state[0][:1], None))
+            fn.backprop(both, fn.quadratic, params_of(both, (4, 2)), x, y, state=(state[0][:1], None))
 
     @pytest.mark.parametrize("cell", [fn.LSTM(3), *thorough(fn.GRU(3), fn.LSTM(3, recompute=True))], ids=repr)
     def test_a_layer_above_in_another_dtype(self, cell):
         net = fn.Network(cell, fn.Dense(2, fn.linear))
-        params = net.init(KEY, (4, 2))
+        params = params_of(net, (4, 2))
         params = (jax.tree.map(lambda p: p.astype(jnp.float32), params[0]), params[1])
         x, y = jnp.ones((5, 4, 2), jnp.float32), jnp.ones((5, 4, 2))
         with jax.numpy_dtype_promotion("standard"):
@@ -313,7 +313,7 @@ class TestTruncation:
         """∂C/∂h_t under truncation is the full one less ∂C_τ/∂h_t of every τ beyond t's window."""
         k, steps = 3, 8
         net = fn.Network(CELLS[kind](4), fn.Dense(2, fn.softmax))
-        params, x = net.init(KEY, (steps, 2)), jax.random.normal(KEY, (3, steps, 2))
+        params, x = params_of(net, (steps, 2)), normal((3, steps, 2))
         y = jax.random.randint(KEY, (3, steps), 0, 2)
         credit = fn.diagnostics.credit(net, fn.log_likelihood, params, x, y)
         assert credit.shape == (3, steps, steps, 4)
@@ -344,7 +344,7 @@ class TestTruncation:
     def test_credit_map(self):
         net = fn.Network(fn.Embedding(5, 3), fn.GRU(4), fn.RNN(3), fn.Dense(2, fn.linear))
         x, y = jax.random.randint(KEY, (2, 6), 0, 5), jnp.ones((2, 6, 2))
-        params, mask = net.init(KEY, (6,)), fn.length_mask([6, 4], 6)
+        params, mask = params_of(net, (6,)), fn.length_mask([6, 4], 6)
         about = {"layer": 1, "mask": mask, "weights": mask.astype(float)}
         full = fn.diagnostics.credit(net, fn.quadratic, params, x, y, **about)
         norms = fn.diagnostics.credit_map(net, fn.quadratic, params, x, y, **about)
@@ -352,7 +352,7 @@ class TestTruncation:
         assert not np.any(np.triu(norms, 1))
         assert not np.any(norms[1, 4:])
         last = fn.Network(fn.LSTM(3), fn.LastStep(), fn.Dense(2, fn.softmax))
-        params = last.init(KEY, (5, 2))
+        params = params_of(last, (5, 2))
         assert fn.diagnostics.credit_map(
             last, fn.log_likelihood, params, jnp.ones((4, 5, 2)), jnp.zeros(4, int)
         ).shape == (4, 1, 5)
@@ -374,7 +374,7 @@ class TestTruncation:
 def test_credit_of_a_branch(wrap):
     """A branch beside an LSTM shifts the output: for the quadratic cost as a shift of the targets does."""
     branches = fn.Parallel(fn.LSTM(3), fn.Dense(3, fn.tanh))
-    params, x, y = branches.init(KEY, (4, 2)), jax.random.normal(KEY, (3, 4, 2)), jax.random.normal(KEY, (3, 4, 3))
+    params, x, y = params_of(branches, (4, 2)), normal((3, 4, 2)), normal((3, 4, 3))
     credit = fn.diagnostics.credit(wrap(branches), fn.quadratic, params, x, y)
     shifted = y - branches.layers[1].apply(params[1], x)
     alone = fn.diagnostics.credit(fn.Network(fn.LSTM(3)), fn.quadratic, params[:1], x, shifted)
@@ -383,13 +383,13 @@ def test_credit_of_a_branch(wrap):
 
 class TestFitByWindows:
     def data(self):
-        x = jax.random.normal(KEY, (4, 10, 2))
+        x = normal((4, 10, 2))
         return x, jnp.cumsum(x, 1) / 3
 
     @pytest.mark.thorough
     def test_it_is_the_loop_over_windows(self):
         net, (x, y) = fn.Network(fn.GRU(3), fn.Dense(2, fn.linear)), self.data()
-        params = net.init(KEY, (10, 2))
+        params = params_of(net, (10, 2))
         about = {"key": KEY, "epochs": 2, "batch_size": 4, "optimizer": fn.adam(0.01), "progress": False}
         fitted, history = fn.fit(net, fn.quadratic, params, (x, y), window=4, monitor_training=False, **about)
         by_hand, opt = params, fn.adam(0.01)
@@ -411,7 +411,7 @@ class TestFitByWindows:
     @pytest.mark.thorough
     def test_masks_and_resuming(self):
         net, (x, y) = fn.Network(fn.LSTM(3), fn.Dropout(0.2), fn.Dense(2, fn.linear)), self.data()
-        params, mask = net.init(KEY, (10, 2)), fn.length_mask([10, 7, 3, 9], 10)
+        params, mask = params_of(net, (10, 2)), fn.length_mask([10, 7, 3, 9], 10)
         data = x, y, {"mask": mask, "weights": mask.astype(float)}
         about = {"key": KEY, "batch_size": 3, "optimizer": fn.sgd(0.01), "window": 4, "progress": False}
         whole, history = fn.fit(net, fn.quadratic, params, data, epochs=3, **about)
@@ -424,14 +424,14 @@ class TestFitByWindows:
 
     def test_a_window_longer_than_the_sequences(self):
         net, (x, y) = fn.Network(fn.GRU(3), fn.Dense(2, fn.linear)), self.data()
-        params = net.init(KEY, (10, 2))
+        params = params_of(net, (10, 2))
         about = {"key": KEY, "epochs": 1, "batch_size": 4, "optimizer": fn.sgd(0.1), "progress": False}
         longer, _ = fn.fit(net, fn.quadratic, params, (x, y), window=17, **about)
         assert_agree(longer, fn.fit(net, fn.quadratic, params, (x, y), **about)[0], 1e-9)
 
     def test_windows_that_do_not_fit(self):
         net, (x, y) = fn.Network(fn.GRU(3), fn.Dense(2, fn.linear)), self.data()
-        params = net.init(KEY, (10, 2))
+        params = params_of(net, (10, 2))
         about = {"key": KEY, "epochs": 1, "batch_size": 2, "optimizer": fn.sgd(0.1), "progress": False}
         with pytest.raises(ValueError, match="fit: expected window to be an integer of at least 1, got 0"):
             fn.fit(net, fn.quadratic, params, (x, y), window=0, **about)
@@ -440,7 +440,7 @@ class TestFitByWindows:
             fn.fit(last, fn.quadratic, (params[0], {}), (x, jnp.ones((4, 3))), window=4, **about)
         flat = fn.Network(fn.Dense(2, fn.linear))
         with pytest.raises(ValueError, match="fit: expected a network with a state to carry for window=4"):
-            fn.fit(flat, fn.quadratic, flat.init(KEY, (10, 2)), (x, y), window=4, **about)
+            fn.fit(flat, fn.quadratic, params_of(flat, (10, 2)), (x, y), window=4, **about)
 
 
 class TestTorch:
@@ -453,7 +453,7 @@ class TestTorch:
         arrays = [getattr(theirs, name).detach().numpy() for name in names]
         cell = CELLS[kind](4)
         params = fn.from_torch(cell, *arrays)
-        x, da = np.asarray(jax.random.normal(KEY, (5, 6, 3))), np.asarray(jax.random.normal(KEY, (5, 6, 4)))
+        x, da = np.asarray(normal((5, 6, 3))), np.asarray(normal((5, 6, 4)))
         inputs = torch.tensor(x, requires_grad=True)
         h, _ = theirs(inputs)
         h.backward(torch.tensor(da))
@@ -476,7 +476,7 @@ class TestTorch:
     @pytest.mark.parametrize("kind", ["GRU", *thorough("RNN", "LSTM")])
     def test_there_and_back(self, kind):
         cell = CELLS[kind](4)
-        params = jax.tree.map(lambda p: p + 0.5, cell.init(KEY, (6, 3)))
+        params = jax.tree.map(lambda p: p + 0.5, params_of(cell, (6, 3)))
         arrays = fn.to_torch(cell, params)
         assert list(arrays) == ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
         assert_agree(fn.from_torch(cell, *arrays.values()), params, 1e-15)
@@ -502,11 +502,11 @@ class TestTorch:
 class TestEmbedding:
     def test_rows_and_their_gradient(self):
         layer = fn.Embedding(4, 3)
-        params = layer.init(KEY, (2,))
+        params = params_of(layer, (2,))
         tokens = jnp.array([[1, 1], [3, 1], [0, 3]], jnp.uint8)
         a, cache = layer.forward(params, tokens)
         np.testing.assert_array_equal(a, params["w"][tokens])
-        delta = jax.random.normal(KEY, a.shape)
+        delta = normal(a.shape)
         grads = layer.gradients(params, cache, delta)["w"]
         np.testing.assert_allclose(grads[1], (delta[0, 0] + delta[0, 1] + delta[1, 1]) / 3, rtol=1e-12)
         assert not np.any(grads[2])
@@ -514,7 +514,7 @@ class TestEmbedding:
 
     def test_a_token_outside_is_nan(self):
         layer = fn.Embedding(4, 3)
-        params = layer.init(KEY, (2,))
+        params = params_of(layer, (2,))
         a = layer.apply(params, jnp.array([[0, 4], [-1, 3]]))
         np.testing.assert_array_equal(np.isnan(a).all(-1), [[False, True], [True, False]])
         grads = layer.gradients(params, jnp.array([[0, 4], [-1, 3]]), jnp.ones((2, 2, 3)))["w"]
@@ -523,7 +523,7 @@ class TestEmbedding:
     @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int64"])
     def test_tokens_of_any_integer_type(self, dtype):
         layer = fn.Embedding(300, 2)
-        params = layer.init(KEY, (2,))
+        params = params_of(layer, (2,))
         tokens = jnp.array([[0, 100]], dtype)
         a, cache = layer.forward(params, tokens)
         np.testing.assert_array_equal(a, params["w"][jnp.array([[0, 100]])])
@@ -533,7 +533,7 @@ class TestEmbedding:
     def test_it_trains_and_is_audited(self):
         net = fn.Network(fn.Embedding(6, 4), fn.LSTM(3), fn.LastStep(), fn.Dense(2, fn.softmax))
         x = jax.random.randint(KEY, (8, 5), 0, 6)
-        y, params = (jnp.sum(x == 2, 1) > 0).astype(int), net.init(KEY, (5,))
+        y, params = (jnp.sum(x == 2, 1) > 0).astype(int), params_of(net, (5,))
         assert fn.compare_gradients(net, fn.log_likelihood, params, x, y).ok
         about = {"key": KEY, "epochs": 30, "batch_size": 4, "optimizer": fn.adam(0.05), "progress": False}
         _, history = fn.fit(net, fn.log_likelihood, params, (x, y), **about)
@@ -545,7 +545,7 @@ class TestEmbedding:
         with pytest.raises(
             fn.LayerError, match=r"Embedding\(4, 3\): expected integer inputs, got float64; give tokens as integers"
         ):
-            layer.apply(layer.init(KEY, (2,)), jnp.ones((5, 2)))
+            layer.apply(params_of(layer, (2,)), jnp.ones((5, 2)))
         with pytest.raises(fn.LayerError, match="expected a positive number tokens, got 0"):
             fn.Embedding(0, 3)
 
@@ -587,7 +587,7 @@ class TestClipping:
         both = jax.jit(jax.vmap(update))(jnp.array([6.5, 13.0]))
         np.testing.assert_allclose(both["b"][:, 0, 0], [-0.6, -1.2])
         net = fn.Network(fn.Dense(1, fn.linear))
-        params, x = net.init(KEY, (1,)), jnp.full((4, 1), 1e3)
+        params, x = params_of(net, (1,)), jnp.full((4, 1), 1e3)
         opt = fn.chain(fn.clip(1.0), fn.chain(fn.clip_by_global_norm(1.0), fn.sgd(0.01, momentum=0.5)))
         fitted, _ = fn.fit(
             net, fn.quadratic, params, (x, -x), key=KEY, epochs=3, batch_size=4, optimizer=opt, progress=False
@@ -700,7 +700,7 @@ def instructions(text):
 class TestShapes:
     def test_inputs_that_are_no_sequences(self):
         net = fn.Network(fn.GRU(3), fn.LastStep())
-        params = net.init(KEY, (5, 2))
+        params = params_of(net, (5, 2))
         for x in (jnp.ones((4, 2)), jnp.ones((4, 5, 3)), jnp.ones((4, 0, 2))):
             with pytest.raises(fn.LayerError, match=r"layer 0 GRU\(3\): expected inputs of shape \(m, T, 2\)"):
                 net.apply(params, x)
@@ -719,7 +719,7 @@ class TestShapes:
 
     def test_any_number_of_steps_and_integer_inputs(self):
         net = fn.Network(fn.RNN(3), fn.LastStep())
-        params = net.init(KEY, (5, 1))
+        params = params_of(net, (5, 1))
         for steps in (1, 9):
             assert net.apply(params, jnp.ones((2, steps, 1), int)).shape == (2, 3)
 
@@ -731,7 +731,7 @@ class TestShapes:
     def test_bidirectional_gives_both_final_states(self):
         cell = fn.GRU(3)
         last, every = fn.Bidirectional(cell, last=True), fn.Bidirectional(cell)
-        params, x = last.init(KEY, (5, 2)), jax.random.normal(KEY, (4, 5, 2))
+        params, x = params_of(last, (5, 2)), normal((4, 5, 2))
         mask = fn.length_mask([5, 3, 1, 4], 5)
         h = every.apply(params, x, mask=mask)
         both = last.apply(params, x, mask=mask)
@@ -745,7 +745,7 @@ class TestPlantedFaults:
 
     def first_row(self, **methods):
         wrong = fn.layer(type("Wrong", (fn.LSTM,), methods))(4)
-        row = fn.check_layer(wrong, wrong.init(KEY, (6, 3)), jax.random.normal(KEY, (5, 6, 3))).rows[0]
+        row = fn.check_layer(wrong, params_of(wrong, (6, 3)), normal((5, 6, 3))).rows[0]
         return row.layer, row.equation, row.leaf, row.verdict
 
     @pytest.mark.thorough  # by default, in tests/test_recurrent_mutants.py
@@ -770,7 +770,7 @@ class TestPlantedFaults:
         wrong = fn.layer(type("Wrong", (fn.LSTM,), {"propagate": propagate}))
         both = type("Both", (fn.Bidirectional,), {"layers": property(lambda self: (wrong(3), Reversed(self.cell)))})
         net = fn.Network(fn.RNN(2), fn.layer(both)(fn.LSTM(3)), fn.Dense(2, fn.softmax))
-        params, x = net.init(KEY, (4, 3)), jax.random.normal(KEY, (5, 4, 3))
+        params, x = params_of(net, (4, 3)), normal((5, 4, 3))
         row = fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.ones((5, 4), int)).rows[0]
         assert (row.layer, row.equation, row.verdict) == ("1.0 Wrong", "propagate", "fail")
 

@@ -10,7 +10,20 @@ import pytest
 import fnnet as fn
 from fnnet.layers._layer import run_forward
 
-from .cases import BY_CLASS, LAYERS, TOLERANCE, Case, assert_agree, cast, gpt, gpt_block, largest, thorough
+from .cases import (
+    BY_CLASS,
+    LAYERS,
+    TOLERANCE,
+    Case,
+    assert_agree,
+    cast,
+    gpt,
+    gpt_block,
+    largest,
+    normal,
+    params_of,
+    thorough,
+)
 
 M, KEY = 3, jax.random.key(3)
 
@@ -149,44 +162,56 @@ def one_by_one(net, params, x, y, given, argnums=0):
 @pytest.mark.parametrize("name", ["dense", "tied", *thorough("steps", "gpt", "conv")])
 def test_the_functions_on_networks(name):
     net, params, x, y, given = of_a_network(name)
-    of = net, fn.log_likelihood, params, x, y
     reference = one_by_one(net, params, x, y, given)
     rows = rows_of(reference)
     norms = np.linalg.norm(rows, axis=1)
-    assert_agree(fn.example_gradients(*of, **given), reference, 1e-12)
-    agree(fn.gradient_norms(*of, **given), norms, 1e-12)
-    agree(fn.gradient_gram(*of, **given), rows @ rows.T, 1e-12)
+    bound = float(np.median(norms))
 
-    found = fn.gradient_statistics(*of, **given)
+    @jax.jit
+    def every(params, x, y, given):
+        of = net, fn.log_likelihood, params, x, y
+        quantities = fn.example_gradients, fn.gradient_norms, fn.gradient_gram, fn.gradient_statistics
+        return (
+            *(quantity(*of, **given) for quantity in quantities),
+            fn.clipped_value_and_grad(net, fn.log_likelihood, bound)(params, x, y, **given),
+            fn.objective(net, fn.log_likelihood)(params, x, y, **given),
+            fn.input_gradient(*of, **given) if jnp.issubdtype(x.dtype, jnp.floating) else None,
+        )
+
+    shares, own_norms, gram, found, (value, gradients), cost, da = every(params, x, y, given)
+    assert_agree(shares, reference, 1e-12)
+    agree(own_norms, norms, 1e-12)
+    agree(gram, rows @ rows.T, 1e-12)
     mean, variance = rows.mean(0), rows.var(0)
     agree(rows_of(found.mean, 1)[0], mean, 1e-12)
     agree(rows_of(found.variance, 1)[0], variance, 1e-12)
     agree(rows_of(found.signal_to_noise, 1)[0] * variance, mean**2, 1e-10)
     agree(found.noise_scale, variance.sum() / (mean**2).sum(), 1e-12)
 
-    bound = float(np.median(norms))
-    value, gradients = fn.clipped_value_and_grad(net, fn.log_likelihood, bound)(params, x, y, **given)
-    agree(value, fn.objective(net, fn.log_likelihood)(params, x, y, **given), 1e-12)
+    agree(value, cost, 1e-12)
     agree(rows_of(gradients, 1)[0], np.mean(np.minimum(1, bound / norms)[:, None] * rows, axis=0), 1e-12)
     assert jax.tree.structure(gradients) == jax.tree.structure(params)
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        da = fn.input_gradient(*of, **given)
+    if da is not None:
         agree(da, one_by_one(net, params, x, y, given, argnums=1)[:, 0], 1e-12)
 
 
 @pytest.mark.parametrize("name", ["dense", *thorough("steps", "gpt", "conv", "tied")])
 def test_in_chunks_as_the_whole_batch(name, monkeypatch):
     net, params, x, y, given = of_a_network(name, 5)
-    of = net, fn.log_likelihood, params, x, y
     clip = functools.partial(fn.clipped_value_and_grad, net, fn.log_likelihood, 0.3, 0.5)
-    whole = clip(micro_batch=None)(params, x, y, **given)
-    for size in (1, 2):
-        jax.tree.map(functools.partial(agree, tolerance=1e-12), clip(micro_batch=size)(params, x, y, **given), whole)
-    norms, statistics = fn.gradient_norms(*of, **given), fn.gradient_statistics(*of, **given)
+    whole, *parts = jax.jit(lambda *of: [clip(micro_batch=size)(*of, **given) for size in (None, 1, 2)])(params, x, y)
+    for part in parts:
+        jax.tree.map(functools.partial(agree, tolerance=1e-12), part, whole)
+
+    def measured(*of):
+        fn.programs.program.cache_clear()
+        of = net, fn.log_likelihood, *of
+        return fn.gradient_norms(*of, **given), fn.gradient_statistics(*of, **given)
+
+    norms, statistics = jax.jit(lambda *of: measured(*of))(params, x, y)
     monkeypatch.setattr("fnnet.shares.chunk_size", lambda *given: 2)
-    fn.programs.program.cache_clear()
-    agree(fn.gradient_norms(*of, **given), norms, 1e-12)
-    chunked = fn.gradient_statistics(*of, **given)
+    chunked_norms, chunked = jax.jit(lambda *of: measured(*of))(params, x, y)
+    agree(chunked_norms, norms, 1e-12)
     for ours, theirs in ((chunked.mean, statistics.mean), (chunked.variance, statistics.variance)):
         agree(rows_of(ours, 1), rows_of(theirs, 1), 1e-12)
     agree(chunked.noise_scale, statistics.noise_scale, 1e-12)
@@ -214,19 +239,17 @@ def test_under_jit_and_vmap():
         lambda p: fn.gradient_statistics(net, fn.log_likelihood, p, x, y, **given),
         lambda p: clip(p, 0.2),
     )
-    for f in functions:
-        together = jax.jit(jax.vmap(f))(several)
-        for i in range(2):
-            alone = f(jax.tree.map(lambda p, i=i: p[i], several))
-            jax.tree.map(lambda a, b, i=i: agree(a[i], b, 1e-10), together, alone)
-    bounds = jnp.array([0.1, 0.3])
-    traced = jax.vmap(clip, (None, 0))(params, bounds)
+    together = jax.jit(jax.vmap(lambda p: [f(p) for f in functions]))(several)
+    for i in range(2):
+        alone = [f(jax.tree.map(lambda p, i=i: np.asarray(p)[i], several)) for f in functions]
+        jax.tree.map(lambda a, b, i=i: agree(a[i], b, 1e-10), together, alone)
+    traced = jax.jit(jax.vmap(clip, (None, 0)))(params, np.array([0.1, 0.3]))
     jax.tree.map(lambda a, b: agree(a[1], b, 1e-12), traced, clip(params, 0.3))
 
 
 def test_a_layer_with_an_equation_replaced():
     net = Doubled(3, fn.softmax)
-    params, x, y = net.init(KEY, (4,)), jax.random.normal(KEY, (M, 4)), jnp.array([0, 1, 2])
+    params, x, y = params_of(net, (4,)), normal((M, 4)), jnp.array([0, 1, 2])
     plain = fn.gradient_norms(fn.Dense(3, fn.softmax), fn.log_likelihood, params, x, y)
     agree(fn.gradient_norms(net, fn.log_likelihood, params, x, y), 2 * plain)
     statistics = fn.gradient_statistics(net, fn.log_likelihood, params, x, y)
@@ -246,8 +269,8 @@ class OfAMixin(Mixed, fn.Dense):
 
 
 def test_a_mixin_replaces_an_equation():
-    net, given = OfAMixin(3, fn.softmax), (jax.random.normal(KEY, (M, 4)), jnp.array([0, 1, 2]))
-    params = net.init(KEY, (4,))
+    net, given = OfAMixin(3, fn.softmax), (normal((M, 4)), jnp.array([0, 1, 2]))
+    params = params_of(net, (4,))
     plain = fn.gradient_norms(fn.Dense(3, fn.softmax), fn.log_likelihood, params, *given)
     agree(fn.gradient_norms(net, fn.log_likelihood, params, *given), 2 * plain)
 
@@ -255,7 +278,7 @@ def test_a_mixin_replaces_an_equation():
 def test_the_keys_of_a_part_of_a_batch(monkeypatch):
     """A part with its `ExampleKeys` draws what it draws in the whole batch, in chunks too."""
     net = fn.Network(fn.Dense(6, fn.tanh), fn.Dropout(0.5), fn.Dense(3, fn.softmax))
-    params, x, y = net.init(KEY, (4,)), jax.random.normal(KEY, (8, 4)), jnp.arange(8) % 3
+    params, x, y = params_of(net, (4,)), normal((8, 4)), jnp.arange(8) % 3
     given, part = (net, fn.log_likelihood, params), fn.ExampleKeys(KEY, jnp.arange(3, 8))
     whole = fn.gradient_norms(*given, x, y, key=KEY)[3:]
     by_part = [fn.value_and_grad(*given[:2], micro_batch=size)(params, x[3:], y[3:], key=part) for size in (None, 2)]
@@ -314,7 +337,7 @@ class Centred:
 
 def test_batch_normalisation():
     net = fn.Network(fn.Dense(4, fn.tanh), fn.BatchNorm(), fn.Dense(3, fn.softmax))
-    params, x, y = net.init(KEY, (4,)), jax.random.normal(KEY, (M, 4)), jnp.array([0, 1, 2])
+    params, x, y = params_of(net, (4,)), normal((M, 4)), jnp.array([0, 1, 2])
     shares = fn.example_gradients(net, fn.log_likelihood, params, x, y)
     _, gradients = fn.value_and_grad(net, fn.log_likelihood)(params, x, y)
     jax.tree.map(lambda g, mean: agree(jnp.mean(g, axis=0), mean), shares, gradients)
@@ -329,7 +352,7 @@ def test_batch_normalisation():
 
 
 def test_a_cache_without_examples_on_axis_0():
-    params, x, y = Centred().init(KEY, (3,)), jax.random.normal(KEY, (M, 3)), jnp.zeros((M, 3))
+    params, x, y = params_of(Centred(), (3,)), normal((M, 3)), jnp.zeros((M, 3))
     message = (
         r"Centred\(\): expected a cache of arrays with 3 examples on axis 0, got \(1, 3\); write example_gradients"
     )
@@ -378,7 +401,7 @@ def test_fit_takes_the_clipped_gradient(digits):
     (x, y), _ = digits
     x, y = x[:50].reshape(50, -1), y[:50]
     net = fn.Network(fn.Dense(5, fn.tanh), fn.Dropout(0.2), fn.Dense(10, fn.softmax))
-    params = cast(net.init(KEY, (784,)), x.dtype)
+    params = cast(params_of(net, (784,)), x.dtype)
     run = functools.partial(
         fn.fit, net, fn.log_likelihood, params, (x, y), key=KEY, epochs=2, batch_size=20, optimizer=fn.sgd(0.1),
         monitor_training=False, progress=False,
@@ -392,9 +415,9 @@ def test_fit_takes_the_clipped_gradient(digits):
 
 
 def test_a_run_with_another_bound_is_another_run():
-    net, x, y = fn.Dense(3, fn.softmax), jax.random.normal(KEY, (4, 2)), jnp.array([0, 1, 2, 0])
+    net, x, y = fn.Dense(3, fn.softmax), normal((4, 2)), jnp.array([0, 1, 2, 0])
     run = functools.partial(
-        fn.fit, net, fn.log_likelihood, net.init(KEY, (2,)), (x, y), key=KEY, batch_size=4, optimizer=fn.sgd(0.1),
+        fn.fit, net, fn.log_likelihood, params_of(net, (2,)), (x, y), key=KEY, batch_size=4, optimizer=fn.sgd(0.1),
         monitor_training=False, progress=False,
     )  # fmt: skip
     _, history = run(epochs=1, gradient=fn.clipped_value_and_grad(net, fn.log_likelihood, 1.0))
@@ -405,7 +428,7 @@ def test_a_run_with_another_bound_is_another_run():
 
 def test_windows_need_a_gradient_that_carries_the_state():
     net = fn.Network(fn.RNN(3), fn.Dense(2, fn.softmax))
-    params, x, y = net.init(KEY, (6, 2)), jax.random.normal(KEY, (4, 6, 2)), jnp.zeros((4, 6), int)
+    params, x, y = params_of(net, (6, 2)), normal((4, 6, 2)), jnp.zeros((4, 6), int)
     message = r"fit: expected a gradient= that takes state= .* for window=3, got clipped_value_and_grad\(bound=1.0,"
     with pytest.raises(ValueError, match=message):
         fn.fit(
@@ -461,15 +484,15 @@ def compiled(f, *given):
 
 def test_statistics_without_any_gradient():
     """Where every target is met there is no noise, not 0/0."""
-    net, x = fn.Dense(2, fn.linear), jax.random.normal(KEY, (M, 4))
-    params = net.init(KEY, (4,))
+    net, x = fn.Dense(2, fn.linear), normal((M, 4))
+    params = params_of(net, (4,))
     found = fn.gradient_statistics(net, fn.quadratic, params, x, net.apply(params, x))
     assert all(not jnp.any(leaf) for leaf in jax.tree.leaves(found))
 
 
 def test_memory_and_work_of_a_dense_network():
     net, m = fn.Network(fn.Dense(100, fn.sigmoid), fn.Dense(10, fn.softmax)), 128
-    params = cast(net.init(KEY, (784,)), jnp.float32)
+    params = cast(params_of(net, (784,)), jnp.float32)
     given = params, jnp.ones((m, 784), jnp.float32), jnp.zeros(m, jnp.int32)
     objective = fn.objective(net, fn.log_likelihood)
     of_each = jax.vmap(jax.grad(lambda p, x, y: objective(p, x[None], y[None])), (None, 0, 0))
@@ -503,7 +526,7 @@ def test_memory_of_an_embedding():
 @pytest.mark.thorough
 def test_memory_of_a_recurrent_network():
     net, shape = fn.Network(fn.LSTM(64), fn.LastStep(), fn.Dense(10, fn.softmax)), (28, 28)
-    params = cast(net.init(KEY, shape), jnp.float32)
+    params = cast(params_of(net, shape), jnp.float32)
     given = params, jnp.ones((32, *shape), jnp.float32), jnp.zeros(32, jnp.int32)
     objective = fn.objective(net, fn.log_likelihood)
     of_each = jax.vmap(jax.grad(lambda p, x, y: objective(p, x[None], y[None])), (None, 0, 0))
@@ -520,7 +543,7 @@ def test_the_forms_of_products(places, monkeypatch):
     from fnnet.layers import _products
 
     monkeypatch.setattr("fnnet.forms.SHARE_BYTES", 2 * 8 * 6)
-    delta, a = jax.random.normal(KEY, (5, places, 2)), jax.random.normal(KEY, (5, places, 3))
+    delta, a = normal((5, places, 2)), normal((5, places, 3))
     for other in (a, None):
         g = np.asarray(_products.share(delta, other)).reshape(5, -1)
         agree(_products.share_square_norms.__wrapped__(delta, other), (g**2).sum(1))
@@ -545,7 +568,7 @@ def test_shares_that_cancel_have_no_negative_norm():
 
 def test_half_precision_is_summed_in_float32():
     layer = fn.Dense(3, fn.tanh)
-    params = cast(layer.init(KEY, (300,)), jnp.bfloat16)
+    params = cast(params_of(layer, (300,)), jnp.bfloat16)
     x, y = jnp.ones((2, 300), jnp.bfloat16), jnp.zeros((2, 3), jnp.bfloat16)
     norms = fn.gradient_norms(layer, fn.quadratic, params, x, y)
     assert norms.dtype == jnp.float32
@@ -558,7 +581,7 @@ def test_what_a_rule_learns_or_keeps_fixed_has_no_share():
     net = fn.Network(fn.Dense(3, fn.tanh), fn.Dense(2, fn.softmax))
     x, y = jnp.ones((4, 3)), jnp.zeros(4, int)
     learns = fn.Swapped(net, fn.KolenPollack())
-    params = learns.init(jax.random.key(0), (3,))
+    params = params_of(learns, (3,))
     with pytest.raises(
         fn.LayerError, match=r"expected a rule with fixed arrays, for the examples' shares, got KolenPol"
     ):
@@ -568,6 +591,6 @@ def test_what_a_rule_learns_or_keeps_fixed_has_no_share():
         fn.LayerError, match=r"expected parameters that are all trained, to add noise, got FeedbackAlig"
     ):
         fn.clipped_value_and_grad(fixed, fn.log_likelihood, 1.0, noise=1.0)
-    params = fixed.init(jax.random.key(0), (3,))
+    params = params_of(fixed, (3,))
     _, clipped = fn.clipped_value_and_grad(fixed, fn.log_likelihood, 1e-3)(params, x, y)
     assert largest(clipped["back"]) == 0 < largest(clipped["net"])

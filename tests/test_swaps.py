@@ -16,7 +16,7 @@ from fnnet.initializers import orthogonal, scaled_uniform, zeros
 from fnnet.layers._swapped import unswapped
 from fnnet.programs import program
 
-from .cases import LAYERS, assert_agree, largest, thorough
+from .cases import LAYERS, assert_agree, largest, params_of, thorough
 
 KEY = jax.random.key(3)
 
@@ -92,7 +92,7 @@ def trained(net, params, xy, **options):
 def test_without_a_rule_it_is_backpropagation_bit_for_bit(case):
     net, swapped = case.layer, fn.Swapped(case.layer, fn.Rule())
     params, x = case.params("float64"), case.inputs(4, "float64")
-    own = {"net": params, "back": jax.tree.map(jnp.zeros_like, swapped.init(KEY, case.shape)["back"])}
+    own = {"net": params, "back": jax.tree.map(jnp.zeros_like, params_of(swapped, case.shape)["back"])}
     y = jax.device_put(np.random.default_rng(2).uniform(size=jax.eval_shape(net.apply, params, x).shape))
     true, ours = (fn.backprop(n, fn.quadratic, p, x, y, key=KEY) for n, p in ((net, params), (swapped, own)))
     same = assert_bits
@@ -106,7 +106,7 @@ def test_without_a_rule_it_is_backpropagation_bit_for_bit(case):
 
 def cut(net):
     """Parameters for which e-prop is backpropagation: nothing from step to step."""
-    params = net.init(KEY, (4,))
+    params = params_of(net, (4,))
     return jax.tree_util.tree_map_with_path(
         lambda path, w: jnp.zeros_like(w) if path[-1] == jax.tree_util.DictKey("w_h") else w, params
     )
@@ -120,7 +120,7 @@ NEUTRAL = [
 @pytest.mark.parametrize("rule", thorough(*NEUTRAL), ids=repr)
 def test_with_the_weights_for_b_it_is_backpropagation_bit_for_bit(rule):
     net, (x, y) = fn.Swapped(deep_net(), rule), tokens()
-    params = cut(net) if isinstance(rule, fn.EProp) else net.init(KEY, (4,))
+    params = cut(net) if isinstance(rule, fn.EProp) else params_of(net, (4,))
     own = params if type(rule) in (fn.EProp, fn.Clip) else neutral(net, params)
     assert own is not None
     ours = fn.backprop(net, fn.log_likelihood, own, x, y, key=KEY)
@@ -135,7 +135,7 @@ def test_with_the_weights_for_b_it_is_backpropagation_bit_for_bit(rule):
 @pytest.mark.parametrize("rule", [fn.FeedbackAlignment(), *thorough(fn.TargetPropagation())], ids=repr)
 def test_with_the_weights_for_b_a_dense_network_has_the_true_errors(rule):
     net, (x, y) = fn.Swapped(dense_net(), rule), data()
-    params = net.init(KEY, (5,))
+    params = params_of(net, (5,))
     ours = fn.backprop(net, fn.log_likelihood, neutral(net, params), x, y, key=KEY)
     assert_bits(ours.errors, fn.backprop(unswapped(net), fn.log_likelihood, params, x, y, key=KEY).errors)
 
@@ -145,11 +145,16 @@ def test_in_one_pass_and_in_chunks_it_is_what_it_is_in_two(rule):
     deep = not isinstance(rule, fn.TargetPropagation)
     net, shape, (x, y) = (deep_net(), (4,), tokens()) if deep else (dense_net(), (5,), data())
     net = fn.Swapped(net, rule)
-    params = net.init(KEY, shape)
-    true = fn.backprop(net, fn.log_likelihood, params, x, y, key=KEY)
-    for micro_batch in (None, 4):
-        of = fn.value_and_grad(net, fn.log_likelihood, micro_batch=micro_batch)
-        cost, gradients = of(params, x, y, key=KEY)
+    params = params_of(net, shape)
+
+    @jax.jit
+    def every_way(params, x, y, key):
+        ways = [fn.value_and_grad(net, fn.log_likelihood, micro_batch=size) for size in (None, 4)]
+        true = fn.backprop(net, fn.log_likelihood, params, x, y, key=key)
+        return true, [way(params, x, y, key=key) for way in ways]
+
+    true, found = every_way(params, x, y, KEY)
+    for cost, gradients in found:
         np.testing.assert_allclose(cost, true.cost, rtol=1e-15 * 4)
         for path, g in jax.tree_util.tree_leaves_with_path(gradients):
             right = dict(jax.tree_util.tree_leaves_with_path(true.gradients))[path]
@@ -159,9 +164,9 @@ def test_in_one_pass_and_in_chunks_it_is_what_it_is_in_two(rule):
 
 def test_a_swap_leaves_the_key_of_the_network_alone():
     net, (x, y) = dense_net(), data()
-    params = net.init(KEY, (5,))
+    params = params_of(net, (5,))
     swapped = fn.Swapped(net, fn.Noise(0.1))
-    own = swapped.init(KEY, (5,))
+    own = params_of(swapped, (5,))
     assert_bits(own["net"], params)
     assert fn.backprop(swapped, fn.log_likelihood, own, x, y, key=KEY).cost == (
         fn.backprop(net, fn.log_likelihood, params, x, y, key=KEY).cost
@@ -172,7 +177,7 @@ def test_an_equal_rule_compiles_nothing_new():
     (x, y), seen = data(), []
     for seed in range(2):
         net = fn.Swapped(dense_net(), fn.FeedbackAlignment(scaled_uniform()))
-        fn.value_and_grad(net, fn.log_likelihood)(net.init(jax.random.key(seed), (5,)), x, y, key=KEY)
+        fn.value_and_grad(net, fn.log_likelihood)(params_of(net, (5,), seed=seed), x, y, key=KEY)
         run = program(_value_and_grad, net, fn.log_likelihood, micro_batch="auto", positions=None, carry=False)
         seen.append((net, hash(net), run, run._cache_size()))
     assert seen[0] == seen[1]
@@ -186,7 +191,7 @@ def test_a_rule_for_a_part_of_a_network_only():
         fn.Dense(3, fn.softmax),
     )
     net, (x, y) = fn.Network(first, fn.Swapped(inner, fn.FeedbackAlignment()), last), data()
-    params = net.init(KEY, (5,))
+    params = params_of(net, (5,))
     assert jax.tree.map(jnp.shape, params[1]["back"]) == ({"B_w": (5, 6)}, {"B_w": (4, 5)})
     true = fn.backprop(unswapped(net), fn.log_likelihood, params, x, y)
     ours = fn.backprop(net, fn.log_likelihood, params, x, y)
@@ -205,7 +210,7 @@ def test_a_part_that_is_swapped_keeps_its_own_rule():
         fn.Network(fn.Dense(6, fn.tanh), fn.Swapped(fn.Dense(4, fn.tanh), fn.KolenPollack()), fn.Dense(3, fn.softmax)),
         fn.DirectFeedback(),
     )
-    params, (x, y) = net.init(KEY, (5,)), data()
+    params, (x, y) = params_of(net, (5,)), data()
     assert jax.tree.map(jnp.shape, params["back"]) == ({"B": (3, 5)}, {}, {"B": (3, 4)})
     own = params["net"][1]["back"]["w"]
     ours = fn.backprop(net, fn.log_likelihood, params, x, y)
@@ -217,8 +222,8 @@ def test_a_part_that_is_swapped_keeps_its_own_rule():
 @pytest.mark.thorough
 def test_a_network_that_is_swapped_already_keeps_its_rule():
     once, (x, y) = fn.Swapped(SMALL, fn.DirectFeedback()), data()
-    twice, params = fn.Swapped(once, fn.Noise(1.0)), once.init(KEY, (5,))
-    own = twice.init(KEY, (5,))
+    twice, params = fn.Swapped(once, fn.Noise(1.0)), params_of(once, (5,))
+    own = params_of(twice, (5,))
     assert_bits(own, {"net": params, "back": {}})
     ours, true = (fn.backprop(n, fn.log_likelihood, p, x, y, key=KEY) for n, p in ((twice, own), (once, params)))
     assert_bits(ours.errors, (true.errors,))
@@ -239,7 +244,7 @@ def test_a_network_that_is_swapped_already_keeps_its_rule():
 )
 def test_a_swap_inside_of_another_composite(around):
     net = fn.Network(around(fn.Swapped(fn.Dense(5, fn.tanh), fn.FeedbackAlignment())), fn.Dense(3, fn.softmax))
-    (x, y), params = data(), net.init(KEY, (5,))
+    (x, y), params = data(), params_of(net, (5,))
     two = fn.backprop(net, fn.log_likelihood, params, x, y).gradients
     assert_agree(fn.value_and_grad(net, fn.log_likelihood)(params, x, y)[1], two, 1e-14, zero=True)
     assert largest(two[-1]["w"] - fn.backprop(unswapped(net), fn.log_likelihood, params, x, y).gradients[-1]["w"]) == 0
@@ -250,7 +255,7 @@ def test_a_swap_inside_of_another_composite(around):
 @pytest.mark.parametrize("rule", [fn.FeedbackAlignment(), *thorough(*RULES[1:])], ids=repr)
 def test_every_dtype(rule, dtype):
     net, (x, y) = fn.Swapped(dense_net(), rule), data()
-    params = jax.tree.map(lambda p: p.astype(dtype), net.init(KEY, (5,)))
+    params = params_of(net, (5,), dtype)
     x = x.astype(dtype)
     cost, gradients = fn.value_and_grad(net, fn.log_likelihood)(params, x, y, key=KEY)
     wide = jax.tree.map(lambda p: p.astype("float64"), params)
@@ -275,7 +280,7 @@ def test_under_jit_and_vmap():
 
 def test_as_an_ordinary_function():
     net, (x, y) = fn.Swapped(dense_net()[2:], fn.FeedbackAlignment()), data(shape=(6,))
-    params, f = net.init(KEY, (6,)), fn.as_function(net)
+    params, f = params_of(net, (6,)), fn.as_function(net)
     gradients = jax.grad(lambda p: -jnp.mean(jnp.log(f(p, x))[jnp.arange(6), y]))(params)
     assert_agree(gradients["net"], fn.backprop(net, fn.log_likelihood, params, x, y).gradients["net"], 1e-13)
     assert largest(gradients["back"]) == 0
@@ -290,7 +295,7 @@ def test_as_an_ordinary_function():
 @pytest.mark.parametrize("rule", [FIXED[0], *thorough(*FIXED[1:])], ids=repr)
 def test_nothing_moves_fixed_arrays(rule, optimizer):
     net = fn.Swapped(fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, fn.softmax)), rule)
-    params, xy = net.init(KEY, (5,)), data()
+    params, xy = params_of(net, (5,)), data()
     assert all(largest(g) == 0 for g in backs(fn.backprop(net, fn.log_likelihood, params, *xy).gradients).values())
     for penalty in (fn.L2(5.0), fn.L1(5.0)):
         after, _ = trained(net, params, xy, penalty=penalty, optimizer=optimizer)
@@ -302,7 +307,7 @@ def test_nothing_moves_fixed_arrays(rule, optimizer):
 def test_other_libraries_optimisers_leave_fixed_arrays_alone():
     optax = pytest.importorskip("optax")
     net = fn.Swapped(fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, fn.softmax)), fn.FeedbackAlignment())
-    params, xy = net.init(KEY, (5,)), data()
+    params, xy = params_of(net, (5,)), data()
     with jax.numpy_dtype_promotion("standard"):  # optax promotes
         after, _ = trained(net, params, xy, optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)))
     assert_bits(backs(after), backs(params))
@@ -329,7 +334,7 @@ def test_a_sweep_draws_arrays_for_each_seed():
 
 def test_saved_and_loaded(tmp_path):
     net = fn.Swapped(dense_net(), fn.KolenPollack())
-    params = net.init(KEY, (5,))
+    params = params_of(net, (5,))
     fn.save(tmp_path / "params", params)
     assert_bits(fn.load(tmp_path / "params", params), params)
 
@@ -339,7 +344,7 @@ def test_saved_and_loaded(tmp_path):
 )
 def test_training_resumes_bit_for_bit(rule):
     net, xy = fn.Swapped(dense_net(), rule), data()
-    params = net.init(KEY, (5,))
+    params = params_of(net, (5,))
     whole, _ = trained(net, params, xy, epochs=4, optimizer=fn.adam(0.01))
     half, history = trained(net, params, xy, epochs=2, optimizer=fn.adam(0.01))
     rest, _ = trained(net, half, xy, epochs=4, optimizer=fn.adam(0.01), resume=history.state)
@@ -352,7 +357,7 @@ def test_training_resumes_bit_for_bit(rule):
 def test_feedback_alignment_is_what_feedback_does():
     net, (x, y) = dense_net(), data()
     swapped = fn.Swapped(net, fn.FeedbackAlignment(orthogonal(0.5)))
-    params = swapped.init(KEY, (5,))
+    params = params_of(swapped, (5,))
     feedback = jax.tree.map(jnp.zeros_like, params["net"])
     b = params["back"]
     feedback = (
@@ -407,7 +412,7 @@ def test_sign_symmetry():
 def test_redrawn_magnitudes_are_those_of_the_whole_batch():
     net, (x, y) = fn.Swapped(fn.Dense(3, fn.softmax), fn.SignSymmetry("brSF")), data()
     net = fn.Network(fn.Dense(6, fn.tanh), net)
-    params = net.init(KEY, (5,))
+    params = params_of(net, (5,))
     whole, chunks = (
         fn.value_and_grad(net, fn.log_likelihood, micro_batch=size)(params, x, y, key=KEY)[1] for size in (None, 1)
     )
@@ -419,7 +424,7 @@ def test_the_gap_of_kolen_and_pollack():
     net = fn.Swapped(
         fn.Network(fn.Dense(6, fn.tanh), fn.RNN(4), fn.LastStep(), fn.Dense(3, fn.softmax)), fn.KolenPollack()
     )
-    (x, y), params = data(shape=(3, 5)), net.init(KEY, (3, 5))
+    (x, y), params = data(shape=(3, 5)), params_of(net, (3, 5))
 
     def gap(params):
         net, back = params["net"], params["back"]
@@ -439,7 +444,7 @@ def test_direct_feedback_on_a_linear_network():
     # δ^L through the product of the weights between is what backpropagation sends.
     net = fn.Network(*(fn.Dense(n, fn.linear) for n in (6, 5, 4, 3)))
     swapped, (x, _) = fn.Swapped(net, fn.DirectFeedback()), data()
-    params, y = net.init(KEY, (5,)), jnp.ones((6, 3))
+    params, y = params_of(net, (5,)), jnp.ones((6, 3))
     b = [functools.reduce(jnp.matmul, [p["w"] for p in reversed(params[i:])]) for i in range(4)]
     own = {"net": params, "back": tuple({"B": product} for product in b)}
     true, ours = fn.backprop(net, fn.quadratic, params, x, y), fn.backprop(swapped, fn.quadratic, own, x, y)
@@ -449,12 +454,12 @@ def test_direct_feedback_on_a_linear_network():
 
 def test_direct_feedback_skips_what_is_between():
     net, (x, y) = fn.Swapped(dense_net(), fn.DirectFeedback()), data()
-    params = net.init(KEY, (5,))
+    params = params_of(net, (5,))
     ours = fn.backprop(net, fn.log_likelihood, params, x, y, key=KEY)
     top, b = ours.errors[3], params["back"]
     assert_agree(ours.errors[2][0], top @ b[3]["B"], 1e-14)
     of_steps = fn.Swapped(fn.Network(fn.RNN(4), fn.Dense(3, fn.softmax)), fn.DirectFeedback())
-    (x, _), p = data(shape=(4, 5)), of_steps.init(KEY, (4, 5))
+    (x, _), p = data(shape=(4, 5)), params_of(of_steps, (4, 5))
     y = jnp.zeros((6, 4), int)
     _, (below, top), _ = fn.backprop(of_steps, fn.log_likelihood, p, x, y)
     h = of_steps.net[0].apply(p["net"][0], x)
@@ -480,7 +485,7 @@ def conv_net():
 def test_target_propagation(net, shape, activation):
     beta, (x, y) = 0.1, data(shape=shape)
     swapped = fn.Swapped(net, fn.TargetPropagation(activation, beta))
-    params = jax.tree.map(lambda p: p + 0.1, swapped.init(KEY, shape))
+    params = jax.tree.map(lambda p: p + 0.1, params_of(swapped, shape))
     layers, net_params, back = swapped.net, params["net"], params["back"]
 
     def inverse(layer, b, a_in, z):
@@ -534,7 +539,7 @@ def step_of(cell):
 def test_eprop_is_what_eligibility_traces_compute(cell):
     (x, _), m, steps = data(2, (4, 2)), 2, 4
     net = fn.Swapped(cell, fn.EProp())
-    params = net.init(KEY, (4, 2))
+    params = params_of(net, (4, 2))
     da = jax.device_put(np.random.default_rng(5).standard_normal((m, steps, 3)))
     _, cache = net.forward(params, x)
     _, ours = net.backward(params, cache, da)
@@ -559,7 +564,7 @@ def test_eprop_is_what_eligibility_traces_compute(cell):
 @pytest.mark.parametrize("rule", [fn.Noise(0.1), fn.TargetPropagation(fn.tanh)], ids=repr)
 def test_examples_of_weight_0_count_for_nothing(rule):
     net, (x, y) = fn.Swapped(SMALL, rule), data()
-    params, weights = net.init(KEY, (5,)), jnp.where(jnp.arange(6) < 4, 1.5, 0)
+    params, weights = params_of(net, (5,)), jnp.where(jnp.arange(6) < 4, 1.5, 0)
     others = x.at[4:].set(jnp.asarray([[7.0], [jnp.nan]]))
     ours, theirs = (
         fn.value_and_grad(net, fn.log_likelihood)(params, a, y, key=KEY, weights=weights)[1] for a in (x, others)
@@ -569,11 +574,11 @@ def test_examples_of_weight_0_count_for_nothing(rule):
 
 def test_noise_and_clip():
     net, (x, y) = fn.Network(fn.Dense(6, fn.linear), fn.Dense(3, fn.softmax)), data()
-    params = net.init(KEY, (5,))
+    params = params_of(net, (5,))
 
     def below(rule, key=KEY):
         swapped = fn.Swapped(net, rule)
-        own = {"net": params, "back": swapped.init(KEY, (5,))["back"]}
+        own = {"net": params, "back": params_of(swapped, (5,))["back"]}
         return fn.backprop(swapped, fn.log_likelihood, own, x, y, key=key).errors[0]
 
     true = below(fn.Rule())
@@ -611,7 +616,7 @@ class Sparse(fn.Rule):
 
 def test_a_rule_of_ones_own():
     net, (x, y) = fn.Swapped(dense_net(), Sparse(0.5)), data()
-    params = net.init(KEY, (5,))
+    params = params_of(net, (5,))
     ours = fn.backprop(net, fn.log_likelihood, params, x, y, key=KEY)
     assert_agree(ours.errors[2][0], ours.errors[3] @ (params["net"][3]["w"] * params["back"][3]["kept"]), 1e-14)
 
@@ -700,14 +705,14 @@ def test_bad_input_is_told(act, message):
 
 
 def run(net, x, y, cost=fn.log_likelihood):
-    return fn.backprop(net, cost, net.init(KEY, x.shape[1:]), x, y)
+    return fn.backprop(net, cost, params_of(net, x.shape[1:]), x, y)
 
 
 # The audit.
 
 
 def audited(net, x, y, **options):
-    return fn.compare_gradients(net, fn.log_likelihood, net.init(KEY, x.shape[1:]), x, y, key=KEY, **options)
+    return fn.compare_gradients(net, fn.log_likelihood, params_of(net, x.shape[1:]), x, y, key=KEY, **options)
 
 
 def by_equation(report, verdict):
@@ -720,7 +725,7 @@ def test_the_audit_shows_what_is_replaced_and_judges_the_rest():
     report.raise_if_failed()
     assert by_equation(report, "replaced") == {("0 Dense", "propagate"), ("1 Dense", "propagate")}
     (row,) = (row for row in report.rows if (row.layer, row.verdict) == ("1 Dense", "replaced"))
-    params = net.init(KEY, (5,))
+    params = params_of(net, (5,))
     delta = fn.backprop(net, fn.log_likelihood, params, x, y).errors[1]
     ours, true = (np.ravel(delta @ w) for w in (params["back"][1]["B_w"], params["net"][1]["w"]))
     np.testing.assert_allclose(row.ratio, np.linalg.norm(ours) / np.linalg.norm(true), rtol=1e-12)
@@ -768,7 +773,7 @@ def test_only_what_a_rule_changes_is_replaced():
     report = audited(net, x, y)
     assert report.ok
     assert by_equation(report, "replaced") == {("1 RNN", "error")}
-    params = net.init(KEY, (3, 5))
+    params = params_of(net, (3, 5))
     assert by_equation(fn.check_layer(net, params, x), "replaced") == {("1 RNN", "error")}
 
 

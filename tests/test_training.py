@@ -103,16 +103,17 @@ class TestWhatARunCostsBesideItsEpochs:
 class TestFit:
     def test_it_is_stochastic_gradient_descent_by_hand(self):
         net, params, (x, y) = problem()
+        x, y, params = jax.tree.map(np.asarray, (x, y, params))
         trained, history = run(epochs=2, penalty=fn.L2(0.5))
         gradient = jax.jit(jax.grad(fn.objective(net, fn.log_likelihood, penalty=fn.L2(0.5), n_examples=53)))
         seen = []
         for epoch in range(2):
             shuffle_key, step_key = jax.random.split(jax.random.fold_in(KEY, epoch))
-            order = jax.random.permutation(shuffle_key, 53)
+            order = np.asarray(jax.random.permutation(shuffle_key, 53))
             for i, rows in enumerate(np.split(order, range(10, 53, 10))):
                 seen.append(rows)
                 grads = gradient(params, x[rows], y[rows], key=jax.random.fold_in(step_key, i))
-                params = jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
+                params = jax.tree.map(lambda p, g: p - 0.5 * np.asarray(g), params, grads)
         assert [len(rows) for rows in seen[:6]] == [10] * 5 + [3]
         assert sorted(np.concatenate(seen[:6])) == list(range(53))
         assert_agree(trained, params, 1e-10)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from .points import on_device
 from .verdicts import Subject, arrays, in_float64
 
 AGREE, DISAGREE, MOST_ENTRIES = 1e-7, 1e-6, 64
@@ -58,7 +58,7 @@ def opinion(subject: Subject, source: str, path: Any, case: int, seed: int = 0) 
         def along(h: float) -> float:
             moved = list(leaves)
             for i, step in zip(places, v, strict=True):
-                moved[i] = jnp.asarray(leaves[i] + h * step)
+                moved[i] = on_device(np.asarray(leaves[i]) + h * step, np.float64)
             return float(f(treedef.unflatten(moved)))
 
         measured = slope(along, size / max(float(np.max(np.abs(step), initial=0)) for step in v))
@@ -101,7 +101,9 @@ def entries(
             def along(h: float, place: tuple = place) -> float:
                 moved = leaf.copy()
                 moved[place] += h
-                return float(f(treedef.unflatten([*leaves[: at[0]], jnp.asarray(moved), *leaves[at[0] + 1 :]])))
+                return float(
+                    f(treedef.unflatten([*leaves[: at[0]], on_device(moved, np.float64), *leaves[at[0] + 1 :]]))
+                )
 
             near = max(1.0, abs(float(leaf[place])))
             measured, step = slope(along, near), 1e-6 * near
@@ -150,4 +152,4 @@ def _norm(sides: list[np.ndarray]) -> float:
 
 
 def _placed(a: Any) -> Any:
-    return jnp.asarray(a) if isinstance(a, np.ndarray) else a
+    return jax.device_put(a) if isinstance(a, np.ndarray) else a

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import keystr, tree_leaves_with_path
@@ -23,7 +22,7 @@ from ..layers._layer import Layer, run_forward
 from .composed import WAYS, claimed, composed
 from .devices import Axes
 from .layer import Terms, layer_rows, without_rule
-from .points import ENLARGED, drawing, moved, structures
+from .points import ENLARGED, drawing, moved, on_device, structures
 from .report import Row
 from .rows import BETTER, SUBGRADIENTS, easy, failed, fields, settled, told
 from .sides import Given, Plain, every_input, is_float, normals
@@ -150,10 +149,10 @@ def resized(given: Given, n: int = 1) -> Given:
     if m > 2 * n:
         return given._replace(**{name: _each(getattr(given, name), lambda a: a[:-n]) for name in BATCHED})
     more = given._replace(
-        **{name: _each(getattr(given, name), lambda a: jnp.concatenate([a, a[:n]])) for name in BATCHED}
+        **{name: _each(getattr(given, name), lambda a: np.concatenate([a, a[:n]])) for name in BATCHED}
     )
     new = moved(given.x[:n], drawing(1), None)
-    return more._replace(x=jnp.concatenate([given.x, new]))
+    return more._replace(x=on_device(np.concatenate([given.x, new]), new.dtype))
 
 
 def _runnable(net: Layer, given: Given, axes: Axes) -> Given:
@@ -174,7 +173,7 @@ BATCHED = ("x", "y", "mask", "weights")
 
 
 def _each(tree: Any, f: Callable) -> Any:
-    return jax.tree.map(lambda a: f(jnp.asarray(a)), tree)
+    return jax.tree.map(lambda a: jax.device_put(f(np.asarray(a))), tree)
 
 
 def composed_rows(audited: Audited, given: Given, u: Array, tolerance: float) -> list[Row]:

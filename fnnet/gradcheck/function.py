@@ -16,7 +16,7 @@ from .devices import Axes, typed_like
 from .differences import NoJudge, along_directions, measured
 from .function_mistakes import Program, of_function
 from .measured import array_of, measured_rows, measured_vjp
-from .points import Point, structures, why_there, widened
+from .points import Point, on_device, structures, why_there, widened
 from .report import Report, Row
 from .rows import APPROXIMATE, dtype_of, extra_rows, failed, function_rows, reported, settled, told
 from .rules import without_rules
@@ -166,8 +166,8 @@ def _tangents(rule: Rule, f: Callable, args: tuple) -> dict[str, Any]:
     floats, real = real_leaves(args), of_reals(f, args)
     found, out = {}, []
     for path, name in names_of(rule, args):
-        tangents = zip(paths_of(args), normals(floats, 1), strict=True)
-        only = [jnp.asarray(rule.size, n.dtype) * n if p == path else jnp.zeros_like(n) for p, n in tangents]
+        tangents = zip(paths_of(args), normals(floats, 1, rule.size), strict=True)
+        only = [n if p == path else jnp.zeros_like(n) for p, n in tangents]
         out, moved = jax.jvp(real, (floats,), (only,))
         found[name] = moved[0] if len(moved) == 1 else jnp.concatenate([jnp.ravel(leaf) for leaf in moved])
     return {rule.equation: found, "forward": numbered(out)}
@@ -202,9 +202,9 @@ def _as_arrays(found: Any, u: list[Any]) -> Any:
 def rows_at(rule: Rule, args: tuple, scale: float = 1.0, bound: float = np.inf) -> list[Row] | None:
     """The rows at a point; None where the function itself is not finite there, or larger than ``bound``."""
     out = jax.eval_shape(of_reals(rule.plain, args), real_leaves(args))
-    u = jax.tree.map(lambda n: jnp.asarray(scale, n.dtype) * n, normals(out, 0))
+    u = normals(out, 0, scale)
     if rule.equation == "gradient":
-        u = [jnp.ones_like(n) for n in u]
+        u = [on_device(np.ones(n.shape), n.dtype) for n in u]
     rule = dataclasses.replace(rule, size=scale) if rule.forward_mode else rule
     rows = (_measured_rows if rule.measured else _judged_rows)(rule, args, u, bound)
     if rows is not None and rule.intended:

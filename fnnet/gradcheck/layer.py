@@ -90,7 +90,7 @@ def layer_rows(
     a_out = jax.eval_shape(forward, params, a_in, key, mask)
     if not is_float(a_out):  # integers passed through: nothing to differentiate
         return []
-    das = [(normals(a_out, 0) * terms.scale).astype(a_out.dtype)]
+    das = [normals(a_out, 0, terms.scale)]
     if da_real is not None and np.isfinite(largest(da_real)) and largest(da_real) > 0:
         das.append(da_real)
     plain = Plain(plain_layer)

@@ -35,7 +35,7 @@ def of_cost(net: Layer, cost: Cost, subject: Subject, failure: Failure, source: 
     """The mistakes of a cost's derivative."""
 
     def ideas() -> Iterator[tuple[str, Any]]:
-        given: Given = jax.tree.map(jnp.asarray, subject.args(case)[0])
+        given: Given = jax.device_put(subject.args(case)[0])
         params, x, y, key, mask, weights = given
         a, cache = run_forward(net, params, x, key=key, train=True, mask=mask)
         if np.any(cost.targets(a, y)):
@@ -79,7 +79,7 @@ class _LayerMistakes:
         _, a_in, key, mask, da, _ = subject.cases[case]
         with jax.enable_x64(True):
             given = subject.args(case)
-            self.params, self.a_in, self.da = (jax.tree.map(jnp.asarray, given[i]) for i in (0, 1, 4))
+            self.params, self.a_in, self.da = (jax.device_put(given[i]) for i in (0, 1, 4))
         self.layer, self.key, self.mask, self.path, self.right = layer, key, mask, path, failure
         self.equation, self.sides = source.split()[0], subject.best(case)
         self.source, self.to_leaf, self.m = source, "gradients" in source, a_in.shape[0]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 NEAR, FAR = "a point near by", "a point far away"
 LARGER = "the given point, with a larger cotangent"
@@ -53,9 +54,14 @@ def moved(a: Any, draw: np.random.Generator, step: float | None) -> Any:
         return a
     if jnp.issubdtype(jnp.result_type(a), jnp.complexfloating):
         real, imaginary = (np.asarray(moved(part(a), draw, step)) for part in (np.real, np.imag))
-        return jnp.asarray(real + 1j * imaginary, jnp.result_type(a))
+        return on_device(real + 1j * imaginary, jnp.result_type(a))
     given = np.asarray(a).astype(np.float64)
-    return jnp.asarray(_moved(given, draw, step), jnp.result_type(a))
+    return on_device(_moved(given, draw, step), jnp.result_type(a))
+
+
+def on_device(a: Any, dtype: Any) -> Array:
+    """An array of the host in a dtype. It is cast there: JAX would compile a program for each shape."""
+    return jnp.asarray(np.asarray(a).astype(dtype), dtype)
 
 
 def _moved(a: np.ndarray, draw: np.random.Generator, step: float | None) -> np.ndarray:
@@ -120,4 +126,4 @@ def structures(given: Any, elsewhere: Any) -> Iterator[tuple[str, Any]]:
     for words, applies, made in STRUCTURES:
         with np.errstate(all="ignore"):
             if applies(a) and np.allclose(made(a), a, rtol=1e-6, atol=1e-6 * np.max(np.abs(a))):
-                yield words, jnp.asarray(made(b), jnp.result_type(elsewhere))
+                yield words, on_device(made(b), jnp.result_type(elsewhere))

@@ -24,6 +24,7 @@ from ..layers._layer import Layer, Params, run_forward
 from ..layers._swapped import Ruled, Swapped, unswapped
 from .composed import WAYS, composed
 from .layer import Terms, without_rule
+from .points import on_device
 from .report import Row
 from .rows import failed, fields
 from .sides import Given, Plain, Two, compiled_once, is_float
@@ -156,7 +157,7 @@ def sent_down(net: Layer, true: Layer, cost: Cost | None, given: Given, u: Array
         return jnp.sum(u * a) if cost is None else x.shape[0] * cost(a, y, weights=weights)
 
     outputs = jax.eval_shape(lambda: _outputs(true, given))
-    taps = {place: jnp.zeros(a.shape, a.dtype) for place, a in outputs.items() if is_float(a)}
+    taps = {place: on_device(np.zeros(a.shape), a.dtype) for place, a in outputs.items() if is_float(a)}
     das = jax.grad(value)(taps)
     value({})
     deltas, caches = {}, {}

@@ -21,7 +21,7 @@ from ..costs import Cost
 from ..layers._composite import add, bottom, by_layer, composites, concatenate, output_place, visited, walk
 from ..layers._layer import Layer, Params, run_forward
 from ..programs import program
-from .points import drawing
+from .points import drawing, on_device
 from .rules import without_rules
 
 
@@ -101,13 +101,14 @@ def leaf_at(path: Any, tree: Any) -> Any:
     return dict(tree_leaves_with_path(tree)).get(path)
 
 
-def normals(like: Any, seed: int) -> Any:
-    """Standard normal numbers in the shapes and dtypes of floats, zeros for other leaves."""
+def normals(like: Any, seed: int, scale: float = 1.0) -> Any:
+    """Standard normal numbers, ``scale`` times as large, in the shapes and dtypes of floats; zeros for other leaves."""
 
     def draw(leaf: Any, i: int) -> Array:
+        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
         if not is_float(leaf):
-            return jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf))
-        return jnp.asarray(drawing(seed, i).standard_normal(jnp.shape(leaf), np.float32), jnp.result_type(leaf))
+            return on_device(np.zeros(shape), dtype)
+        return on_device(scale * drawing(seed, i).standard_normal(shape, np.float32), dtype)
 
     leaves, treedef = jax.tree.flatten(like)
     return treedef.unflatten(draw(leaf, i) for i, leaf in enumerate(leaves))
@@ -266,7 +267,7 @@ def probe_for(layer: Layer, params: Params, a_in: Array, key: Any, mask: Any, da
         _, cache = run_forward(layer, params, a_in, key=key, train=True, mask=mask)
         return _like(layer.error(params, cache, da_out), layer.output(params, cache))
 
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(like, params, a_in))
+    return jax.tree.map(lambda s: on_device(np.zeros(s.shape), s.dtype), jax.eval_shape(like, params, a_in))
 
 
 @compiled_once(fixed=2)

@@ -175,7 +175,7 @@ def exactly(f: Callable, *args: Any) -> Any:
     """f with the floats of its arguments in float64; None where it cannot be run in that dtype."""
     with jax.enable_x64(True):
         try:
-            return f(*jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, in_float64(args)))
+            return f(*jax.tree.map(lambda a: jax.device_put(a) if isinstance(a, np.ndarray) else a, in_float64(args)))
         except Exception:  # a layer for one dtype: whatever it raises, it did run in the audit's own
             return None
 
