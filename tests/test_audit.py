@@ -488,10 +488,10 @@ class TestReport:
         assert shown[0].endswith("layer 0 Wrong, propagate")
         assert shown[1] == f"0 Wrong, propagate: {report.rows[0].note}"
         failed = [row for row in report.rows if row.verdict in ("fail", "consequence")]
-        of_rows = [line for line in shown if re.search(" (fail|consequence|pass) ", line)]
+        of_rows = [line for line in shown if re.search("  (fail|consequence|pass)  ", line)]
         assert len(of_rows) == len(failed) < len(report.rows)
         assert [line.split() for line in of_rows] == [
-            line.split() for line in full if re.search(" (fail|consequence) ", line)
+            line.split() for line in full if re.search("  (fail|consequence)  ", line)
         ]
         assert f"The other {len(report.rows) - len(failed)} comparisons: print(report.full())" in shown[-1]
         with pytest.raises(AssertionError) as error:
