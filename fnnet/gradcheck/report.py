@@ -162,12 +162,8 @@ class Report:
         return "\n".join([*table, *([""] if notes else []), *notes])
 
     def __str__(self) -> str:
-        table = self._by_layer(_in_colour())
-        rest = "The numbers of each comparison"
-        if not self.ok:
-            table = self._numbers(self._failed, _in_colour())
-            rest = f"The other {len(self.rows) - len(self._failed)} comparisons"
-        judged = f"Judged by {self._judged()}. {rest}: print(report.full())"
+        table = self._by_layer(_in_colour()) if self.ok else self._numbers(self._failed, _in_colour())
+        judged = f"Judged by {self._judged()}. All {len(self.rows)} comparisons in numbers: print(report.full())"
         return "\n".join([*self._found(), "", *table, "", *self.notes, judged])
 
     @property
