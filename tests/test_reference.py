@@ -46,3 +46,7 @@ def test_tables_name_what_exists(page):
             name for row in re.findall(r"^\| \[.*?\| (.*) \|$", page, re.M) for name in re.findall(r"`(\w+)`", row)
         }
         assert names == set(fn.__all__)
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {fn.__version__}\n" in (DOCS.parent / "CITATION.cff").read_text()
