@@ -17,7 +17,7 @@ import fnnet as fn
 from pictures import pyplot, save
 
 
-# %% The fault: the wrong sign in BP2's product. It raises no error; trained so, the network reads 12 % of the digits, not 89 %.
+# %% The fault: a wrong sign in BP2's product. It raises no error; trained so, the network reads 12 % of the digits, not 89 %.
 @fn.layer
 class Faulty(fn.Dense):
     def propagate(self, params, cache, delta):
