@@ -21,6 +21,7 @@ COMMANDS = """
     quickstart.py --epochs 2 --examples 500
     feedback_alignment.py --epochs 1 --examples 500
     private.py --epochs 2 --examples 200 --batch 50
+    front.py --epochs 2 --examples 500
     find_the_bug.py --epochs 2 --examples 500
     convolutional.py --epochs 1 --examples 300
     convolutional.py --epochs 1 --examples 60 --shift

@@ -59,7 +59,7 @@ def main(
     net = network(True, True, blocks)
     params = net.init(jax.random.key(0), (28, 28, 1))
     report = fn.compare_gradients(net, fn.log_likelihood, params, x[:16], y[:16])
-    print(str(report).splitlines()[-1], "\n")
+    print(str(report).splitlines()[0], "\n")
 
     # %% Train.
     curves, accuracies = {}, {}

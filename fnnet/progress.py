@@ -12,14 +12,15 @@ __all__ = ["reporter"]
 def reporter(progress: bool, epochs: int, done: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """A function that tells the monitors after an epoch: a progress bar on a terminal, a line elsewhere."""
 
-    def text(measured: dict[str, float]) -> str:
-        return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in measured.items() if value == value)
+    def texts(measured: dict[str, float], form: str) -> list[str]:
+        return [f"{name.replace('_', ' ')} {value:{form}}" for name, value in measured.items() if value == value]
 
     started = time.perf_counter()
 
     def line(epoch: int, measured: dict[str, float]) -> None:
         seconds = time.perf_counter() - started
-        print(f"epoch {epoch}/{epochs}: {text(measured)} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+        columns = "  ".join(texts(measured, "<9.4g"))
+        print(f"epoch {epoch:{len(str(epochs))}}/{epochs}: {columns} ({seconds:.1f} s)", file=sys.stderr, flush=True)
 
     if not progress:
         yield lambda epoch, measured: None
@@ -35,7 +36,7 @@ def reporter(progress: bool, epochs: int, done: int) -> Iterator[Callable[[int, 
     with tqdm(total=epochs, initial=done, unit="epoch") as bar:
 
         def advance(epoch: int, measured: dict[str, float]) -> None:
-            bar.set_postfix_str(text(measured), refresh=False)
+            bar.set_postfix_str(", ".join(texts(measured, ".4g")), refresh=False)
             bar.update()
 
         yield advance

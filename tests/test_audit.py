@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import re
 from types import SimpleNamespace
 
 import jax
@@ -461,12 +462,62 @@ class TestReport:
             == f"21 entries differ, most at {list(row.index)}: manual {manual:.4g}, autodiff {autodiff:.4g}; wrong sign"
         )
 
+    def test_where_all_agree_it_says_so_and_names_the_equations(self):
+        report = self.report(wrong=False)
+        found, empty, head, line, *layers = str(report).splitlines()
+        number = max(row.difference for row in report.rows)
+        assert found == (
+            f"All {len(report.rows)} comparisons agree in float64: "
+            f"the hand-written gradients are those of jax.grad, to {number:.1e} of the largest entry."
+        )
+        assert (empty, head, set(line)) == ("", "layer    verdict  equations", {"-"})
+        assert layers[0] == "0 Dense  pass     error, propagate, gradients ['b'], ['w']"
+        assert "print(report.full())" in layers[-1]
+        full = report.full().splitlines()
+        assert full[0] == found
+        assert sum(re.match("0 Dense +(error|propagate|gradients)", line) is not None for line in full) == 4
+        assert "e-1" not in str(report)[len(found) :]
+
+    def test_where_something_failed_it_shows_those_rows_whole(self):
+        report = self.report()
+        shown, full = str(report).splitlines(), report.full().splitlines()
+        assert shown[0].endswith("layer 0 Wrong, propagate")
+        assert shown[1] == f"0 Wrong, propagate: {report.rows[0].note}"
+        failed = [row for row in report.rows if row.verdict in ("fail", "consequence")]
+        of_rows = [line for line in shown if re.search("  (fail|consequence|pass)  ", line)]
+        assert len(of_rows) == len(failed) < len(report.rows)
+        assert [line.split() for line in of_rows] == [
+            line.split() for line in full if re.search("  (fail|consequence)  ", line)
+        ]
+        assert shown[-1].endswith(f"All {len(report.rows)} comparisons in numbers: print(report.full())")
+        with pytest.raises(AssertionError) as error:
+            report.raise_if_failed()
+        assert report.full() in str(error.value)
+
+    def test_a_claim_is_made_of_what_was_compared_only(self):
+        row = fn.Row("0 Dense", "error", "", "pass", difference=1e-9, chained=3e-9)
+
+        def say(*verdicts):
+            return str(fn.Report(tuple(dataclasses.replace(row, verdict=v) for v in verdicts), "float32"))
+
+        claim = "All 2 comparisons agree in float32: the hand-written gradients are those of jax.grad, to 3.0e-09"
+        assert say("pass", "pass").startswith(claim)
+        for verdict in ("both valid subgradients", "better than autodiff", "approximate", "replaced"):
+            assert "jax.grad" not in say("pass", verdict)
+        assert say("pass", "replaced").startswith(
+            "All 1 comparisons agree in float32. 1 replaced: another equation is used there."
+        )
+        assert say("vacuous").startswith("Nothing was compared in float32. 1 vacuous: nothing was tested there.")
+        exact = fn.Report((dataclasses.replace(row, difference=0.0, chained=0.0),), "float32")
+        assert "those of jax.grad, exactly." in str(exact)
+
     def test_colour_on_a_terminal_only(self, monkeypatch):
         report = self.report()
         assert "\033" not in str(report)
         monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
         monkeypatch.delenv("NO_COLOR", raising=False)
         assert "\033[31;1m0 Wrong" in str(report)
+        assert "\033[31;1m0 Wrong" in report.full()
         assert "\033" not in report.to_markdown()
         with pytest.raises(AssertionError) as error:
             report.raise_if_failed()

@@ -102,6 +102,7 @@ def test_it_exits_with_the_verdict(module, rule, likes, status, capsys):
     assert command.main([f"{module}:{rule}", *likes, *options]) == status
     shown = capsys.readouterr()
     assert "backward" in shown.out or "gradient" in shown.out
+    assert ("isolated" in shown.out) == (status == 1)  # the whole table where something is wrong
     assert not shown.err
 
 

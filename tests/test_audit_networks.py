@@ -248,7 +248,7 @@ class TestWhatIsNotThere:
     def test_the_dtypes_and_the_judge_are_named(self):
         text = str(audited(fn.Dense(4, fn.tanh), dtype="float32"))
         assert "Judged by autodiff of the forward pass in float32 and in float64." in text
-        assert "agree in float32." in text
+        assert "agree in float32:" in text
         assert "Judged by autodiff of the forward pass in float64." in str(audited(fn.Dense(4, fn.tanh)))
 
 

@@ -12,6 +12,7 @@ import pytest
 import fnnet as fn
 from fnnet import training
 from fnnet.programs import _program_of_run
+from fnnet.progress import reporter
 
 from .cases import assert_agree, cast, thorough
 
@@ -210,6 +211,14 @@ class TestFit:
         assert "accuracy" in lines[0]
         run(epochs=2)
         assert capsys.readouterr().err == ""
+
+    def test_progress_lines_stand_in_columns(self, capsys):
+        with reporter(True, 100, 0) as report:
+            for epoch, cost in ((9, 0.5), (10, 1.23456e-5), (100, 12345.678)):
+                report(epoch, {"cost": cost, "validation_cost": 2 * cost, "networks": 7, "unknown": float("nan")})
+        lines = capsys.readouterr().err.splitlines()
+        assert len({tuple(map(line.index, ("/100:", " cost", "validation", "networks", "("))) for line in lines}) == 1
+        assert lines[1].startswith("epoch  10/100: cost 1.235e-05  validation cost 2.469e-05  networks 7         (")
 
     def test_a_progress_bar_on_a_terminal(self, monkeypatch, capsys):
         monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)

@@ -220,5 +220,6 @@ def _shown(report: Report, given: argparse.Namespace) -> int:
     for file, form in forms.items():
         if file not in (None, "-"):
             Path(file).write_text(form() + "\n", encoding="utf-8")
-    print(forms["-"]() if "-" in forms else report)
-    return 0 if _passes(report) else 1
+    passes = _passes(report)
+    print(forms["-"]() if "-" in forms else report if passes else report.full())
+    return 0 if passes else 1

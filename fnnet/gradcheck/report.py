@@ -105,7 +105,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What an audit returns; printing it shows the table, in colour on a terminal (unless NO_COLOR is set).
+    """What an audit returns; printing it shows what was found, in colour on a terminal (unless NO_COLOR is set).
+
+    Printed, it says in one sentence whether all agree, and then names the equations layer by layer; where something failed,
+    the rows that did stand there with all their numbers. `full` shows every row so.
 
     Attributes:
         rows: failed causes first, then consequences, then the rest; each from the last layer to the first.
@@ -122,7 +125,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether nothing failed."""
-        return not any(row.verdict in ("fail", "consequence") for row in self.rows)
+        return not self._failed
 
     @property
     def first(self) -> str | None:
@@ -136,25 +139,57 @@ class Report:
             vacuous: whether rows that tested nothing are allowed.
 
         Raises:
-            AssertionError: that carries the table, unless `ok`; and for vacuous rows, unless they are allowed.
+            AssertionError: that carries the full table, unless `ok`; and for vacuous rows, unless they are allowed.
         """
         if not self.ok:
-            raise AssertionError(f"manual gradients disagree with {self.judge}\n{self._text(colour=False)}")
-        empty = sum(row.verdict == "vacuous" for row in self.rows)
+            raise AssertionError(f"manual gradients disagree with {self.judge}\n{self._full(colour=False)}")
+        empty = self._count("vacuous")
         if not vacuous and (empty or not self.rows):
             found = f"{empty} of {len(self.rows)} comparisons are vacuous" if empty else "nothing was compared"
             remedy = "audit at other parameters and inputs, or allow it: raise_if_failed(vacuous=True)"
-            raise AssertionError(f"{found}: {remedy}\n{self._text(colour=False)}")
+            raise AssertionError(f"{found}: {remedy}\n{self._full(colour=False)}")
+
+    def full(self) -> str:
+        """The table of every row with all its numbers, then what was found: the text for ``print(report.full())``."""
+        return self._full(colour=_in_colour())
 
     def to_markdown(self) -> str:
-        """The table in Markdown, and a list of what was found."""
-        head, *lines = self._table()
+        """The full table in Markdown, and a list of what was found."""
+        head, *lines = self._table(self.rows)
         rules = tuple("---" for _ in head)
         table = [f"| {' | '.join(line)} |" for line in (head, rules, *lines)]
         notes = [f"- {note}" for note in [*self._notes(), *self.notes]]
         return "\n".join([*table, *([""] if notes else []), *notes])
 
-    def _table(self) -> list[tuple[str, ...]]:
+    def __str__(self) -> str:
+        table = self._by_layer(_in_colour()) if self.ok else self._numbers(self._failed, _in_colour())
+        judged = f"Judged by {self._judged()}. All {len(self.rows)} comparisons in numbers: print(report.full())"
+        return "\n".join([*self._found(), "", *table, "", *self.notes, judged])
+
+    @property
+    def _failed(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.verdict in ("fail", "consequence"))
+
+    @property
+    def _of_network(self) -> bool:
+        return self.judge == BY_AUTODIFF
+
+    @property
+    def _reference(self) -> str:
+        return "autodiff" if self.judge.startswith("autodiff") else "differences"
+
+    def _count(self, verdict: str) -> int:
+        return sum(row.verdict == verdict for row in self.rows)
+
+    def _full(self, *, colour: bool) -> str:
+        about = [*self.notes, f"Judged by {self._judged()}."]
+        return "\n".join([*self._found(), "", *self._numbers(self.rows, colour), *about])
+
+    def _found(self) -> list[str]:
+        """What there is to say first."""
+        return [self._agreement() if self.ok else self._disagreement(), *self._notes()]
+
+    def _table(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
         """Its heads, then a line of texts for each row."""
         columns = {
             "isolated": "difference",
@@ -169,15 +204,32 @@ class Report:
             if all(np.isnan(getattr(row, columns[name])) for row in self.rows):
                 del columns[name]
         table: list[tuple[str, ...]] = [("layer", "equation", "leaf", "verdict", *columns)]
-        for row in self.rows:
+        for row in rows:
             numbers = (getattr(row, name) for name in columns.values())
             texts = ("-" if np.isnan(number) else f"{number:.1e}" for number in numbers)
             table.append((row.layer, row.equation + " (joint)" * row.joint, row.leaf or "-", row.verdict, *texts))
         return table
 
-    @property
-    def _of_network(self) -> bool:
-        return self.judge == BY_AUTODIFF
+    def _numbers(self, rows: Sequence[Row], colour: bool) -> list[str]:
+        """The lines of the table of these rows, and what its columns are."""
+        table = self._table(rows)
+        head = table[0]
+        both = ", ".join(name for name in ("isolated", "chained", "in float64") if name in head)
+        each = "; manual, autodiff: each against autodiff in float64" if "manual" in head else ""
+        legend = f"({both}: manual against {self._reference}{each}; relative to the largest entry)"
+        return [*_aligned(table, [row.verdict for row in rows] if colour else ()), legend]
+
+    def _by_layer(self, colour: bool) -> list[str]:
+        """A line for each layer and verdict, with its equations."""
+        groups: dict[tuple[str, str], dict[str, list[str]]] = {}
+        for row in self.rows:
+            equations = groups.setdefault((row.layer, row.verdict), {})
+            equations.setdefault(row.equation + " (joint)" * row.joint, []).append(row.leaf)
+        table = [("layer", "verdict", "equations")]
+        for place, equations in groups.items():
+            names = ", ".join(f"{name} {', '.join(leaves)}".rstrip() for name, leaves in equations.items())
+            table.append((*place, names))
+        return _aligned(table, [verdict for _, verdict in groups] if colour else ())
 
     def _notes(self) -> list[str]:
         reference = "autodiff" if self.judge.startswith("autodiff") else "measured"
@@ -188,41 +240,44 @@ class Report:
             if row.verdict in told and row.note
         ]
 
-    def _text(self, *, colour: bool) -> str:
-        head, *table = self._table()
-        widths = [max(map(len, column)) for column in zip(head, *table, strict=True)]
-        lines = [_aligned(head, widths), "-" * len(_aligned(head, widths))]
-        for row, texts in zip(self.rows, table, strict=True):
-            line = _aligned(texts, widths)
-            paint = COLOURS.get(row.verdict) if colour else None
-            lines.append(f"\033[{paint}m{line}\033[0m" if paint else line)
-        against = "autodiff" if self.judge.startswith("autodiff") else "differences"
-        both = ", ".join(name for name in ("isolated", "chained", "in float64") if name in head)
-        each = "; manual, autodiff: each against autodiff in float64" if "manual" in head else ""
-        lines.append(f"({both}: manual against {against}{each}; relative to the largest entry)")
-        about = [f"Judged by {self.judge}{self._and_float64()}.", *self.notes]
-        if self.ok:
-            return "\n".join([*lines, *self._notes(), *about, self._agreement()])
+    def _judged(self) -> str:
+        if "float64" in self.judge:
+            return self.judge
+        doubled = any(not np.isnan(row.in_float64) for row in self.rows)
+        return f"{self.judge} in {self.dtype}{' and in float64' * doubled}"
+
+    def _disagreement(self) -> str:
         first = self.rows[0]
         way = ", on the way back from the cost: layer" if self._of_network else ":"
-        verdict = f"The first to disagree{way} {first.layer}, {first.equation}"
-        return "\n".join([*lines, *about, f"{verdict} {first.leaf}".rstrip(), *self._notes()])
-
-    def _and_float64(self) -> str:
-        if "float64" in self.judge:
-            return ""
-        doubled = any(not np.isnan(row.in_float64) for row in self.rows)
-        return f" in {self.dtype}{' and in float64' * doubled}"
+        return f"The first to disagree{way} {first.layer}, {first.equation} {first.leaf}".rstrip()
 
     def _agreement(self) -> str:
-        empty, other = (sum(row.verdict == verdict for row in self.rows) for verdict in ("vacuous", "replaced"))
-        agree = f"All {len(self.rows) - empty - other} comparisons agree in {self.dtype}."
-        agree += f" {other} replaced: another equation is used there." if other else ""
-        return agree + (f" {empty} vacuous: nothing was tested there." if empty else "")
+        empty, other = self._count("vacuous"), self._count("replaced")
+        agreed = len(self.rows) - empty - other
+        sentence = (
+            f"All {agreed} comparisons agree in {self.dtype}" if agreed else f"Nothing was compared in {self.dtype}"
+        )
+        plain = all(row.verdict in ("pass", "precision", "zero to rounding", "vacuous") for row in self.rows)
+        compared = [row for row in self.rows if row.verdict in ("pass", "precision")]
+        apart = np.array([[row.difference, row.chained] for row in compared])
+        if plain and not np.isnan(apart).all():
+            apart = np.nanmax(apart)
+            sentence += ": the hand-written gradients are those of jax.grad" * self._of_network
+            sentence += f", to {apart:.1e} of the largest entry" if apart else ", exactly"
+        sentence += f". {other} replaced: another equation is used there" * (other > 0)
+        return sentence + f". {empty} vacuous: nothing was tested there" * (empty > 0) + "."
 
-    def __str__(self) -> str:
-        return self._text(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+
+def _in_colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
-def _aligned(texts: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(f"{text:<{width}}" for text, width in zip(texts, widths, strict=True)).rstrip()
+def _aligned(table: Sequence[Sequence[str]], verdicts: Sequence[str]) -> list[str]:
+    """The lines of a table, its head underlined; each in the colour of its verdict where these are given."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    head, *lines = (
+        "  ".join(f"{text:<{width}}" for text, width in zip(texts, widths, strict=True)).rstrip() for texts in table
+    )
+    paints = [COLOURS.get(verdict) for verdict in verdicts] or [None] * len(lines)
+    painted = (f"\033[{paint}m{line}\033[0m" if paint else line for line, paint in zip(lines, paints, strict=True))
+    return [head, "-" * max(map(len, (head, *lines))), *painted]

@@ -548,10 +548,9 @@ class ConvTranspose(Convolution):
 
     z_(s·j + d·l − p)o = Σ_c w_lco a_jc + b_o, summed where kernels overlap: `Conv`'s BP2 as the forward pass, and `Conv`'s
     forward pass as its BP2. Parameters {w (*k, c_in / groups, features), b (features)}; outputs have
-    n_out = s (n − 1) + d (k − 1) + 1 − p_before − p_after places.
+    n_out = s (n − 1) + d (k − 1) + 1 − p_before − p_after places. Its arguments are those of `Conv`; only padding differs.
 
     Args:
-        features, size, activation, stride, dilation, groups, weight_init, bias_init, algorithm, bias: as of `Conv`.
         padding: what is cut off the output: an integer or one for each axis, a pair (before, after) for each axis, "valid"
             (0), or "same" (as much as leaves s·n places).
 
