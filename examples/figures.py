@@ -112,7 +112,7 @@ def draw_saturation(numbers: Numbers, figure: Any) -> None:
 
 # %% Section 5: overfitting, and what L2 does to it.
 def overfitting() -> Numbers:
-    """784-30-10 on 1,000 images for 60 epochs, with λ = 0 and 1: validation cost, accuracies, by epoch."""
+    """784-30-10 on 1,000 images for 60 epochs, with λ = 0 and 1: accuracies by epoch, and costs without a penalty."""
     data, numbers = fn.datasets.mnist_subset(), {}
     train = data.train[0][:1000], data.train[1][:1000]
     net = fn.Network(fn.Flatten(), fn.Dense(30, fn.sigmoid), fn.Dense(10, fn.sigmoid))
@@ -123,7 +123,7 @@ def overfitting() -> Numbers:
             net, fn.cross_entropy, params, train, key=jax.random.key(1), progress=False,
             penalty=fn.L2(float(lam)) if lam else None, **about,
         )  # fmt: skip
-        for of in ("training_accuracy", "validation_accuracy", "validation_cost"):
+        for of in ("cost", "validation_cost") * (lam == 0) + ("accuracy", "validation_accuracy"):
             numbers[f"{of} {lam}"] = getattr(history, of)
     return numbers
 
@@ -131,13 +131,17 @@ def overfitting() -> Numbers:
 def draw_overfitting(numbers: Numbers, figure: Any) -> None:
     left, right = figure.subplots(1, 2)
     epochs = np.arange(1, 61)
+    left.plot(epochs, numbers["cost 0"], ":", color="C1", label="training")
+    left.plot(epochs, numbers["validation_cost 0"], color="C1", label="validation")
     for lam in (0, 1):
-        left.plot(epochs, numbers[f"validation_cost {lam}"], color=f"C{1 - lam}", label=f"λ = {lam}")
-        for of, style in (("training", ":"), ("validation", "-")):
-            right.plot(epochs, 100 * np.array(numbers[f"{of}_accuracy {lam}"]), style, color=f"C{1 - lam}")
-    left.set(xlabel="epoch", title="validation cost")
-    right.set(xlabel="epoch", title="accuracy (%): training dotted", ylim=(75, 101))
+        right.plot(epochs, 100 * np.array(numbers[f"accuracy {lam}"]), ":", color=f"C{1 - lam}")
+        right.plot(
+            epochs, 100 * np.array(numbers[f"validation_accuracy {lam}"]), color=f"C{1 - lam}", label=f"λ = {lam}"
+        )
+    left.set(xlabel="epoch", title="cost, λ = 0", ylim=(0, None))
+    right.set(xlabel="epoch", title="accuracy (%)", ylim=(75, 101))
     left.legend()
+    right.legend(loc="center right")
 
 
 # %% Section 6.1: the error vanishes.
@@ -248,7 +252,7 @@ def draw_credit(numbers: Numbers, figure: Any) -> None:
 
 # %% Deep belief networks: what a Boltzmann machine has learned and what it dreams.
 def boltzmann() -> Numbers:
-    """Sixteen of 64 features after eight epochs, and eight chains of 500 steps from noise."""
+    """Eight of 64 features after eight epochs, and eight chains of 500 steps from noise."""
     images = fn.datasets.mnist_subset().train[0]
     x = jnp.asarray(images.reshape(len(images), 784))
     params = rbm.init(jax.random.key(0), 784, 64, data=x)
@@ -260,17 +264,17 @@ def boltzmann() -> Numbers:
         h = rbm.sample_hidden(params, jax.random.fold_in(jax.random.key(3), i), v)
         v = jax.random.bernoulli(jax.random.fold_in(jax.random.key(4), i), rbm.visible_means(params, h)).astype(x.dtype)
     return {
-        "features": params["w"][:16].reshape(16, 28, 28),
+        "features": params["w"][:8].reshape(8, 28, 28),
         "samples": rbm.visible_means(params, h).reshape(8, 28, 28),
     }
 
 
 def draw_boltzmann(numbers: Numbers, figure: Any) -> None:
-    figure.set_size_inches(6.4, 2.6)
+    figure.set_size_inches(6.4, 1.9)
     top = np.abs(np.array(numbers["features"])).max() / 2
     for i, image in enumerate([*numbers["features"], *numbers["samples"]]):
-        ax = figure.add_subplot(3, 8, i + 1)
-        ax.imshow(image, cmap="RdBu_r" if i < 16 else "gray", vmin=-top if i < 16 else 0, vmax=top if i < 16 else 1)
+        ax = figure.add_subplot(2, 8, i + 1)
+        ax.imshow(image, cmap="RdBu_r" if i < 8 else "gray", vmin=-top if i < 8 else 0, vmax=top if i < 8 else 1)
         ax.set_axis_off()
 
 
@@ -300,9 +304,16 @@ def write(name: str, folder: Path) -> None:
     for scheme, of in SCHEMES.items():
         inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
         style = {
-            **dict.fromkeys(inked, of["ink"]), "axes.facecolor": "none", "axes.prop_cycle": plt.cycler(color=of["colours"]), "axes.spines.top": False,
-            "axes.spines.right": False, "axes.titlesize": 11, "font.size": 11, "legend.frameon": False, "svg.hashsalt": name,
-        }  # fmt: skip
+            **dict.fromkeys(inked, of["ink"]),
+            "axes.facecolor": "none",
+            "axes.prop_cycle": plt.cycler(color=of["colours"]),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 11,
+            "font.size": 11,
+            "legend.frameon": False,
+            "svg.hashsalt": name,
+        }
         with plt.rc_context(style):
             figure = plt.figure(figsize=(6.4, 3), layout="constrained")
             draw(numbers, figure)
