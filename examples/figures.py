@@ -37,7 +37,7 @@ def neuron() -> Numbers:
 
 def draw_neuron(numbers: Numbers, figure: Any) -> None:
     ax = figure.add_subplot()
-    ax.plot(numbers["z"], numbers["step"], ":", color="C2", label="step")
+    ax.plot(numbers["z"], numbers["step"], ":", color="C2", label="step", drawstyle="steps-post")
     ax.plot(numbers["z"], numbers["sigmoid"], color="C0", label="σ(z)")
     ax.plot(numbers["z"], numbers["slope"], color="C1", label="σ'(z), at most ¼")
     ax.axhline(0.25, color="C1", lw=0.6, ls="--")

@@ -268,4 +268,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[*MARKS, []], help=", ".join(MARKS))
     parser.add_argument("--in", dest="folder", default=HERE, metavar="FOLDER", help="where the exercises are")
-    sys.exit(bool(main(**vars(parser.parse_args()))))
+    if main(**vars(parser.parse_args())):
+        sys.exit(1)
