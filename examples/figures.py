@@ -61,7 +61,7 @@ def draw_dense(numbers: Numbers, figure: Any) -> None:
 
 # %% Section 3: gradient descent of one neuron with two parameters.
 def descent() -> Numbers:
-    """One sigmoid neuron is to answer 0.5 with 0.9 and −1 with 0.2: its cost over w and b, and 60 steps."""
+    """One sigmoid neuron is to answer 0.5 with 0.9 and −1 with 0.2: its cost over w and b, and 120 steps."""
     net, x, y = fn.Dense(1, fn.sigmoid), jnp.array([[0.5], [-1.0]]), jnp.array([[0.9], [0.2]])
 
     def step(params, _):
@@ -69,7 +69,7 @@ def descent() -> Numbers:
         after = jax.tree.map(lambda p, g: p - 2.0 * g, params, bp.gradients)
         return after, (params["w"][0, 0], params["b"][0], bp.cost)
 
-    w, b, cost = jax.lax.scan(step, {"w": jnp.full((1, 1), -2.0), "b": jnp.full(1, 2.0)}, length=61)[1]
+    w, b, cost = jax.lax.scan(step, {"w": jnp.full((1, 1), -2.0), "b": jnp.full(1, 2.0)}, length=121)[1]
     ws, bs = jnp.linspace(-3, 4, 36), jnp.linspace(-2, 3, 26)
     at = jax.vmap(jax.vmap(lambda w, b: jnp.mean((fn.sigmoid(w * x + b) - y) ** 2) / 2, (0, None)), (None, 0))
     return {"w": w, "b": b, "cost": cost, "ws": ws, "bs": bs, "surface": at(ws, bs)}
@@ -79,8 +79,8 @@ def draw_descent(numbers: Numbers, figure: Any) -> None:
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     left.contour(numbers["ws"], numbers["bs"], numbers["surface"], 14, cmap="viridis", linewidths=0.8)
     left.plot(numbers["w"], numbers["b"], ".-", color="C1", ms=4, lw=1)
-    left.set(xlabel="weight w", ylabel="bias b", title="60 steps, η = 2")
-    right.semilogy(numbers["cost"], color="C1")
+    left.set(xlabel="weight w", ylabel="bias b", title="120 steps, η = 2")
+    right.plot(numbers["cost"], color="C1")
     right.set(xlabel="step", title="cost C")
 
 
@@ -294,14 +294,18 @@ def rounded(values: Any) -> list:
 
 def write(name: str, folder: Path) -> None:
     """NAME.json, NAME.svg and NAME-dark.svg."""
+    numbers = {key: rounded(values) for key, values in FIGURES[name][0]().items()}
+    (folder / f"{name}.json").write_text(json.dumps(numbers, ensure_ascii=False) + "\n")
+    drawn(name, numbers, folder)
+
+
+def drawn(name: str, numbers: Numbers, folder: Path) -> None:
+    """The two pictures of the numbers."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    compute, draw = FIGURES[name]
-    numbers = {key: rounded(values) for key, values in compute().items()}
-    (folder / f"{name}.json").write_text(json.dumps(numbers, ensure_ascii=False) + "\n")
     for scheme, of in SCHEMES.items():
         inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
         style = {
@@ -316,8 +320,8 @@ def write(name: str, folder: Path) -> None:
             "svg.hashsalt": name,
         }
         with plt.rc_context(style):
-            figure = plt.figure(figsize=(6.4, 3), layout="constrained")
-            draw(numbers, figure)
+            figure = plt.figure(figsize=(5.6, 2.9), layout="constrained")
+            FIGURES[name][1](numbers, figure)
             path = folder / f"{name}{'-dark' * (scheme == 'dark')}.svg"
             figure.savefig(path, facecolor=of["ground"], metadata={"Date": None})
             plt.close(figure)
