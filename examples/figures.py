@@ -140,9 +140,9 @@ def draw_overfitting(numbers: Numbers, figure: Any) -> None:
             epochs, 100 * np.array(numbers[f"validation_accuracy {lam}"]), color=f"C{1 - lam}", label=f"λ = {lam}"
         )
     left.set(xlabel="epoch", title="cost, λ = 0", ylim=(0, None))
-    right.set(xlabel="epoch", title="accuracy (%)", ylim=(75, 101))
+    right.set(xlabel="epoch", title="accuracy (%)", ylim=(65, 101))
     left.legend()
-    right.legend(loc="center right")
+    right.legend(loc="lower right", bbox_to_anchor=(1, 0.02))
 
 
 # %% Section 6.1: the error vanishes.
