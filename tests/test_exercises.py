@@ -83,7 +83,7 @@ def test_a_mistake_is_told(name, tmp_path, capsys):
     assert right in path.read_text()
     (tmp_path / path.name).write_text(path.read_text().replace(right, wrong))
     assert CHECK["main"]([name], tmp_path) == 1
-    assert re.match(f"{name:14} wrong: .*{told}", capsys.readouterr().out)
+    assert re.match(f"{name:14} wrong: .*{told}", capsys.readouterr().out, re.DOTALL)
 
 
 def test_an_error_of_the_learners_own_is_told_with_its_line(tmp_path):

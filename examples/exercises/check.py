@@ -260,7 +260,8 @@ def main(names: list[str], folder: str | Path = HERE) -> int:
     for name in names or MARKS:
         verdict, told = mark(name, Path(folder))
         left += verdict != "right"
-        print(f"{name:14} {verdict}{': ' * bool(told)}{told}", flush=True)
+        line = f"{name:14} {verdict}{': ' * bool(told)}{told}"
+        print(line.replace("; ", "\n" + " " * 15), flush=True)
     return left
 
 
