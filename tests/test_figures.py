@@ -15,26 +15,33 @@ PICTURES = ROOT / "docs" / "pictures"
 FIGURES = runpy.run_path(str(ROOT / "examples" / "figures.py"))["FIGURES"]
 CHEAP = ["neuron", "dense", "descent", "saturation", "pooling"]
 LONG = ["vanishing", "credit"]
-TRAINED = ["overfitting", "features", "boltzmann"]  # after thousands of steps in float32 only the outline is the same
+TRAINED = [
+    "overfitting",
+    "features",
+    "boltzmann",
+]  # thousands of steps, and draws that hang by a rounding: mean and spread stay
 
 
-def drift(name):
-    """The largest difference of each array from the committed one, relative to the largest entry."""
+def both(name):
+    """(computed now, committed), for each array of the figure."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         computed = {key: np.asarray(values, float) for key, values in FIGURES[name][0]().items()}
     committed = {key: np.array(values) for key, values in json.loads((PICTURES / f"{name}.json").read_text()).items()}
     assert computed.keys() == committed.keys()
-    return {key: np.abs(computed[key] - committed[key]).max() / np.abs(committed[key]).max() for key in committed}
+    return [(computed[key], committed[key]) for key in committed]
 
 
 @pytest.mark.parametrize("name", [*CHEAP, *thorough(*LONG)])
 def test_the_numbers_are_still_those(name):
-    assert max(drift(name).values()) < 0.01
+    for now, then in both(name):
+        assert np.abs(now - then).max() < 0.01 * np.abs(then).max()
 
 
 @pytest.mark.parametrize("name", thorough(*TRAINED))
 def test_trained_networks_still_look_alike(name):
-    assert max(drift(name).values()) < 0.3
+    for now, then in both(name):
+        assert now.shape == then.shape
+        np.testing.assert_allclose([now.mean(), now.std()], [then.mean(), then.std()], atol=0.1 * then.std())
 
 
 def test_every_figure_is_committed_for_both_schemes():
