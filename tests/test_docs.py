@@ -14,7 +14,7 @@ import pytest
 from .cases import thorough
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/learn/*.md"))]
 BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```$", re.S | re.M)
 
 
