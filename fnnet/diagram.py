@@ -167,7 +167,7 @@ class Drawing:
             self.draw(part, middle, y - GAP)
             self.wire(middle, y - GAP - part.height, bottom + GAP / 2)
             left += part.width + GAP
-        sign = {"add": "+", "concatenate": "‖"}.get(inner.join.name, inner.join.name)
+        sign = {"add": "+", "concatenate": "‖"}.get(inner.join.name) or inner.join.name
         self.ax.text(
             x, bottom + GAP / 2, sign, va="center", ha="center", fontsize=10, color=self.ink,
             bbox={"boxstyle": "circle,pad=0.18", "fc": self.ax.get_facecolor(), "ec": self.ink},
