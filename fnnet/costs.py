@@ -55,6 +55,20 @@ class Composed(NamedTuple):
     error: Callable[[Array, Array], Array]
 
 
+class OfLabels(NamedTuple):
+    """The matched forms for integer labels (m, ...), whose one-hot rows are then not made.
+
+    Attributes:
+        of: the cost's ``matched_terms`` and ``matched_error`` that these forms stand for; one with others does not use them.
+        terms: (z, y) -> the terms that C_x adds up.
+        error: (z, y) -> δ^L.
+    """
+
+    of: tuple[Callable, Callable]
+    terms: Callable[[Array, Array], Array]
+    error: Callable[[Array, Array], Array]
+
+
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Cost:
@@ -68,8 +82,7 @@ class Cost:
         matched_terms: (z, y) -> the same terms from the weighted input of a matched layer.
         matched_error: (z, y) -> δ^L of a matched layer.
         probabilities: whether outputs and targets have to lie in [0, 1].
-        of_labels: (terms, error) like ``matched_terms`` and ``matched_error`` for integer labels (m, ...), whose one-hot rows
-            are then not made.
+        of_labels: the matched forms for integer labels, or None.
         composed: forms in z for other activations.
         curvature: the second derivative by z of a matched layer, or None.
     """
@@ -81,7 +94,7 @@ class Cost:
     matched_terms: Callable[[Array, Array], Array] | None = None
     matched_error: Callable[[Array, Array], Array] | None = None
     probabilities: bool = False
-    of_labels: tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array]] | None = None
+    of_labels: OfLabels | None = None
     composed: tuple[Composed, ...] = ()
     curvature: Curvature | None = None
 
@@ -100,10 +113,10 @@ class Cost:
                 an activation that the cost cannot follow. Under ``jit`` such a target makes C NaN.
         """
         a = integers_as_floats(a)
-        labels = self.of_labels is not None and self.matches(output) and jnp.ndim(y) < a.ndim
+        labels = self._labels(a, y) if self.matches(output) else None
         y = self._checked(a, y, weights) if labels else self.targets(a, y, weights)
         if self.matches(output):
-            terms, given = self.of_labels[0] if labels else self.matched_terms, output[1]  # pyright: ignore
+            terms, given = labels.terms if labels else self.matched_terms, output[1]  # pyright: ignore
         elif composed := self._composed(output):
             terms, given = composed.terms, output[1]  # pyright: ignore
         else:
@@ -123,9 +136,9 @@ class Cost:
         """
         if self.matched_error is None:
             raise ValueError(f"{self.name}: expected a cost with a matched activation, got none; use output_gradient")
-        if self.of_labels is not None and jnp.ndim(y) < jnp.ndim(z):
+        if labels := self._labels(z, y):
             z = integers_as_floats(z)
-            return _weighted(self.of_labels[1], z, self._checked(z, y, weights), weights).astype(z.dtype)
+            return _weighted(labels.error, z, self._checked(z, y, weights), weights).astype(z.dtype)
         return self._error(self.matched_error, z, y, weights)
 
     def delta(self, output: Output, y: Any, *, weights: Any = None) -> Array | None:
@@ -216,6 +229,13 @@ class Cost:
     def _error(self, error: Callable[[Array, Array], Array], z: Any, y: Any, weights: Any) -> Array:
         z = integers_as_floats(z)
         return _weighted(error, z, self.targets(z, y, weights), weights).astype(z.dtype)
+
+    def _labels(self, z: Any, y: Any) -> OfLabels | None:
+        """The forms for labels, where y are labels and the matched forms are those that these stand for."""
+        forms = self.of_labels
+        if forms is None or jnp.ndim(y) >= jnp.ndim(z):
+            return None
+        return forms if forms.of == (self.matched_terms, self.matched_error) else None
 
     def _composed(self, output: Output) -> Composed | None:
         if output is None:
@@ -497,11 +517,11 @@ def log_likelihood_terms_of_labels(z: Array, y: Array) -> Array:
 
 @jax.jit
 def log_likelihood_error_of_labels(z: Array, y: Array) -> Array:
-    """δ^L_j = a_j, and a_y − 1 at the label y: for an a_y > ½ it is −others / total."""
+    """δ^L_j = a_j, and a_y − 1 at the label y: for an a_y > ½, where e_y = 1, it is (e_y − 1 − others) / total."""
     _, e, total, others = shifted_exp(z)
     own = at_label(e, y)[..., None]
-    at_own = jnp.where(leading(own, total), -others, own - total)
-    is_own = y[..., None] == jnp.arange(z.shape[-1])
+    at_own = jnp.where(leading(own, total), own - 1 - others, own - total)
+    is_own = y[..., None] == jax.lax.broadcasted_iota(y.dtype, z.shape, z.ndim - 1)
     return jnp.where(is_own, at_own, e + 0 * own) / total
 
 
@@ -593,7 +613,11 @@ log_likelihood = Cost(
     matched=softmax,
     matched_terms=log_likelihood_terms_of_softmax,
     matched_error=log_likelihood_error_of_softmax,
-    of_labels=(log_likelihood_terms_of_labels, log_likelihood_error_of_labels),
+    of_labels=OfLabels(
+        (log_likelihood_terms_of_softmax, log_likelihood_error_of_softmax),
+        log_likelihood_terms_of_labels,
+        log_likelihood_error_of_labels,
+    ),
     probabilities=True,
     composed=(
         Composed(

@@ -1,5 +1,7 @@
 """Costs: values, gradients, matched errors, targets, weights, extremes, errors."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -235,6 +237,20 @@ def test_labels_are_their_one_hot_rows(shape):
         )
         np.testing.assert_allclose(by_label[0], by_row[0], rtol=1e-14)
         np.testing.assert_allclose(by_label[1], by_row[1], rtol=1e-14, atol=1e-300)
+
+
+def test_the_error_of_labels_has_a_derivative():
+    z = jnp.array([[30.0, 0.0, -2.0], [0.1, 0.2, 0.3]])
+    y = jnp.array([0, 2])
+    given = (jax.jacfwd(lambda z, t=t: fn.log_likelihood.output_error(z, t))(z) for t in (y, jax.nn.one_hot(y, 3)))
+    hessian = jax.jacfwd(jax.grad(lambda z: 2 * fn.log_likelihood(z, y, output=(fn.softmax, z))))(z)
+    for jacobian in given:
+        np.testing.assert_allclose(jacobian, hessian, rtol=1e-12, atol=1e-15)  # 1e-13 is what autodiff loses 1e-16 of
+
+
+def test_a_cost_with_another_error_uses_it_for_labels_too():
+    wrong = dataclasses.replace(fn.log_likelihood, matched_error=lambda z, y: 0 * z)
+    assert not wrong.output_error(jnp.ones((2, 3)), jnp.array([0, 1])).any()
 
 
 def test_labels_take_half_the_memory_of_one_hot_rows():
