@@ -429,8 +429,8 @@ def test_many_devices(net):
         mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
         rows = NamedSharding(mesh, P("batch"))
         net, shape = {"dense": (dense, (6,)), "cells": (cells, (7, 6))}[sys.argv[1]]
-        params = params_of(net, shape)
-        x, y = normal((32, *shape), seed=1), jnp.arange(32) % 4
+        params = net.init(jax.random.key(0), shape)
+        x, y = jax.random.normal(jax.random.key(1), (32, *shape)), jnp.arange(32) % 4
         gradient = fn.value_and_grad(net, fn.log_likelihood)
         one = gradient(params, x, y, key=jax.random.key(2))
         many = gradient(params, jax.device_put(x, rows), jax.device_put(y, rows), key=jax.random.key(2))
