@@ -113,15 +113,13 @@ class Cost:
                 an activation that the cost cannot follow. Under ``jit`` such a target makes C NaN.
         """
         a = integers_as_floats(a)
-        labels = self._labels(a, y) if self.matches(output) else None
-        y = self._checked(a, y, weights) if labels else self.targets(a, y, weights)
+        terms, given, targets = self.terms, a, self.targets
         if self.matches(output):
-            terms, given = labels.terms if labels else self.matched_terms, output[1]  # pyright: ignore
+            given = output[1]  # pyright: ignore
+            terms, _, targets = self._matched_forms(given, y)
         elif composed := self._composed(output):
             terms, given = composed.terms, output[1]  # pyright: ignore
-        else:
-            terms, given = self.terms, a
-        return jnp.sum(_weighted(terms, given, y, weights)) / a.shape[0]  # pyright: ignore
+        return jnp.sum(_weighted(terms, given, targets(a, y, weights), weights)) / a.shape[0]  # pyright: ignore
 
     def output_gradient(self, a: Any, y: Any, *, weights: Any = None) -> Array:
         """∇_a C_x for each example, shaped like a: the da_out of a last layer whose δ^L is not known from z."""
@@ -136,10 +134,8 @@ class Cost:
         """
         if self.matched_error is None:
             raise ValueError(f"{self.name}: expected a cost with a matched activation, got none; use output_gradient")
-        if labels := self._labels(z, y):
-            z = integers_as_floats(z)
-            return _weighted(labels.error, z, self._checked(z, y, weights), weights).astype(z.dtype)
-        return self._error(self.matched_error, z, y, weights)
+        _, error, targets = self._matched_forms(z, y)
+        return self._error(error, z, y, weights, targets)
 
     def delta(self, output: Output, y: Any, *, weights: Any = None) -> Array | None:
         """δ^L from the last layer's (activation, z) where it is known from z: `output_error` of a matched layer, or a
@@ -151,7 +147,7 @@ class Cost:
         if self.matches(output):
             return self.output_error(output[1], y, weights=weights)  # pyright: ignore
         if composed := self._composed(output):
-            return self._error(composed.error, output[1], y, weights)  # pyright: ignore
+            return self._error(composed.error, output[1], y, weights, self.targets)  # pyright: ignore
         return None
 
     def hessian_product(self, z: Any, y: Any, u: Any, *, weights: Any = None) -> Array:
@@ -226,16 +222,17 @@ class Cost:
             )
         return self.curvature
 
-    def _error(self, error: Callable[[Array, Array], Array], z: Any, y: Any, weights: Any) -> Array:
+    def _error(self, error: Callable, z: Any, y: Any, weights: Any, targets: Callable) -> Array:
         z = integers_as_floats(z)
-        return _weighted(error, z, self.targets(z, y, weights), weights).astype(z.dtype)
+        return _weighted(error, z, targets(z, y, weights), weights).astype(z.dtype)
 
-    def _labels(self, z: Any, y: Any) -> OfLabels | None:
-        """The forms for labels, where y are labels and the matched forms are those that these stand for."""
-        forms = self.of_labels
-        if forms is None or jnp.ndim(y) >= jnp.ndim(z):
-            return None
-        return forms if forms.of == (self.matched_terms, self.matched_error) else None
+    def _matched_forms(self, z: Any, y: Any) -> tuple[Any, Any, Callable]:
+        """(terms, error, what makes of y what these take): for labels the forms that need no one-hot rows, where the matched
+        forms are those that these stand for."""
+        forms, matched = self.of_labels, (self.matched_terms, self.matched_error)
+        if forms is not None and forms.of == matched and jnp.ndim(y) < jnp.ndim(z):
+            return forms.terms, forms.error, self._checked
+        return *matched, self.targets
 
     def _composed(self, output: Output) -> Composed | None:
         if output is None:

@@ -26,7 +26,6 @@ from .programs import for_each_structure
 __all__ = ["batch_step", "epoch", "mini_batch", "monitor"]
 
 
-@for_each_structure
 def epoch(
     net,
     cost,

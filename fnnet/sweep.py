@@ -288,7 +288,7 @@ def _epochs(
         optimizer, penalty, (_, fit_key) = _of_run(grid, keys, run)
         settings = {"batch_size": batch_size, "gradient": None, "micro_batch": "auto", "window": None}
         key = jax.random.fold_in(fit_key, epoch)
-        params, opt_state, costs, finite = epoch_program.__wrapped__(  # pyright: ignore[reportFunctionMemberAccess]
+        params, opt_state, costs, finite = epoch_program(
             net, cost, optimizer, penalty, params, opt_state, train, key, **settings
         )
         measured = {"cost": jnp.mean(costs)}

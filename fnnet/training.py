@@ -328,7 +328,7 @@ fold_in, _mean = jax.jit(jax.random.fold_in), jax.jit(jnp.mean)
 def _epoch(net, cost, optimizer, penalty, params, opt_state, data, key, number, **about) -> tuple[Any, ...]:
     """What `fnnet.epochs.epoch` gives for the epoch of this number, with the key of it, and the number of the next."""
     of_epoch = net, cost, optimizer, penalty, params, opt_state, data, jax.random.fold_in(key, number)
-    return *epoch.__wrapped__(*of_epoch, **about), number + 1  # pyright: ignore[reportFunctionMemberAccess]
+    return *epoch(*of_epoch, **about), number + 1
 
 
 @for_each_structure

@@ -132,7 +132,7 @@ def _networks() -> list[Case]:
         )
     deep, slim = (of(networks.dense, *[n] * 6, 10, activation=fn.relu) for n in (1024, 16))
     cases.append(network("6×1,024 ReLU, m = 128", "dense networks", deep, (128, 784), (20, 30), slim))
-    belief, less = (of(networks.unrolled_belief_network, *n) for n in ((784, 500, 500, 2000), (30, 20, 20, 40)))
+    belief, less = (of(networks.dense, *n, 10) for n in ((500, 500, 2000), (20, 20, 40)))
     cases.append(
         network("DBN 784-500-500-2000-10, fine-tuning, m = 100", "dense networks", belief, (100, 784), (20, 30), less)
     )

@@ -86,8 +86,3 @@ def large_vocabulary(tokens: int, n: int) -> fn.Tied:
     """A residual layer between an embedding and an output layer of many tokens, tied."""
     block = fn.Residual(fn.LayerNorm(), fn.Dense(n, fn.tanh))
     return fn.Tied(fn.Network(fn.Embedding(tokens, n), block, fn.Dense(tokens, fn.softmax)), "0.w", "-1.w")
-
-
-def unrolled_belief_network(*sizes: int) -> fn.Network:
-    """The classifier that `fnnet.dbn.to_network` makes of a stack of machines, the visible units first, 10 classes."""
-    return fn.Network(*(fn.Dense(n, fn.sigmoid) for n in sizes[1:]), fn.Dense(10, fn.softmax))
