@@ -9,9 +9,10 @@ from jax.sharding import PartitionSpec as P
 import fnnet as fn
 from fnnet.batches import Layout
 from fnnet.devices import Division, check_divides, division_of
-from fnnet.epochs import epoch, monitor
+from fnnet.epochs import monitor
 from fnnet.given import Examples
 from fnnet.optimizers import traceable
+from fnnet.training import _epoch
 
 from .cases import thorough
 from .checks import in_a_folder
@@ -121,15 +122,15 @@ def what_is_sent():
     def compiled(layout, place):
         arguments = jax.device_put((params, optimizer.init(params)), whole), jax.device_put(data, place)
         (p, opt_state), examples = arguments
-        lowered = epoch.lower(
-            net, fn.log_likelihood, optimizer, None, p, opt_state, examples, KEY, layout=layout, **about
+        lowered = _epoch.lower(
+            net, fn.log_likelihood, optimizer, None, p, opt_state, examples, KEY, 0, layout=layout, **about
         )
         return lowered.compile()
 
     over = division_of("fit", on)
     size = 8 + sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    one = epoch.lower(
-        net, fn.log_likelihood, optimizer, None, params, optimizer.init(params), data, KEY, **about
+    one = _epoch.lower(
+        net, fn.log_likelihood, optimizer, None, params, optimizer.init(params), data, KEY, 0, **about
     ).compile()  # fmt: skip
     for layout, place, others in (
         (Layout(over), whole, []),
