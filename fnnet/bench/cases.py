@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 import fnnet as fn
 
 from . import networks
@@ -32,7 +34,8 @@ class Case:
 
 
 LOOP = "XLA counts the body of a loop once, and the backward loop of autodiff holds products that are outside of it by hand"
-TAPS = 1.3, "a product over all windows' entries, padding included, which XLA leaves out of its count of a convolution"
+TAPS = 1.01, "a product over all windows' entries, padding included, which XLA leaves out of its count of a convolution"
+BOOK = TAPS if jax.__version_info__ < (0, 11) else (1.0, "")  # JAX 0.12 makes 2 % less of what is no product
 AGAIN = 1.2, "what the backward pass needs is computed again, in exchange for memory"
 
 
@@ -74,7 +77,7 @@ def _layers() -> list[Case]:
         layer("Conv 5×5", rows, lambda: fn.Conv(20, 5, fn.sigmoid), (32, 28, 28, 1), (2, 9, 9, 1), steps=2),
         layer("Conv 5×5 of 20 channels", rows, lambda: fn.Conv(40, 5, fn.sigmoid), (32, 12, 12, 20), (2, 8, 8, 3), steps=2),
         layer("Conv 3×3", rows, lambda: fn.Conv(64, 3, fn.relu, padding="same"), (16, 32, 32, 32), (2, 5, 5, 3), steps=2),
-        layer("Conv 3×3, stride 2", rows, lambda: fn.Conv(64, 3, fn.relu, 2, 1), (16, 32, 32, 32), few, steps=2, more=TAPS),
+        layer("Conv 3×3, stride 2", rows, lambda: fn.Conv(64, 3, fn.relu, 2, 1), (16, 32, 32, 32), few, steps=2),
         layer("Conv 3×3, 4 groups", rows, lambda: fn.Conv(64, 3, fn.relu, 1, 1, groups=4), (16, 32, 32, 32), few, steps=2),
         layer("MaxPool", rows, lambda: fn.MaxPool(2), (32, 24, 24, 20), few),
         layer("MeanPool", rows, lambda: fn.MeanPool(2), (32, 24, 24, 20), few),
@@ -145,6 +148,7 @@ def _networks() -> list[Case]:
                 networks.book,
                 *images,
                 steps=4 if m < 128 else 2,
+                more=BOOK,
                 quick=m == 10,
             )
         )
