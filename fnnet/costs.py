@@ -519,7 +519,7 @@ def log_likelihood_error_of_labels(z: Array, y: Array) -> Array:
     own = at_label(e, y)[..., None]
     at_own = jnp.where(leading(own, total), own - 1 - others, own - total)
     is_own = y[..., None] == jax.lax.broadcasted_iota(y.dtype, z.shape, z.ndim - 1)
-    return jnp.where(is_own, at_own, e + 0 * own) / total
+    return jnp.where(is_own, at_own, e) / jnp.where(jnp.isnan(own), jnp.nan, total)
 
 
 def at_label(values: Array, y: Array) -> Array:
