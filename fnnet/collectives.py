@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from .columns import aligned
 from .given import check_net
 from .layers._composite import bottom, composites, is_walked, visited, walk
 from .layers._layer import Layer, LayerError, Params, Sends, Shape, Shard, run_forward
@@ -70,9 +71,7 @@ class Collectives:
         sums = [("total", "", *key, *total) for key, total in self.totals.items()]
         lines = [[str(v) if isinstance(v, str) else f"{v:,}" for v in row] for row in (*self.rows, *sums)]
         lines.insert(0, ["layer", "equation", "collective", "axis", "count", "bytes"])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        aligned = [str.ljust] * 4 + [str.rjust] * 2
-        return "\n".join("  ".join(f(t, n) for f, t, n in zip(aligned, line, widths, strict=True)) for line in lines)
+        return "\n".join(aligned(lines, right=2))
 
 
 def collectives(

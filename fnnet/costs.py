@@ -327,7 +327,7 @@ def check_targets(cost: Any, y: Any, shape: tuple[int, ...], weights: Any = None
     if not (labels or getattr(cost, "probabilities", False)) or not (_is_here(y) and _is_here(weights)):
         return False
     y, (low, high) = np.asarray(y), bounds(y.shape, shape)
-    if not y.size or (low <= y.min() and y.max() <= high):
+    if is_within(y, low, high):
         return True
     outside = ~((y >= low) & (y <= high)) & _counts(weights, y.shape)
     if not outside.any():
@@ -345,6 +345,11 @@ def check_targets(cost: Any, y: Any, shape: tuple[int, ...], weights: Any = None
 def bounds(shape: tuple[int, ...], of_outputs: tuple[int, ...]) -> tuple[float, float]:
     """The least and the greatest target of this shape: 0 and n − 1 for labels, 0 and 1, but for rounding, for values."""
     return (-SLACK, 1 + SLACK) if shape == of_outputs else (0, of_outputs[-1] - 1)
+
+
+def is_within(numbers: np.ndarray, low: float, high: float) -> bool:
+    """Whether all are from low to high, in one pass for each; NaN is not."""
+    return not numbers.size or bool(low <= numbers.min() and numbers.max() <= high)
 
 
 def _real(owner: Any, name: str, values: Any) -> Array | np.ndarray:

@@ -40,9 +40,7 @@ def piece(net: Layer, rows: dict[str, LayerSummary], place: tuple[int, ...] = ()
     if not is_walked(net):
         found.width = 0.8 if isinstance(net, Identity) else WIDTH
         return found
-    inner: Any = net
-    while isinstance(inner, Around):
-        inner = inner.net
+    inner = _wired(net)
     parts = net.layers[:1] if isinstance(inner, Repeat) else net.layers  # pyright: ignore[reportAttributeAccessIssue]
     found.inside = [piece(part, rows, (*place, i)) for i, part in enumerate(parts)]
     found.title = _title(net, place)
@@ -137,7 +135,9 @@ class Drawing:
     def row(self, p: Piece, x: float, y: float) -> None:
         for i, part in enumerate(p.inside):
             if i:
-                self.wire(x, y, y - GAP, _shape(p.inside[i - 1]))
+                above = p.inside[i - 1].row
+                assert above is not None
+                self.wire(x, y, y - GAP, _written(above.output_shape))
                 y -= GAP
             self.draw(part, x, y)
             y -= part.height
@@ -150,9 +150,7 @@ class Drawing:
 
     def parallel(self, p: Piece, x: float, y: float) -> None:
         """Branches beside each other, between where they part and where they are joined."""
-        inner: Any = p.layer
-        while isinstance(inner, Around):
-            inner = inner.net
+        join = _wired(p.layer).join
         width = sum(part.width for part in p.inside) + GAP * (len(p.inside) - 1)
         tall = max(part.height for part in p.inside)
         bottom, left = y - tall - 2 * GAP, x - width / 2
@@ -167,7 +165,7 @@ class Drawing:
             self.draw(part, middle, y - GAP)
             self.wire(middle, y - GAP - part.height, bottom + GAP / 2)
             left += part.width + GAP
-        sign = {"add": "+", "concatenate": "‖"}.get(inner.join.name) or inner.join.name
+        sign = {"add": "+", "concatenate": "‖"}.get(join.name) or join.name
         self.ax.text(
             x, bottom + GAP / 2, sign, va="center", ha="center", fontsize=10, color=self.ink,
             bbox={"boxstyle": "circle,pad=0.18", "fc": self.ax.get_facecolor(), "ec": self.ink},
@@ -183,10 +181,16 @@ class Drawing:
             self.ax.text(right + 0.12, (y + y2) / 2, f"one {leaf}", color="C2", fontsize=8, va="center", ha="left")
 
 
-def _shape(p: Piece) -> str:
-    """What comes out of a piece, one example's shape."""
-    assert p.row is not None
-    return "×".join(map(str, p.row.output_shape)) or "1"
+def _wired(net: Any) -> Any:
+    """The composite whose wiring a net has: itself, or what it is around."""
+    while isinstance(net, Around):
+        net = net.net
+    return net
+
+
+def _written(shape: tuple[int, ...]) -> str:
+    """The shape of one example."""
+    return "×".join(map(str, shape)) or "1"
 
 
 def _pieces(p: Piece) -> Iterator[Piece]:
@@ -230,10 +234,10 @@ def network(net: Layer, input_shape: tuple[int, ...], *, ax: Axes | None = None)
     ax.text(0, 0.2, "$x$", **text)
     ax.text(-0.3, -GAP / 2, "$a$", **{**text, "color": DOWN})
     ax.text(-0.65, -GAP / 2, r"$\delta$", **{**text, "color": UP})
-    drawing.wire(0, 0, -GAP, "×".join(map(str, input_shape)))
+    drawing.wire(0, 0, -GAP, _written(input_shape))
     drawing.draw(whole, 0, -GAP)
     end = -GAP - whole.height
-    drawing.wire(0, end, end - GAP, "×".join(map(str, net.output_shape(input_shape))))
+    drawing.wire(0, end, end - GAP, _written(net.output_shape(input_shape)))
     ax.text(0, end - GAP - 0.2, "cost", **text)
     for part in _pieces(whole):
         tied: Any = part.layer

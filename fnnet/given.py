@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from .costs import Cost, bounds, check_targets
+from .costs import Cost, bounds, check_targets, is_within
 from .devices import check_mixing
 from .layers._layer import Layer, Params, Shape, as_array, as_data, check_key, run_forward
 from .programs import KEPT
@@ -189,8 +189,7 @@ class Seen:
 
     def look(self, net: Any, cost: Any, params: Any, x: Any, y: Any, key: Any, mask: Any, weights: Any) -> None:
         """Raise a ValueError for targets that the cost cannot follow."""
-        (low, high), numbers = self.bounds, np.asarray(y)
-        if not numbers.size or (low <= numbers.min() and numbers.max() <= high):
+        if is_within(np.asarray(y), *self.bounds):
             self.right = weakref.ref(y)
         else:
             _check_numbers(_kind(net, cost, x, y, mask), cost, params, x, y, mask, weights)

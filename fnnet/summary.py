@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .columns import aligned
 from .layers import Layer, LayerError, Repeat
-from .layers._composite import check_shape, is_walked, visited
+from .layers._composite import Placed, check_shape, is_walked, visited
 from .layers._layer import Params, Shape, run_forward
 
 __all__ = ["LayerSummary", "Summary", "summary"]
@@ -45,9 +46,7 @@ class Summary(NamedTuple):
         for name, _, shape, out, count, times in self.rows:
             indent = "  " * name.split()[0].count(".")
             lines.append((indent + name + f" × {times}" * (times > 1), str(shape), str(out), f"{count:,}"))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        aligned = (str.ljust, str.ljust, str.ljust, str.rjust)
-        text = ["  ".join(f(t, n) for f, t, n in zip(aligned, line, widths, strict=True)) for line in lines]
+        text = aligned(lines, right=1)
         text.insert(1, "-" * len(text[0]))
         size, unit = (self.nbytes / 1e6, "MB") if self.nbytes >= 1e6 else (self.nbytes / 1e3, "kB")
         total = f"{self.parameters:,} parameters, {size:.1f} {unit}"
@@ -93,8 +92,8 @@ def _seen(net: Layer, params: Params, shape: Shape, dtype: Any) -> tuple[tuple[L
 
     def visit(place: tuple[int, ...], part: Layer, p: Params, a: Array, **given: Any) -> tuple[Array, Any]:
         nonlocal shared
-        name, times = f"{'.'.join(map(str, place or (0,)))} {part._title}", repeats.get(place[:-1], 1) if place else 1
-        rows[place] = LayerSummary(name, part, a.shape[1:], (), _size(p), times)
+        times = repeats.get(place[:-1], 1) if place else 1
+        rows[place] = LayerSummary(Placed(place, part, p, None).name, part, a.shape[1:], (), _size(p), times)
         if is_walked(part):
             inside = part.parts(p)  # pyright: ignore[reportAttributeAccessIssue]
             shared += max(0, sum(_size(of_part) for _, of_part in inside) - _size(p))

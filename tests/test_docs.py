@@ -15,15 +15,12 @@ from .cases import thorough
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/learn/*.md"))]
-BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```$", re.S | re.M)
+NOTEBOOKS = runpy.run_path(str(ROOT / ".ci" / "notebooks.py"))
+BLOCK, is_excerpt = NOTEBOOKS["BLOCK"], NOTEBOOKS["is_excerpt"]
 
 
 def blocks(page):
     return [(attributes, body) for attributes, body in BLOCK.findall(page.read_text())]
-
-
-def is_excerpt(attributes, body):
-    return "title=" in attributes or body.startswith("@jax.jit")
 
 
 def code(page):
@@ -81,7 +78,7 @@ def test_quotations_are_up_to_date(page):
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda p: p.name)
 def test_a_notebook_is_the_pages_text_and_script(page):
-    made = runpy.run_path(str(ROOT / ".ci" / "notebooks.py"))["notebook"](page.read_text())
+    made = NOTEBOOKS["notebook"](page.read_text())
     scripts = [cell["source"] for cell in made["cells"] if cell["cell_type"] == "code"]
     assert "\n\n".join(scripts).split() == code(page).split()
     told = " ".join(cell["source"] for cell in made["cells"] if cell["cell_type"] == "markdown").split()

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fnnet as fn
+from fnnet.bench.measure import deviation
 
 HERE = Path(__file__).parent
 sys.path[1:1] = [str(HERE.parent), str(HERE.parent.parent)]
@@ -61,16 +62,6 @@ def both_sides(layer, params, a_in):
     return (a_out, *layer.backward(params, cache, da_out)), (value, da_in, mean)
 
 
-def off(tree, reference) -> float:
-    """The largest difference from a reference, relative to the largest entry of each leaf of it."""
-    worst = 0.0
-    for ours, theirs in zip(jax.tree.leaves(tree), jax.tree.leaves(reference), strict=True):
-        ours, theirs = (np.asarray(a).astype(np.float64) for a in (ours, theirs))
-        if size := np.max(np.abs(theirs), initial=0):
-            worst = max(worst, float(np.max(np.abs(ours - theirs)) / size))
-    return worst
-
-
 def rows(small: bool, m: int = 64) -> dict:
     """Compiled side by side: a GPU's compiler takes a second for each."""
     from tests.cases import LAYERS, cast
@@ -89,7 +80,7 @@ def rows(small: bool, m: int = 64) -> dict:
         for i, (program, arguments) in enumerate(zip(programs, given, strict=True)):
             row, column = divmod(i, len(PRECISIONS))
             _, reference = programs[row * len(PRECISIONS)].result()(*cast(arguments, "float64"))
-            errors[row, column] = [off(side, reference) for side in program.result()(*arguments)]
+            errors[row, column] = [deviation(side, reference) for side in program.result()(*arguments)]
     summary, wrong = {}, []
     for name, (_, _, rounding), (by_hand, autodiff) in zip(
         PRECISIONS, PRECISIONS.values(), errors.transpose(1, 2, 0), strict=True

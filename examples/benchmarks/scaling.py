@@ -17,16 +17,11 @@ import jax
 import numpy as np
 
 import fnnet as fn
-from fnnet.bench.measure import alternating
+from fnnet.bench import networks
+from fnnet.bench.measure import Contender, compiled, in_turns
 
 sys.path.append(str(Path(__file__).parent.parent))
 from pictures import pyplot, save
-
-
-def convolutional() -> fn.Network:
-    """The book's."""
-    convolutions = fn.Conv(20, 5, fn.sigmoid), fn.MaxPool(2), fn.Conv(40, 5, fn.sigmoid), fn.MaxPool(2)
-    return fn.Network(*convolutions, fn.Flatten(), fn.Dense(100, fn.sigmoid), fn.Dense(10, fn.softmax))
 
 
 def classifier(*layers: fn.Layer) -> fn.Network:
@@ -39,13 +34,13 @@ GROWTH = {
     "batch": (
         2 ** np.arange(5, 14),
         {
-            "784-100-10": lambda m: (classifier(fn.Dense(100, fn.sigmoid)), (784,), m),
-            "the book's conv net": lambda m: (convolutional(), (28, 28, 1), m),
+            "784-100-10": lambda m: (networks.dense(100, 10), (784,), m),
+            "the book's conv net": lambda m: (networks.book(), (28, 28, 1), m),
         },
     ),
     "width": (
         2 ** np.arange(7, 13),
-        {"two hidden layers, m = 64": lambda n: (classifier(fn.Dense(n, fn.relu), fn.Dense(n, fn.relu)), (784,), 64)},
+        {"two hidden layers, m = 64": lambda n: (networks.dense(n, n, 10, activation=fn.relu), (784,), 64)},
     ),
     "depth": (
         2 ** np.arange(1, 7),
@@ -57,7 +52,7 @@ GROWTH = {
     "steps": (
         2 ** np.arange(4, 12),
         {
-            "LSTM(128), m = 32": lambda T: (classifier(fn.LSTM(128), fn.LastStep()), (T, 28), 32),
+            "LSTM(128), m = 32": lambda T: (networks.classifier(fn.LSTM(128)), (T, 28), 32),
             "attention of 4 heads, m = 4": lambda T: (
                 classifier(fn.Dense(192, fn.linear), fn.Attention(4, block=128), fn.LastStep()),
                 (T, 64),
@@ -68,21 +63,17 @@ GROWTH = {
 }  # fmt: skip
 
 
-def measured(net, shape, m, rounds) -> dict[str, tuple[float, float]]:
+def measured(net: fn.Layer, shape: tuple[int, ...], m: int, rounds: int) -> dict[str, tuple[float, float]]:
     """(seconds, MiB of temporaries) of each side."""
     params, x = net.init(jax.random.key(0), shape), jax.random.normal(jax.random.key(1), (m, *shape))
-    y = jax.random.randint(jax.random.key(2), (m,), 0, 10)
+    given = params, x, jax.random.randint(jax.random.key(2), (m,), 0, 10)
     sides = {
         "by hand": fn.value_and_grad(net, fn.log_likelihood),
         "jax.grad": jax.value_and_grad(fn.objective(net, fn.log_likelihood)),
     }
-    programs = {name: jax.jit(f).lower(params, x, y).compile() for name, f in sides.items()}
-    runs = {name: lambda program=program: program(params, x, y) for name, program in programs.items()}
-    jax.block_until_ready(start := [run() for run in runs.values()])
-    once = min(alternating(runs, 1, 1)[0])
-    del start
-    times = np.median(alternating(runs, rounds, max(1, int(0.03 / once))), axis=0)
-    memory = (program.memory_analysis().temp_size_in_bytes / 2**20 for program in programs.values())
+    programs = {name: compiled(Contender(f, given)) for name, f in sides.items()}
+    times = np.median(in_turns({name: program.call for name, program in programs.items()}, rounds), axis=0)
+    memory = (program.temporaries / 2**20 for program in programs.values())
     return {name: (float(t), size) for name, t, size in zip(sides, times, memory, strict=True)}
 
 
@@ -90,8 +81,8 @@ def main(rounds: int = 5, small: bool = False, only: str = "", output: str = "ou
     print(f"JAX {jax.__version__}, {jax.devices()[0].device_kind}, {rounds} rounds")
     curves = {}
     for what in only.split(",") if only else GROWTH:
-        sizes, networks = GROWTH[what]
-        for name, make in networks.items():
+        sizes, contenders = GROWTH[what]
+        for name, make in contenders.items():
             print(f"\n{what}: {name}\n{'size':>6s} {'by hand':>10s} {'jax.grad':>10s} {'times':>6s}   temporaries")
             points = []
             for size in map(int, sizes[:2] if small else sizes):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..columns import aligned
+
 __all__ = ["Report", "Row"]
 
 BY_AUTODIFF = "autodiff of the forward pass"
@@ -274,10 +276,7 @@ def _in_colour() -> bool:
 
 def _aligned(table: Sequence[Sequence[str]], verdicts: Sequence[str]) -> list[str]:
     """The lines of a table, its head underlined; each in the colour of its verdict where these are given."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    head, *lines = (
-        "  ".join(f"{text:<{width}}" for text, width in zip(texts, widths, strict=True)).rstrip() for texts in table
-    )
+    head, *lines = aligned(table)
     paints = [COLOURS.get(verdict) for verdict in verdicts] or [None] * len(lines)
     painted = (f"\033[{paint}m{line}\033[0m" if paint else line for line, paint in zip(lines, paints, strict=True))
     return [head, "-" * max(map(len, (head, *lines))), *painted]
