@@ -215,3 +215,16 @@ class TestSurrogates:
             a, cache = layer.forward(params, inputs)
             assert set(np.unique(a)) == {0, 1}
             assert np.abs(layer.error(params, cache, jnp.ones_like(a))).min() > 0
+
+
+@pytest.mark.parametrize("largest", [5.0, 20.0, 60.0])
+def test_softmax_keeps_a_saturated_rows_error_in_float32(largest):
+    """Against δ_i = a_i Σ_j a_j (da_i − da_j) in float64, where nothing cancels."""
+    rng = np.random.default_rng(0)
+    z = np.append(largest, rng.standard_normal(4)).astype(np.float32)
+    da = rng.standard_normal(5).astype(np.float32)
+    a = np.exp(z.astype(float) - largest)
+    a /= a.sum()
+    exact = a * ((da[:, None] - da.astype(float)) @ a)
+    delta = fn.softmax.error(jnp.asarray(da), jnp.asarray(z), fn.softmax(jnp.asarray(z)))
+    np.testing.assert_allclose(delta, exact, rtol=1e-5)
