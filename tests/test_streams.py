@@ -325,7 +325,7 @@ def cells():
 
 def mixing():
     """The compiler divides a network that mixes examples."""
-    net = fn.Network(fn.Dense(8, fn.linear), fn.BatchNorm(), fn.Dense(4, fn.softmax))
+    net = fn.Network(fn.Dense(8, fn.linear, bias=False), fn.BatchNorm(), fn.Dense(4, fn.softmax))
     given = {"net": net, "monitor_training": False, "optimizer": fn.sgd(0.1)}
     assert_same_run(fit(mesh=mesh(AxisType.Auto), **given), fit((X, Y), **given))
     with pytest.raises(fn.LayerError, match="the whole batch, since it mixes examples"):
