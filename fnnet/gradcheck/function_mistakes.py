@@ -141,9 +141,8 @@ class Search:
         if n:
             right, planted = failure.reference, found[len(tries) :]
             size = NOTHING * np.max(np.abs(right))
-            idle = np.asarray(
-                [case.is_path and np.max(np.abs(g - right)) <= size for case, g in zip(cases, planted, strict=True)]
-            )
+            small = [np.max(np.abs(g - right)) <= size for g in planted]
+            idle = np.array([case.is_path and s for case, s in zip(cases, small, strict=True)], bool)
             if idle.any():  # such as the maximum that softmax subtracts: without the other paths it would count
                 picked[:, idle] = 1
                 others = wide(self.gradients(picked, leaves, us))

@@ -2,16 +2,18 @@
 
 Each library's function takes a problem and gives, for a network that it is written for, its calls by kind. A library that is
 not installed, a network that one has no layers for, and one that fails are left out.
+
+No file here has the name of a library: a type checker takes it for one that is not installed.
 """
 
 import importlib.util
 from collections.abc import Callable
 
 from ..problems import GRADIENT, STEP, Problem
-from .equinox import equinox
-from .flax import flax
+from .equinox_optax import equinox
+from .flax_optax import flax
 from .others import python_loop, scikit_learn
-from .torch import torch_compiled, torch_eager
+from .pytorch import torch_compiled, torch_eager
 
 LIBRARIES: list[tuple[str, tuple[str, ...], Callable[[Problem], dict[str, Callable]]]] = [
     ("jax.grad, Python loop", (), python_loop),

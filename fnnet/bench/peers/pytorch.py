@@ -1,4 +1,5 @@
 """PyTorch, eager and by ``torch.compile``."""
+# pyright: reportMissingImports=false
 
 import warnings
 from collections.abc import Callable
