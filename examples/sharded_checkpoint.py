@@ -47,9 +47,8 @@ def on_fake_devices(devices: int, epochs: int, examples: int | None, folder: str
     command = [sys.executable, __file__, "--here", "--epochs", str(epochs), "--folder", folder]
     command += [] if examples is None else ["--examples", str(examples)]
     flags = f"--xla_force_host_platform_device_count={devices}"
-    done = subprocess.run(
-        command, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}, stdout=subprocess.PIPE
-    )
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PJRT_NPROC": "32"}  # threads: waiting takes some
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE)
     print(done.stdout.decode(), end="", flush=True)
     done.check_returncode()
 

@@ -14,6 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
+def environment(devices):
+    """Of a process in which the CPU passes for so many devices. It has more threads than cores: a collective holds one while
+    it waits for the other devices, and where all are held it waits for ever."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PJRT_NPROC": "32", "PYTHONPATH": str(ROOT)}
+
+
 def on_devices(function, *arguments, devices=8, hosts=1, timeout=180):
     """What ``function(*arguments)`` prints where there are so many CPU devices, on each host; an AssertionError that shows it
     where the function raises or takes too long. It is one of a module, and the arguments are such as JSON has."""
@@ -21,8 +28,7 @@ def on_devices(function, *arguments, devices=8, hosts=1, timeout=180):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices // hosts}"
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    env = environment(devices // hosts)
     if hosts > 1:  # they would write to one folder at once
         env.pop("JAX_COMPILATION_CACHE_DIR", None)
     call = [function.__module__, function.__qualname__, json.dumps(arguments)]

@@ -4,11 +4,9 @@ The programs are compiled in a process with eight simulated devices, which impor
 """
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +19,8 @@ import fnnet as fn
 
 from . import compiled
 from .cases import LAYERS, gpt, gpt_block
+from .devices import ROOT, environment
 
-ROOT = Path(__file__).parent.parent
 M, SIZES = 32, {"data": 4, "model": 2}
 KEY = jax.random.key(0)
 
@@ -236,14 +234,13 @@ def report():
 
 def ask(*programs):
     """{program: what its function returns} from a process with eight devices."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", "from tests.test_collectives import report; report()"],
         input=json.dumps(programs),
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=environment(8),
     )
     assert done.returncode == 0, done.stderr
     return dict(zip(programs, json.loads(done.stdout), strict=True))

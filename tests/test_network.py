@@ -3,7 +3,6 @@
 import copy
 import functools
 import itertools
-import os
 import pickle
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from fnnet import backpropagation
 from fnnet.programs import program
 
 from .cases import ACTIVATIONS, TOLERANCE, array, assert_agree, cast, largest, normal, params_of, thorough
+from .devices import environment
 
 KEY = jax.random.key(11)
 CHECKED = itertools.count(1)
@@ -438,10 +438,8 @@ def test_many_devices(net):
             np.testing.assert_allclose(a, b, atol=1e-6)
         print("the same")
     """
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), net], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", textwrap.dedent(code), net], capture_output=True, text=True, env=environment(8)
     )
     assert done.stdout == "the same\n", done.stderr
 
