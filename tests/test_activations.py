@@ -163,6 +163,7 @@ class TestSurrogates:
         with pytest.raises(ValueError, match=rf"step\.with_surrogate: expected an activation .*{message}"):
             fn.step.with_surrogate(bad)
 
+    @pytest.mark.thorough
     def test_a_cost_matched_to_the_base_is_not_matched_to_it(self):
         """δ^L = a − y is sigmoid's; with another derivative BP1 is written out."""
         x, y = jnp.asarray(Z[:3]), jnp.eye(3, 2)
@@ -172,6 +173,7 @@ class TestSurrogates:
         delta = fn.backprop(net, fn.cross_entropy, params, x, y).errors[0]
         np.testing.assert_allclose(delta, (a - y) / (a * (1 - a)), rtol=1e-10)
 
+    @pytest.mark.thorough
     def test_a_binarised_network_learns(self):
         """A parity: four threshold units cannot tell it as they are drawn, so they have to move."""
         x = jnp.asarray([[i >> k & 1 for k in range(4)] for i in range(16)], float)
@@ -208,6 +210,7 @@ class TestSurrogates:
         )  # fmt: skip
         assert history.cost[-1] == 0
 
+    @pytest.mark.thorough
     def test_recurrent_and_convolutional_units_take_one(self):
         unit, x = fn.step.with_surrogate(fn.sigmoid), jax.random.normal(jax.random.key(0), (2, 4, 5, 1))
         for layer, inputs in ((fn.RNN(3, unit), x[..., 0]), (fn.Conv(2, 3, unit), x)):

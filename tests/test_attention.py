@@ -30,7 +30,7 @@ def both_ways(layer, a_in, da, mask=None):
 
 class TestTorch:
     @pytest.mark.parametrize("block", [None, 3])
-    @pytest.mark.parametrize("causal", [True, False])
+    @pytest.mark.parametrize("causal", [True, *thorough(False)])
     def test_scaled_dot_product_attention(self, causal, block):
         torch = pytest.importorskip("torch")
         x, da = drawn(3, 5, 24), drawn(3, 5, 8, seed=1)
@@ -43,7 +43,7 @@ class TestTorch:
         close(a, out.detach().numpy())
         close(da_in, inputs.grad.numpy())
 
-    @pytest.mark.parametrize("block", [None, 2])
+    @pytest.mark.parametrize("block", [2, *thorough(None)])
     def test_multihead_attention_with_lengths(self, block):
         torch = pytest.importorskip("torch")
         torch.manual_seed(0)
@@ -132,6 +132,7 @@ class TestMask:
         a = layer.apply({}, x, mask=mask)
         np.testing.assert_allclose(a[:, 2:], layer.apply({}, x[:, 2:]), rtol=1e-12)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("block", [None, *thorough(2)])
     def test_in_a_network(self, block):
         net = fn.Network(fn.Dense(12, fn.linear), fn.Attention(2, block=block), fn.Dense(3, fn.softmax))
@@ -189,6 +190,7 @@ def temporaries(layer, steps):
     return tuple(f.lower(x, da).compile().memory_analysis().temp_size_in_bytes for f in (by_hand, autodiff))
 
 
+@pytest.mark.thorough
 def test_temporaries():
     plain, plain_autodiff = temporaries(fn.Attention(4), 512)
     blocks, _ = temporaries(fn.Attention(4, block=64), 512)

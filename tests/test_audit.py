@@ -421,6 +421,7 @@ class TestCheckGradient:
         assert (report.rows[0].verdict, report.rows[0].hint) == ("fail", "nothing where an array belongs")
 
 
+@pytest.mark.thorough
 def test_finite_differences_are_a_third_opinion():
     class Wrong(fn.Dense):
         def propagate(self, params, cache, delta):
@@ -536,6 +537,7 @@ class TestReport:
             assert ax.get_title().endswith("1 failed" if wrong else "all agree")
             ax.figure.clear()
 
+    @pytest.mark.thorough
     def test_progress_is_told_when_it_takes_long(self, monkeypatch, capsys):
         net = fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, fn.softmax))
         args = (net, fn.log_likelihood, params_of(net, (4,)), normal((6, 4)), jnp.arange(6) % 3)
@@ -589,6 +591,7 @@ class TestHardCases:
         def propagate(self, params, cache, delta):
             return 2 * cache * delta
 
+    @pytest.mark.thorough
     def test_a_custom_vjp_inside(self):
         report = fn.check_layer(self.Squared(), {}, normal((5, 4)), finite_differences=True)
         assert report.ok
@@ -685,6 +688,7 @@ class TestHardCases:
         report = fn.compare_gradients(net, fn.log_likelihood, params, normal((6, 4), dtype), jnp.arange(6) % 3)
         assert report.ok, str(report)
 
+    @pytest.mark.thorough
     def test_ties_below_a_kink_count_once(self):
         @fn.layer
         class RectifiedMaximum(fn.MaxPool):
@@ -720,6 +724,7 @@ class TestHardCases:
         assert not fn.check_vjp(forward, lambda z, g: (backward(z, g)[0], 2 * backward(z, g)[1]), x, jnp.zeros(3)).ok
         assert not fn.check_vjp(lambda x: (x.astype(complex), x), lambda r, g: (g,), x).ok
 
+    @pytest.mark.thorough
     def test_a_large_feature_is_no_kink(self):
         @fn.layer
         class Off(fn.Dense):
@@ -731,7 +736,7 @@ class TestHardCases:
         report = fn.check_layer(Off(6, fn.tanh), params, normal((7, 5)).at[:, 0].multiply(1e6))
         assert (report.rows[0].equation, report.rows[0].hint) == ("error", "a constant factor 0.98")
 
-    @pytest.mark.parametrize("method", ["_backward", "output_backward"])
+    @pytest.mark.parametrize("method", ["_backward", *thorough("output_backward")])
     def test_a_kink_hides_no_wrong_composition(self, method):
         def doubled(self, params, cache, given, **about):
             da, gradients = getattr(super(Doubled, self), method)(params, cache, given, **about)
@@ -846,7 +851,7 @@ class TestComposites:
         net = fn.Network(fn.Dense(4, fn.tanh), fn.Residual(layer), fn.Dense(3, fn.softmax))
         return fn.compare_gradients(net, fn.log_likelihood, params_of(net, (5,)), normal((6, 5)), jnp.arange(6) % 3)
 
-    @pytest.mark.parametrize("wrong", [False, True])
+    @pytest.mark.parametrize("wrong", [*thorough(False), True])
     def test_a_join_of_ones_own(self, wrong):
         def split(da, t, h, a):
             return da * (h - a), da * t, da * (t if wrong else 1 - t)
@@ -859,7 +864,7 @@ class TestComposites:
         assert report.ok != wrong
         assert not wrong or (report.rows[0].equation, report.rows[0].verdict) == ("split", "fail")
 
-    @pytest.mark.parametrize("wrong", [False, True])
+    @pytest.mark.parametrize("wrong", [*thorough(False), True])
     def test_wiring_of_ones_own(self, wrong):
         @fn.layer
         class Product(fn.Composite):

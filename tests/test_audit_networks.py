@@ -76,6 +76,7 @@ class Applied:
 
 
 class TestRulesInsideForward:
+    @pytest.mark.thorough
     @pytest.mark.parametrize("dtype", ["float64", *thorough("float32")])
     def test_a_right_one_passes_and_is_told(self, dtype):
         report = audited(Applied(right_sin), dtype=dtype)
@@ -98,6 +99,7 @@ class TestRulesInsideForward:
             ("1 Applied", "rule wrong_sin"),
         ]
 
+    @pytest.mark.thorough
     def test_a_trusted_one_is_taken_as_it_is(self):
         assert audited(Applied(wrong_sin, 2.0), trust=(wrong_sin,)).ok
         assert failures(audited(Applied(wrong_sin), trust=(wrong_sin,))) == [("1 Applied", "propagate")]
@@ -129,6 +131,7 @@ class TestRulesInsideForward:
         assert audited(Applied(called), finite_differences=True).ok
         assert failures(audited(Applied(called, 2.0), finite_differences=True)) == [("1 Applied", "propagate")]
 
+    @pytest.mark.thorough
     def test_where_nothing_can_judge(self):
         @jax.custom_vjp
         def rounded(a):
@@ -163,6 +166,7 @@ class TestCentralDifferences:
         assert "autodiff itself differs from finite differences: a stop_gradient" in report.rows[0].hint
         assert ("network", "value_and_grad") not in failures(report)
 
+    @pytest.mark.thorough
     def test_and_for_manual(self):
         assert not audited(Stopped(True)).ok
         report = audited(Stopped(True), finite_differences=True)
@@ -170,6 +174,7 @@ class TestCentralDifferences:
         row = next(row for row in report.rows if (row.layer, row.equation) == ("1 Stopped", "propagate"))
         assert (row.verdict, row.hint) == ("better than autodiff", "central differences agree with manual")
 
+    @pytest.mark.thorough
     def test_at_kinks_and_ties_they_mean_nothing(self):
         x = jnp.asarray(np.random.default_rng(0).integers(-2, 3, (5, 6, 6, 1)), float)
         net = fn.Network(fn.MaxPool(2), fn.Flatten(), fn.Dense(3, fn.relu))
@@ -245,6 +250,7 @@ class TestWhatIsNotThere:
         with pytest.raises(AssertionError, match="nothing was compared"):
             fn.check_layer(fn.Flatten(), {}, jnp.ones((3, 4), int)).raise_if_failed()
 
+    @pytest.mark.thorough
     def test_the_dtypes_and_the_judge_are_named(self):
         text = str(audited(fn.Dense(4, fn.tanh), dtype="float32"))
         assert "Judged by autodiff of the forward pass in float32 and in float64." in text
@@ -288,11 +294,13 @@ class TestTwins:
         assert report.rows[0].equation == "in_loop gradients"
         assert "in_loop(), the twin that fit trains with; wrong sign" in report.rows[0].hint
 
+    @pytest.mark.thorough
     def test_one_with_another_forward(self):
         report = audited(WithTwin(4, fn.tanh, twin=Doubled))
         assert report.first == "1 WithTwin"
         assert report.rows[0].equation.startswith("in_loop ")
 
+    @pytest.mark.thorough
     def test_that_of_a_composite(self):
         @fn.layer
         class Shortened(fn.Network):
@@ -355,19 +363,23 @@ class TestIndependence:
         assert failures(report) == [("1 Centred", "independent")]
         assert "independent = True does not hold: a batch in two halves gives another output" in report.rows[0].hint
 
+    @pytest.mark.thorough
     def test_inside_composites_and_by_itself(self):
         report = audited(fn.Residual(fn.Dense(4, fn.tanh), Centred()))
         assert failures(report) == [("1.1.1 Centred", "independent")]
         assert failures(fn.check_layer(Centred(), {}, normal((6, 4)))) == [("0 Centred", "independent")]
 
+    @pytest.mark.thorough
     def test_beside_a_layer_that_claims_nothing(self):
         report = audited(fn.Network(Centred(), fn.BatchNorm()))
         assert failures(report) == [("1.0 Centred", "independent")]
 
+    @pytest.mark.thorough
     def test_of_a_composite(self):
         report = audited(Claiming(fn.Dense(4, fn.tanh), fn.BatchNorm()))
         assert failures(report) == [("1 Claiming", "independent")]
 
+    @pytest.mark.thorough
     def test_a_key_for_the_whole_batch(self):
         report = audited(Shared(), key=KEY)
         assert failures(report) == [("1 Shared", "independent")]
@@ -397,6 +409,7 @@ class Even(fn.Dense):
 
 
 class TestAnotherBatch:
+    @pytest.mark.thorough
     @pytest.mark.parametrize("wrong", ["gradients", *thorough("propagate")])
     @pytest.mark.parametrize("m", [7, *thorough(1)])
     def test_wrong_for_even_m(self, wrong, m):
@@ -404,12 +417,14 @@ class TestAnotherBatch:
         assert set(failures(report)) == {("1 Even", wrong)}, str(report)
         assert f"wrong at m = {6 if m == 7 else 2}, right at m = {m}; a" in report.rows[0].hint
 
+    @pytest.mark.thorough
     def test_at_the_bottom(self):
         net = fn.Network(Even(4, fn.tanh, wrong="propagate"), fn.Dense(3, fn.softmax))
         report = fn.compare_gradients(net, fn.log_likelihood, params_of(net, (5,)), normal((7, 5)), jnp.arange(7) % 3)
         assert failures(report) == [("0 Even", "propagate")]
         assert not fn.check_layer(net, params_of(net, (5,)), normal((7, 5))).ok
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("wrong", [False, True])
     def test_a_layer_of_one_size_of_batch(self, wrong):
         @fn.layer
@@ -430,6 +445,7 @@ class TestAnotherBatch:
 
         assert audited(Offsets()).ok == (not wrong)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("weights", [jnp.linspace(0.5, 1.5, 6), *thorough(None)], ids=["weights", "none"])
     def test_masks_and_weights_are_cut_too(self, weights):
         net = fn.Network(fn.LSTM(4), fn.LastStep(), fn.Dense(3, fn.softmax))
@@ -471,7 +487,7 @@ class TestBesideTheGivenPoint:
         ("wrong", "hint"),
         [
             ("g", "right only at the given point: leaf ['g'] is all 1"),
-            ("b", "right only at the given point: leaf ['b'] is all 0"),
+            pytest.param("b", "right only at the given point: leaf ['b'] is all 0", marks=pytest.mark.thorough),
             ("clipped", "not linear in the error: right for a usual one, wrong for one 100 times as large"),
         ],
     )

@@ -60,7 +60,7 @@ class TestManyDigits:
 class TestBetterThanAutodiff:
     @pytest.mark.parametrize("dtype", ["float32", *thorough("float64")])
     @pytest.mark.parametrize("cost", [fn.log_likelihood, fn.quadratic], ids=str)
-    @pytest.mark.parametrize("size", [20.0, 60.0])
+    @pytest.mark.parametrize("size", [20.0, *thorough(60.0)])
     def test_a_saturated_softmax(self, size, cost, dtype):
         net = fn.Network(fn.Dense(2, fn.tanh), fn.Dense(3, fn.softmax))
         params = params_of(net, (2,))
@@ -72,6 +72,7 @@ class TestBetterThanAutodiff:
         layer = fn.check_layer(net, params, jnp.ones((1, 2), dtype))
         assert layer.ok, str(layer)
 
+    @pytest.mark.thorough
     def test_a_wrong_one_is_not_better(self):
         @fn.layer
         class Wrong(fn.Dense):
@@ -151,6 +152,7 @@ class TestNarrowerInside:
             da = super().propagate(jax.tree.map(narrow, params), jax.tree.map(narrow, cache), narrow(delta))
             return (self.wrong * da).astype(delta.dtype)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("dtype", ["float32", *thorough("float64")])
     def test_on_the_way_back(self, dtype):
         for wrong, ok in ((1.0, True), (1.0001, False)):
@@ -171,7 +173,7 @@ class TestNarrowerInside:
             assert fn.check_vjp(forward, backward, x).ok
             assert not fn.check_vjp(forward, lambda y, g: backward(y, g, 1.0001), x).ok
 
-    @pytest.mark.parametrize("error", [0.0, 1e-3])
+    @pytest.mark.parametrize("error", [*thorough(0.0), 1e-3])
     def test_the_precision_of_products_is_part_of_the_bound(self, error, monkeypatch):
         monkeypatch.setattr(verdicts, "product_error", lambda: error)
 
@@ -208,7 +210,9 @@ class TestApproximate:
             return da + self.size * jnp.sin(7 * da)
 
     @pytest.mark.parametrize(
-        ("size", "verdict"), [(1e-12, "pass"), (1e-9, "approximate"), (1e-6, "fail")], ids=["tiny", "small", "large"]
+        ("size", "verdict"),
+        [(1e-12, "pass"), (1e-9, "approximate"), pytest.param(1e-6, "fail", marks=pytest.mark.thorough)],
+        ids=["tiny", "small", "large"],
     )
     def test_of_a_small_error(self, size, verdict):
         report = audited(self.Nearly(4, fn.tanh, size=size))
@@ -261,7 +265,11 @@ class TestTwoFormsOfACost:
 
     @pytest.mark.parametrize(
         ("cost", "activation"),
-        [(fn.log_likelihood, fn.softmax), (fn.cross_entropy, fn.sigmoid), (fn.quadratic, fn.linear)],
+        [
+            (fn.log_likelihood, fn.softmax),
+            pytest.param(fn.cross_entropy, fn.sigmoid, marks=pytest.mark.thorough),
+            pytest.param(fn.quadratic, fn.linear, marks=pytest.mark.thorough),
+        ],
         ids=str,
     )
     def test_right_ones(self, cost, activation):

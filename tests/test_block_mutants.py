@@ -152,10 +152,7 @@ def _mutants() -> list[Mutant]:
 
 
 MUTANTS = _mutants()
-BY_DEFAULT = {
-    "LayerNorm() propagate: no mean",
-    "Attention(2) propagate: no mask",
-}
+BY_DEFAULT = {"Attention(2) propagate: no mask"}
 
 
 def planted(mutant: Mutant) -> fn.Tied:

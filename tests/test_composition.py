@@ -211,6 +211,7 @@ class TestRepeat:
         assert report.ok, str(report)
         assert {"0.0 Dense", "1.0 Dense"} < {row.layer for row in report.rows}
 
+    @pytest.mark.thorough
     def test_it_is_the_same_layers_written_out(self):
         once, cost = self.BLOCK, fn.quadratic
         repeated, written = fn.Repeat(once, 3), fn.Network(once, once, once)
@@ -243,6 +244,7 @@ class TestRepeat:
             _, (drawn_alone, _) = placed.layer.forward({}, jnp.ones((20, 20)), key=placed.key, train=True)
             np.testing.assert_array_equal(drawn_alone, expected)
 
+    @pytest.mark.thorough
     def test_masks_and_states(self):
         net = fn.Network(fn.Repeat(fn.Residual(fn.LSTM(2)), 2), fn.Parallel(fn.GRU(2), fn.Identity()))
         params, x = drawn(net, (5, 2))
@@ -328,6 +330,7 @@ def test_copies_and_pickles_are_equal(net):
 class TestRecompute:
     NET = fn.Network(fn.Dense(6, fn.tanh), fn.Dropout(0.3), fn.Residual(fn.Dense(6, fn.silu)), fn.Dense(3, fn.softmax))
 
+    @pytest.mark.thorough
     def test_it_is_the_layer_itself(self):
         params, x = drawn(self.NET, (4,))
         given = params, x, jnp.arange(5) % 3
@@ -348,6 +351,7 @@ class TestRecompute:
     def test_a_matched_cost_enters_through_it(self):
         assert output_place(fn.Network(fn.Flatten(), fn.Recompute(self.NET))) == (1, 3)
 
+    @pytest.mark.thorough
     def test_a_state_goes_through_it(self):
         net = fn.Network(fn.Recompute(fn.LSTM(3)), fn.Recompute(fn.Network(fn.Dense(3, fn.tanh), fn.GRU(2))))
         params, x = drawn(net, (6, 2))
@@ -355,6 +359,7 @@ class TestRecompute:
         rest, _ = net.apply_from(params, x[:, 2:], state)
         np.testing.assert_allclose(jnp.concatenate([first, rest], 1), net.apply(params, x), atol=1e-14)
 
+    @pytest.mark.thorough
     def test_its_temporaries_are_fewer(self):
         block = fn.Residual(fn.Dense(64, fn.tanh), fn.Dense(16, fn.tanh))
 

@@ -91,6 +91,7 @@ class TestAgainstAutodiff:
         net = fn.Network(case.layer, fn.Flatten(), fn.Dense(3, fn.softmax))
         check(net, fn.log_likelihood, case.shape, case.inputs(3, float), jnp.array([0, 2, 1]), key=KEY)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("pair", [PAIRS[1], *thorough(PAIRS[0], PAIRS[2])], ids=str)
     def test_sequences_with_a_mask_and_weights(self, pair):
         cost, activation = pair
@@ -164,6 +165,7 @@ class TestAgainstAutodiff:
         )
         assert_close(fn.hvp(net, fn.log_likelihood, params, x, y, v), wanted)
 
+    @pytest.mark.thorough
     def test_chunks_give_what_the_whole_batch_gives(self, monkeypatch):
         net = fn.Network(fn.Dense(4, fn.tanh), fn.Dropout(0.4), fn.Dense(3, fn.softmax))
         params, x, y = params_of(net, (5,)), normal(0, (7, 5)), jnp.arange(7) % 3
@@ -236,6 +238,7 @@ class TestDraws:
 
         return jax.jit(jax.vmap(one))(jax.random.split(KEY, n))
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("norm", [fn.Identity(), fn.BatchNorm()], ids=repr)
     def test_the_gauss_newton_diagonal(self, norm):
         net = fn.Network(fn.Dense(3, fn.tanh), norm, fn.Dense(3, fn.softmax))
@@ -243,6 +246,7 @@ class TestDraws:
         exact = ravel_pytree(fn.ggn_diagonal(net, fn.log_likelihood, params, x, y))[0]
         within_errors(self.draws(fn.ggn_diagonal, net, params, x, y), exact)
 
+    @pytest.mark.thorough
     def test_sequences_need_one_draw_for_all_steps(self):
         net = fn.Network(fn.RNN(2), fn.Dense(2, fn.softmax))
         params, x, y = params_of(net, (3, 2)), normal(0, (4, 3, 2)), jnp.zeros((4, 3), int)
@@ -250,6 +254,7 @@ class TestDraws:
         exact = ravel_pytree(fn.ggn_diagonal(net, fn.log_likelihood, params, x, y, **given))[0]
         within_errors(self.draws(fn.ggn_diagonal, net, params, x, y, **given), exact)
 
+    @pytest.mark.thorough
     def test_hutchinson(self):
         net, params, x, y = small()
         flat, unflat = ravel_pytree(params)
@@ -307,6 +312,7 @@ class TestCosts:
             assert np.isfinite(one).all()
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-30)
 
+    @pytest.mark.thorough
     def test_chunks_draw_what_the_whole_batch_draws(self):
         z = normal(0, (5, 3))
         for cost, _ in PAIRS:
@@ -356,6 +362,7 @@ class TestSpectrum:
         assert (found.smallest, found.largest) == (found.values[0], found.values[-1])
         np.testing.assert_allclose(jnp.sum(found.weights), 1, rtol=1e-12)
 
+    @pytest.mark.thorough
     def test_fewer_steps_reach_the_ends(self):
         net, params, x, y = small()
         given = net, fn.log_likelihood, params, x, y
@@ -376,6 +383,7 @@ class TestSpectrum:
         t = np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1)
         np.testing.assert_allclose(np.linalg.eigvalsh(t), wanted, atol=1e-12)
 
+    @pytest.mark.thorough
     def test_float32_and_no_weights_at_all(self):
         net, params, x, y = small()
         found = fn.spectrum(net, fn.log_likelihood, *cast((params, x), jnp.float32), y, key=KEY, steps=10, of="ggn")
@@ -401,6 +409,7 @@ def rows_of(layer):
 
 
 class TestFactors:
+    @pytest.mark.thorough
     def test_of_one_example_they_are_the_blocks(self):
         net = fn.Network(
             fn.Dense(4, fn.tanh),
@@ -424,6 +433,7 @@ class TestFactors:
         s = fn.log_likelihood.hessian_root(weighted_input(net, params, x)[1], y)
         assert_close(last.G, jnp.einsum("mik,mjk->ij", s, s) / 6)
 
+    @pytest.mark.thorough
     def test_steps_are_summed_before_the_product(self):
         net = fn.Network(fn.RNN(2), fn.GRU(2), fn.Dense(3, fn.softmax))
         params, x, y = params_of(net, (4, 2)), normal(0, (5, 4, 2)), jnp.zeros((5, 4), int)
@@ -501,6 +511,7 @@ class TestNaturalGradient:
         assert_close(updates, wanted, 1e-4)
         assert step == 1
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("chained", [False, True])
     def test_fit_hands_it_the_product(self, chained):
         net, params, x, y = small()
@@ -519,6 +530,7 @@ class TestNaturalGradient:
         updates, _ = optimizer.update(grads, optimizer.init(params), params, ggnvp=curved)
         assert_close(fitted, fn.apply_updates(params, updates), 1e-10)
 
+    @pytest.mark.thorough
     def test_a_rule_in_the_place_of_bp2_changes_no_curvature(self):
         net, params, x, y = small()
         swapped = fn.Swapped(net, fn.FeedbackAlignment())
@@ -564,6 +576,7 @@ class TestNaturalGradient:
         ]
         assert costs[0] < 0.1 * costs[1]
 
+    @pytest.mark.thorough
     def test_windows_of_sequences(self):
         net = fn.Network(fn.RNN(3), fn.Dense(2, fn.softmax))
         params, x, y = params_of(net, (6, 2)), normal(0, (4, 6, 2)), jnp.zeros((4, 6), int)
@@ -663,6 +676,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"spectrum: expected a network with parameters, got none in Flatten\(\)"):
             fn.spectrum(fn.Flatten(), fn.quadratic, {}, normal(0, (2, 3)), normal(1, (2, 3)), key=KEY)
 
+    @pytest.mark.thorough
     def test_the_keys_of_a_batch_draw_what_its_key_draws(self):
         net, params, x, y = small()
         keys = fn.ExampleKeys(KEY, jnp.arange(len(x)))
@@ -672,6 +686,7 @@ class TestErrors:
 
 
 class TestWhatItCosts:
+    @pytest.mark.thorough
     def test_temporaries_and_operations(self):
         """A tenth of what each example's Jacobian of the outputs takes, and three gradients for a product."""
         net = fn.Network(fn.Conv(8, 5, fn.tanh), fn.MaxPool(2), fn.Flatten(), fn.Dense(10, fn.softmax))

@@ -121,6 +121,7 @@ class TestUnrolling:
         assert history.cost[-1] < 0.8 * fn.evaluate(net, fn.log_likelihood, params, (X, y))[0]
         chex.assert_trees_all_equal_shapes_and_dtypes(tuned, params)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("visible", ["bernoulli", *thorough("gaussian")])
     def test_an_autoencoder_goes_up_and_down(self, stack, visible):
         net, params = dbn.to_autoencoder(stack, visible=visible)

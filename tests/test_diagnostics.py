@@ -64,6 +64,7 @@ def test_the_norm_of_the_mean_is_that_of_the_biases_gradient():
     np.testing.assert_allclose(speed.norm_of_mean, [jnp.linalg.norm(g["b"]) for g in gradients], rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_update_ratios():
     net, cost, params, x, y = case("softmax and dropout")
     grads = fn.backprop(net, cost, params, x, y, key=KEY).gradients
@@ -242,6 +243,7 @@ def test_singular_values_are_those_of_the_jacobian(layer):
     np.testing.assert_allclose(own, np.linalg.svd(np.asarray(jacobians), compute_uv=False), rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layer", [0, *thorough(1)])
 @pytest.mark.parametrize("dtype", [jnp.float32, *thorough(jnp.float64, jnp.bfloat16)])
 def test_the_largest_without_the_matrix(layer, dtype):
@@ -459,6 +461,7 @@ class TestAlignment:
                 assert np.isnan(found.gradient_ratio[l])
         assert found.error_angle[0] > 20
 
+    @pytest.mark.thorough
     def test_a_rule_is_measured_against_backpropagation_at_the_same_parameters(self):
         """In the order of the layers at the bottom; the rule's own arrays do not count among the gradients."""
         inner = fn.Network(fn.Dense(7, fn.tanh), fn.Dense(8, fn.tanh))
@@ -536,6 +539,7 @@ class TestAlignment:
         for one, other in zip(alone, found, strict=True):
             np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
 
+    @pytest.mark.thorough
     def test_watched_while_feedback_alignment_learns(self):
         net = fn.Swapped(fn.Network(fn.Dense(9, fn.tanh), fn.Dense(4, fn.softmax)), Random())
         x = jax.random.normal(KEY, (64, 8))
@@ -554,6 +558,7 @@ class TestAlignment:
             np.testing.assert_allclose(values[-1], last, rtol=1e-6, atol=1e-6)
         assert history.watched.gradient_angle[-1, 0] < min(90, history.watched.gradient_angle[0, 0])
 
+    @pytest.mark.thorough
     def test_sequences_with_a_mask(self):
         net = fn.Network(fn.Swapped(fn.RNN(3), Random()), fn.LastStep(), fn.Dense(2, fn.softmax))
         params, x = drawn(net, (4, 3)), np.random.default_rng(0).standard_normal((5, 4, 3))

@@ -203,6 +203,7 @@ def test_subgradients_at_kinks(at_zero, verdict):
     assert [row.verdict for row in measured_rows("f", subject)] == [verdict]
 
 
+@pytest.mark.thorough
 def test_a_wrong_large_array_is_measured_whole():
     x = jnp.asarray(RANDOM.standard_normal((40, 30)))
 

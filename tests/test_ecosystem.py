@@ -59,7 +59,9 @@ class TestOptax:
             np.testing.assert_array_equal(a, b)
 
     @pytest.mark.parametrize(
-        "build", [optax.lbfgs, lambda: fn.chain(fn.clip_by_global_norm(10.0), optax.lbfgs())], ids=["alone", "chained"]
+        "build",
+        [*thorough(optax.lbfgs), lambda: fn.chain(fn.clip_by_global_norm(10.0), optax.lbfgs())],
+        ids=["alone", "chained"],
     )
     def test_lbfgs_on_the_whole_batch(self, build):
         """A quasi-Newton method: further after three steps than gradient descent after ten."""
@@ -192,7 +194,7 @@ class TestPrecision:
                 params = fn.apply_updates(params, updates)
         return params
 
-    @pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam"])
+    @pytest.mark.parametrize("name", ["momentum", "adam", *thorough("sgd", "nesterov")])
     def test_a_gradient_function_of_wider_precision(self, name):
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
 
@@ -216,6 +218,7 @@ NETS = {
 class TestTransfers:
     """NumPy data and Python numbers everywhere: they are put on the device explicitly."""
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("name", ["dense", *thorough("conv", "recurrent", "embedding")])
     def test_networks(self, name):
         net, x = NETS[name]

@@ -17,7 +17,7 @@ from . import (
 from .checks import in_a_folder
 
 CHECKS = {
-    "layers": (test_devices.check_rows, ["Dense", "BatchNorm", "Dropout", "Embedding", "LSTM"]),
+    "layers": (test_devices.check_rows, ["BatchNorm", "Dropout", "LSTM"]),
     "fit": (test_fit_devices.one_devices_numbers, "of few examples each", "Auto"),
     "mini-batches": (test_streams.on_eight, "Explicit"),
     "what fit sends": (test_fit_devices.what_is_sent,),

@@ -32,6 +32,7 @@ def problem(body, layers=4):
 BODIES = [(repeated, 0.6, 1.05), *thorough((written_out, 0.75, 1.05), (recomputed, 0.2, 1.2))]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("given", BODIES, ids=lambda given: given[0].__name__)
 def test_memory_and_operations(given):
     """Of autodiff of the same forward pass; a second forward pass costs operations."""

@@ -259,7 +259,7 @@ class Squash:
         return {"w": jnp.mean(delta * cache[0], 0) * (3 if self.fault == "gradients" else 1)}
 
 
-@pytest.mark.parametrize("fault", ["", "error", "propagate", "gradients"])
+@pytest.mark.parametrize("fault", ["", "gradients", *thorough("error", "propagate")])
 def test_a_layer_without_a_probe_is_judged_jointly(fault):
     net = fn.Network(fn.Dense(4, fn.tanh), Squash(fault), fn.Dense(3, fn.softmax))
     params = params_of(net, (5,))
@@ -381,6 +381,7 @@ def test_a_report_in_markdown_and_as_an_assertion():
     assert not report.ok
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("first", [fn.MaxPool(2), *thorough(fn.Flatten(), fn.Upsample(2))], ids=repr)
 def test_layers_that_pass_integers_through_have_nothing_to_check(first):
     net = fn.Network(first, fn.Flatten(), fn.Dense(3, fn.softmax, fn.initializers.normal(1e-3)))

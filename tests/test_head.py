@@ -48,6 +48,7 @@ def test_it_is_the_whole(size):
         assert_agree(pieces, whole, 1e-12)
 
 
+@pytest.mark.thorough
 def test_it_carries_states_and_goes_in_chunks():
     net = fn.Network(fn.Embedding(5, 3), fn.LSTM(4), fn.Dense(5, fn.softmax))
     params, x = params_of(net, (6,)), jax.random.randint(jax.random.key(1), (4, 6), 0, 5)
@@ -56,6 +57,7 @@ def test_it_carries_states_and_goes_in_chunks():
         assert_agree(fn.value_and_grad(net, fn.log_likelihood, positions=4, **settings)(params, x, x), whole, 1e-12)
 
 
+@pytest.mark.thorough
 def test_a_fraction_of_the_memory():
     net, params, x, y = problem(vocabulary=4096, n=16, steps=128, m=2)
 

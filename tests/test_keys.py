@@ -10,6 +10,8 @@ import pytest
 import fnnet as fn
 from fnnet.layers import ExampleKeys, example_keys
 
+from .cases import thorough
+
 KINDS = ["threefry2x32", "rbg", "unsafe_rbg"]
 
 
@@ -44,7 +46,7 @@ def test_the_keys_of_examples(partitionable):
         np.testing.assert_array_equal(drawn[2], jax.random.normal(jax.random.fold_in(key, 2), (3,)))
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", ["rbg", *thorough("unsafe_rbg")])
 def test_a_batch_in_chunks_has_the_gradient_of_the_whole(kind):
     net = fn.Network(fn.Dropout(0.5), fn.Dense(3, fn.softmax))
     params = net.init(jax.random.key(0, impl=kind), (4,))

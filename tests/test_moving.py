@@ -8,7 +8,7 @@ import pytest
 import fnnet as fn
 from fnnet.layers._layer import run_forward
 
-from .cases import assert_agree
+from .cases import assert_agree, thorough
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (24, 5)) * jnp.arange(1.0, 6)[None, :] + 2
@@ -68,6 +68,7 @@ def test_calibration_draws_no_masks():
     assert_agree(fn.calibrate(NET, params, X), jax.jit(lambda p: fn.calibrate(NET, p, X))(params), 1e-12, zero=True)
 
 
+@pytest.mark.thorough
 def test_a_run_resumed_and_a_sweep():
     params = NET.init(KEY, (5,))
     whole, _ = fitted(NET, params)
@@ -86,7 +87,7 @@ def test_a_run_resumed_and_a_sweep():
     assert float(jnp.min(jnp.abs(swept.params[1]["mean"]))) > 0
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("decay", [*thorough(0.0), 0.1])
 def test_adamw_against_optax(decay):
     optax = pytest.importorskip("optax")
     params = NET.init(KEY, (5,))

@@ -147,6 +147,7 @@ def test_finite_differences():
 
 
 class TestBackprop:
+    @pytest.mark.thorough
     def test_two_passes_by_hand_are_backprop(self):
         net, params, x, y = small(dropout=True)
         a, cache = net.forward(params, x, key=KEY, train=True)
@@ -318,6 +319,7 @@ class TestNetwork:
 
 
 class TestChunks:
+    @pytest.mark.thorough
     @pytest.mark.parametrize("size", [4, *thorough(1, 12, 13, 50)])
     def test_the_result_is_that_of_the_whole_batch(self, size):
         net, params, x, y = small(dropout=True)

@@ -253,6 +253,7 @@ def test_the_place_of_a_batch_of_one_is_named():
         fn.backprop(net, fn.log_likelihood, params, jnp.ones((1, 3)), jnp.array([1]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layer", [fn.BatchNorm(), *thorough(fn.LayerNorm(), fn.GroupNorm(2), fn.RMSNorm())], ids=repr)
 def test_the_audit_of_a_network(layer):
     net = fn.Network(fn.Dense(4, fn.tanh), layer, fn.Dense(3, fn.softmax))
@@ -299,6 +300,7 @@ class TestMasks:
             np.testing.assert_allclose(4 * grads[name], 12 * grads_alone[name], rtol=1e-12)
         assert not np.any(norm.apply(params, x, mask=self.MASK)[~self.MASK])
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("norm", [fn.GroupNorm(2), *thorough(fn.BatchNorm())], ids=repr)
     def test_the_audit_with_a_mask(self, norm):
         net = fn.Network(fn.Dense(4, fn.tanh), norm, fn.LastStep(), fn.Dense(3, fn.softmax))

@@ -54,6 +54,7 @@ def test_learning_curves_of_many_networks(data):
     assert (turning.get_xdata()[0], turning.get_ydata()[0]) == (best + 1, own[best])
 
 
+@pytest.mark.thorough
 def test_networks_that_diverged_are_left_out(data):
     runs = swept(data)
     runs.validation_cost[0, 0, 1, 2:] = np.nan
@@ -62,6 +63,7 @@ def test_networks_that_diverged_are_left_out(data):
     np.testing.assert_allclose(validation.get_ydata(), runs.validation_cost[0, 0, [0, 2]].mean(axis=0))
 
 
+@pytest.mark.thorough
 def test_a_label_stands_before_the_lines_names(data):
     ax = plots.learning_curves(swept(data), label="η 1")
     plots.learning_curves(swept(data, monitor_training=False), of="accuracy", label="alone", ax=ax)
@@ -128,6 +130,7 @@ def test_misclassified(data):
     assert ax.get_title() == "0 of 100 images taken for something else"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("style", ["dark_background", *thorough("default")])
 def test_print_and_dark_screens(style, data, tmp_path):
     """Nothing is drawn in the colour of what it stands on; and a given ax is the one that is returned."""

@@ -119,6 +119,7 @@ class TestEquations:
         params = rbm.init(KEY, 3, 2, data=x, std=0.0)
         np.testing.assert_allclose(jax.nn.sigmoid(params["b"]), [0.01, 0.99, 0.4], rtol=1e-12)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, *thorough(jnp.float16, jnp.float32)])
     @pytest.mark.parametrize("visible", ["bernoulli", *thorough("gaussian")])
     def test_dtypes(self, dtype, visible):
@@ -161,6 +162,7 @@ class TestEquations:
         a, b = (rbm.contrastive_divergence(params, KEY, x).gradients for x in (v.astype(dtype), v))
         assert_close(a, b, 0)
 
+    @pytest.mark.thorough
     def test_single_examples_and_vmap(self):
         params, v = machine(), batch()
         assert_close(jax.vmap(rbm.free_energy, (None, 0))(params, v), rbm.free_energy(params, v))
@@ -242,6 +244,7 @@ class TestStatistics:
         share = p.sum(1) if k is None else start @ jnp.linalg.matrix_power(transition(params, v, h), k)
         return jnp.einsum("x,xj,xi->ji", share - start, rbm.hidden_probabilities(params, v), v)
 
+    @pytest.mark.thorough
     def test_the_bias_of_contrastive_divergence_shrinks(self):
         """Towards the likelihood's gradient, by the second eigenvalue of the Gibbs step."""
         params, v, _, _, _ = joint()
@@ -251,6 +254,7 @@ class TestStatistics:
         assert all(after < before / 1.2 for before, after in itertools.pairwise(bias)), bias
         assert bias[-1] < 0.01 * bias[0]
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize(("k", "other"), [(1, 2), (2, 1), (3, 1)])
     def test_sampled_contrastive_divergence_has_that_bias(self, k, other):
         """Each entry within 4.5 standard errors: all 20 hold in all but 1 of 7,000 runs. Another k's bias is not met."""
@@ -263,7 +267,7 @@ class TestStatistics:
         assert distance(k) < 4.5
         assert distance(other) > 4.5
 
-    @pytest.mark.parametrize("fault", [False, True])
+    @pytest.mark.parametrize("fault", [False, *thorough(True)])
     @pytest.mark.parametrize(
         ("start", "k"), [("the distribution", 30), pytest.param("zeros", 200, marks=pytest.mark.thorough)]
     )
@@ -287,6 +291,7 @@ class TestStatistics:
         counts = np.bincount(np.asarray(ends @ jnp.array([16.0, 8, 4, 2, 1])).astype(int), minlength=32)
         assert scipy.stats.chisquare(counts, 20_000 * np.asarray(p.sum(1))).pvalue > 1e-3
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("visible", ["bernoulli", *thorough("gaussian")])
     @pytest.mark.parametrize("size", [(8, 6, 100), *thorough((20, 10, 300), (8, 14, 300))])
     def test_annealed_importance_sampling_keeps_its_word(self, visible, size):
@@ -376,6 +381,7 @@ class TestFit:
         chex.assert_trees_all_equal(whole[1][:3], resumed[1][:3])
         assert whole[1].free_energy_gap.shape == (5,)
 
+    @pytest.mark.thorough
     def test_an_interrupted_run_gives_what_it_has(self):
         def k(epoch):
             if epoch == 3:

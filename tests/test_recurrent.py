@@ -91,6 +91,7 @@ def equations_and_references(cell, params, x, mask, start, da):
     return (*manual, delta, manual[0][0]), (*autodiff, of_probe(da)[0], ordinary)
 
 
+@pytest.mark.thorough
 @given(settings_of())
 def test_cells_against_autodiff_of_a_plain_scan(drawn):
     cell, m, steps, n_in, masked, started, seed = drawn
@@ -184,7 +185,7 @@ class TestSteps:
         assert_agree((delta, jnp.concatenate([delta[:, :8], of_q], 1), back), pull(dh), 1e-12)
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", ["LSTM", *thorough("RNN", "GRU")])
 def test_feedback_is_not_recomputed_with(kind):
     """The forward pass that is run again is that of the parameters, whatever BP2's products use."""
     gradients = []
@@ -242,6 +243,7 @@ class TestStates:
         )
         assert_agree((costs[-1], state, grads), (auto_cost, auto_state, auto), 1e-12)
 
+    @pytest.mark.thorough
     def test_an_encoder_and_a_decoder_by_hand(self):
         """`through_time` from ∂C/∂(the last states) to ∂C/∂(the first): an error that enters and leaves by the states."""
         cell, other = fn.LSTM(3), fn.LSTM(3)
@@ -295,6 +297,7 @@ class TestStates:
         with pytest.raises(fn.LayerError, match=r"layer 0 Bidirectional\(RNN\(3\)\): expected no state"):
             fn.backprop(both, fn.quadratic, params_of(both, (4, 2)), x, y, state=(state[0][:1], None))
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("cell", [fn.LSTM(3), *thorough(fn.GRU(3), fn.LSTM(3, recompute=True))], ids=repr)
     def test_a_layer_above_in_another_dtype(self, cell):
         net = fn.Network(cell, fn.Dense(2, fn.linear))
@@ -308,6 +311,7 @@ class TestStates:
 
 
 class TestTruncation:
+    @pytest.mark.thorough
     @pytest.mark.parametrize("kind", ["LSTM", *thorough("RNN", "GRU")])
     def test_truncated_is_full_less_the_listed_terms(self, kind):
         """∂C/∂h_t under truncation is the full one less ∂C_τ/∂h_t of every τ beyond t's window."""
@@ -422,6 +426,7 @@ class TestFitByWindows:
         np.testing.assert_array_equal(more.cost, history.cost)
         assert history.cost[-1] < history.cost[0]
 
+    @pytest.mark.thorough
     def test_a_window_longer_than_the_sequences(self):
         net, (x, y) = fn.Network(fn.GRU(3), fn.Dense(2, fn.linear)), self.data()
         params = params_of(net, (10, 2))
@@ -668,6 +673,7 @@ class TestCompiled:
         (_, by_hand), (_, autodiff) = gradient_of(CELLS[kind](n), steps, m, n_in)
         assert temporaries(by_hand) <= share * temporaries(autodiff)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("kind", ["LSTM", *thorough("RNN", "GRU")])
     def test_recomputing_needs_the_root_of_the_steps(self, kind):
         """From T to 16 T, four times the memory and not sixteen."""
@@ -686,7 +692,7 @@ class TestCompiled:
         assert many < 5 * few
         assert many < 0.3 * memory(1024, CELLS[kind](64))
 
-    @pytest.mark.parametrize("kind", CELLS)
+    @pytest.mark.parametrize("kind", ["LSTM", *thorough("RNN", "GRU")])
     def test_the_program_does_not_grow_with_the_steps(self, kind):
         """The compiler is given as many HLO instructions for 1,000 steps as for 10."""
         few, many = (gradient_of(CELLS[kind](8), steps, 4, 3)[0][0].as_text("hlo") for steps in (10, 1000))
@@ -755,6 +761,7 @@ class TestPlantedFaults:
 
         assert self.first_row(sums=sums) == ("0 Wrong", "gradients", "['w_h']", "fail")
 
+    @pytest.mark.thorough
     def test_the_path_through_the_cell_left_out(self):
         def step_error(self, gates, extra, before, after, d_states):
             delta, extra, (dh, dc) = fn.LSTM.step_error(self, gates, extra, before, after, d_states)

@@ -11,7 +11,7 @@ import fnnet as fn
 from fnnet.layers._layer import run_forward
 
 from .cases import (
-    BY_CLASS,
+    FEW,
     LAYERS,
     TOLERANCE,
     Case,
@@ -74,7 +74,7 @@ def check(found, reference, tolerance):
     jax.tree.map(functools.partial(agree, tolerance=tolerance), mean, jax.tree.map(lambda g: g.mean(0), reference))
 
 
-@pytest.mark.parametrize("case", BY_CLASS, ids=repr)
+@pytest.mark.parametrize("case", FEW, ids=repr)
 def test_every_layer_of_the_table(case):
     check(*of_a_layer(case), 1e-12)
 
@@ -159,7 +159,7 @@ def one_by_one(net, params, x, y, given, argnums=0):
     return jax.jit(jax.vmap(of_one))(jnp.arange(len(x)), x, y, rest)
 
 
-@pytest.mark.parametrize("name", ["dense", "tied", *thorough("steps", "gpt", "conv")])
+@pytest.mark.parametrize("name", ["tied", *thorough("dense", "steps", "gpt", "conv")])
 def test_the_functions_on_networks(name):
     net, params, x, y, given = of_a_network(name)
     reference = one_by_one(net, params, x, y, given)
@@ -195,6 +195,7 @@ def test_the_functions_on_networks(name):
         agree(da, one_by_one(net, params, x, y, given, argnums=1)[:, 0], 1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["dense", *thorough("steps", "gpt", "conv", "tied")])
 def test_in_chunks_as_the_whole_batch(name, monkeypatch):
     net, params, x, y, given = of_a_network(name, 5)
@@ -229,6 +230,7 @@ def test_in_float32_and_of_one_example(name):
     agree(norms, np.linalg.norm(rows_of(shares, 1), axis=1), 1e-5)
 
 
+@pytest.mark.thorough
 def test_under_jit_and_vmap():
     net, params, x, y, given = of_a_network("dense")
     several = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
@@ -275,6 +277,7 @@ def test_a_mixin_replaces_an_equation():
     agree(fn.gradient_norms(net, fn.log_likelihood, params, *given), 2 * plain)
 
 
+@pytest.mark.thorough
 def test_the_keys_of_a_part_of_a_batch(monkeypatch):
     """A part with its `ExampleKeys` draws what it draws in the whole batch, in chunks too."""
     net = fn.Network(fn.Dense(6, fn.tanh), fn.Dropout(0.5), fn.Dense(3, fn.softmax))

@@ -140,6 +140,7 @@ def test_with_the_weights_for_b_a_dense_network_has_the_true_errors(rule):
     assert_bits(ours.errors, fn.backprop(unswapped(net), fn.log_likelihood, params, x, y, key=KEY).errors)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rule", [r if r == fn.DirectFeedback() else thorough(r)[0] for r in RULES], ids=repr)
 def test_in_one_pass_and_in_chunks_it_is_what_it_is_in_two(rule):
     deep = not isinstance(rule, fn.TargetPropagation)
@@ -162,6 +163,7 @@ def test_in_one_pass_and_in_chunks_it_is_what_it_is_in_two(rule):
             assert gap <= 4e-15 * max(largest(true.gradients), 1), f"{path}: {gap}"
 
 
+@pytest.mark.thorough
 def test_a_swap_leaves_the_key_of_the_network_alone():
     net, (x, y) = dense_net(), data()
     params = params_of(net, (5,))
@@ -278,6 +280,7 @@ def test_under_jit_and_vmap():
         assert_agree(one[1]["net"], of(one[0], x, y)[1]["net"], 1e-14)
 
 
+@pytest.mark.thorough
 def test_as_an_ordinary_function():
     net, (x, y) = fn.Swapped(dense_net()[2:], fn.FeedbackAlignment()), data(shape=(6,))
     params, f = params_of(net, (6,)), fn.as_function(net)
@@ -322,6 +325,7 @@ def test_a_layer_that_starts_at_zero_has_a_b_that_does_not():
     assert all(largest(b) > 0 for b in backs(params).values())
 
 
+@pytest.mark.thorough
 def test_a_sweep_draws_arrays_for_each_seed():
     net, xy = fn.Swapped(fn.Network(fn.Dense(4, fn.tanh), fn.Dense(3, fn.softmax)), fn.FeedbackAlignment()), data()
     of_runs = {"epochs": 2, "batch_size": 3, "optimizers": [fn.sgd(0.1)], "progress": False}
@@ -339,6 +343,7 @@ def test_saved_and_loaded(tmp_path):
     assert_bits(fn.load(tmp_path / "params", params), params)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "rule", [fn.KolenPollack(), *thorough(fn.SignSymmetry("brSF"), fn.TargetPropagation())], ids=repr
 )
@@ -370,6 +375,7 @@ def test_feedback_alignment_is_what_feedback_does():
     assert_bits(ours.gradients["net"], true.gradients)
 
 
+@pytest.mark.thorough
 def test_b_is_drawn_as_weights_are():
     net = fn.Swapped(
         fn.Network(fn.Conv(40, 5, fn.tanh), fn.Flatten(), fn.Dense(300, fn.tanh)),
@@ -419,6 +425,7 @@ def test_redrawn_magnitudes_are_those_of_the_whole_batch():
     assert_agree(chunks[0], whole[0], 1e-14)
 
 
+@pytest.mark.thorough
 def test_the_gap_of_kolen_and_pollack():
     # w and B take the same step and decay alike: after each step the gap is (1 − ηλ/N) times what it was.
     net = fn.Swapped(

@@ -141,6 +141,7 @@ def assert_gpt(state, loss, gradients, x, y):
     assert all(np.array_equal(back[name], state[name]) for name in state)
 
 
+@pytest.mark.thorough
 def test_a_gpt_s_gradients_are_those_that_pytorch_gave():
     assert_gpt(*kept_gpt())
 

@@ -61,6 +61,7 @@ class TestWhatARunCostsBesideItsEpochs:
         fit()
         assert len(compiled()) == programs
 
+    @pytest.mark.thorough
     def test_an_epoch_fetches_its_monitors_at_once_and_sends_nothing(self, monkeypatch):
         calls = {"device_get": 0, "device_put": 0}
 
@@ -102,6 +103,7 @@ class TestWhatARunCostsBesideItsEpochs:
 
 
 class TestFit:
+    @pytest.mark.thorough
     def test_it_is_stochastic_gradient_descent_by_hand(self):
         net, params, (x, y) = problem()
         x, y, params = jax.tree.map(np.asarray, (x, y, params))
@@ -136,7 +138,10 @@ class TestFit:
         assert history.validation_accuracy[-1] > 0.7
         assert history.cost.shape == history.validation_cost.shape == (30,)
 
-    @pytest.mark.parametrize(("n", "batch_size"), [(7, 10), (10, 10), (11, 10), (3, 1)])
+    @pytest.mark.parametrize(
+        ("n", "batch_size"),
+        [(11, 10), *(pytest.param(*given, marks=pytest.mark.thorough) for given in [(7, 10), (10, 10), (3, 1)])],
+    )
     def test_any_batch_size_loses_no_example(self, n, batch_size):
         counted = []
 
@@ -285,7 +290,7 @@ class TestDiverged:
             fn.fit(net, fn.log_likelihood, params, (x.at[3, 2].set(jnp.nan), y), key=KEY, epochs=2, batch_size=10,
                    optimizer=fn.sgd(0.1), progress=False)  # fmt: skip
 
-    @pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+    @pytest.mark.parametrize("dtype", [np.uint8, *thorough(np.float64)])
     def test_images_from_0_to_255_are_named_as_the_likely_cause(self, dtype):
         net = fn.Network(fn.Dense(3, fn.linear))
         x = np.random.default_rng(0).integers(0, 256, (60, 30)).astype(dtype)
@@ -294,6 +299,7 @@ class TestDiverged:
             fn.fit(net, fn.quadratic, net.init(KEY, (30,)), (x, jnp.eye(3)[np.arange(60) % 3]), key=KEY, epochs=9,
                    batch_size=5, optimizer=fn.sgd(0.5), progress=False)  # fmt: skip
 
+    @pytest.mark.thorough
     def test_indices_are_not(self):
         net = fn.Network(fn.Embedding(300, 4), fn.Flatten(), fn.Dense(1, fn.linear))
         x = np.arange(300).reshape(30, 10)
@@ -415,6 +421,7 @@ class TestWatch:
         with pytest.raises(ValueError, match=r"fit: expected .* watch and early stopping.*watched"):
             run(watch=other, resume=tmp_path)
 
+    @pytest.mark.thorough
     def test_a_run_that_diverges_carries_it(self):
         seen = []
 
