@@ -502,6 +502,8 @@ class ExampleKeys:
     index: Array
 
 
+Key = Array | ExampleKeys | None
+
 MAKE_A_KEY = "make one with jax.random.key(seed)"
 
 

@@ -24,7 +24,7 @@ from jax import Array
 from ..forms import ROWS, contraction, is_on_one_device, stored, varying
 from ._dense import input_error
 from ._layer import Params
-from ._products import SumsOfProducts
+from ._products import Products, SumsOfProducts
 
 __all__ = ["forward_in_time", "state_errors", "through_time"]
 
@@ -96,7 +96,7 @@ class Cell(SumsOfProducts):
         """The errors of what was kept beside the gates, from δ (T, m, g·n)."""
         return ()
 
-    def terms(self, x: Array, h_before: Array, delta: Array, extra: tuple) -> dict[str, tuple[Array, Array | None]]:
+    def terms(self, x: Array, h_before: Array, delta: Array, extra: tuple[Array, ...]) -> Products:
         """For each leaf the error and what BP4 multiplies it with, None for BP3. Time first, (T, m, ...)."""
         return {"w_x": (delta, x), "w_h": (self.of_states(delta, extra), h_before), "b": (delta, None)}
 
