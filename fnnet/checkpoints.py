@@ -49,7 +49,9 @@ class Keeper:
     """
 
     def __init__(self, folder: Path | None, every: int, stopped: Callable[[], bool]) -> None:
-        self.folder, self.every, self.stopped = folder, every, stopped
+        self.folder: Path | None = folder
+        self.every: int = every
+        self.stopped: Callable[[], bool] = stopped
         self._unsaved: Any = None
 
     def hold(self, state: Any) -> None:

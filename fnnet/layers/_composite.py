@@ -572,8 +572,8 @@ def _to_each(da: Array, *outputs: Array) -> tuple[Array, ...]:
     return (da,) * len(outputs)
 
 
-add = Join("add", _sum, _to_each)
-concatenate = Join("concatenate", _side_by_side, _parted)
+add: Join = Join("add", _sum, _to_each)
+concatenate: Join = Join("concatenate", _side_by_side, _parted)
 
 
 @layer

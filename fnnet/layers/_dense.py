@@ -21,6 +21,7 @@ from ._layer import (
     Cache,
     LayerError,
     Params,
+    Products,
     Sends,
     Shape,
     Shard,
@@ -32,7 +33,7 @@ from ._layer import (
     layer,
     whole_number,
 )
-from ._products import Products, SumsOfProducts
+from ._products import SumsOfProducts
 
 __all__ = ["Dense", "bias_gradient", "input_error", "weight_gradient", "weight_gradient_in_loop", "weighted_input"]
 

@@ -29,6 +29,8 @@ Params = Any
 Cache = Any
 Delta = Any
 Shape = tuple[int, ...]
+Arrays = tuple[Array, ...]
+Products = dict[str, tuple[Array, Array | None]]
 T = TypeVar("T")
 
 
@@ -39,7 +41,11 @@ class LayerError(ValueError):
     """
 
     def __init__(self, layer: Any, expected: str, got: str, remedy: str, where: tuple[int, ...] = ()) -> None:
-        self.layer, self.expected, self.got, self.remedy, self.where = layer, expected, got, remedy, where
+        self.layer: Any = layer
+        self.expected: str = expected
+        self.got: str = got
+        self.remedy: str = remedy
+        self.where: tuple[int, ...] = where
         place = f"layer {'.'.join(map(str, where))} " if where else ""
         super().__init__(f"{place}{layer!r}: expected {expected}, got {got}; {remedy}")
 

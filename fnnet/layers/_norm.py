@@ -23,6 +23,7 @@ from ._layer import (
     Layer,
     LayerError,
     Params,
+    Products,
     Sends,
     Shape,
     Shard,
@@ -35,7 +36,7 @@ from ._layer import (
     real_number,
     whole_number,
 )
-from ._products import Products, SumsOfProducts
+from ._products import SumsOfProducts
 
 __all__ = [
     "BatchNorm",

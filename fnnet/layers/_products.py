@@ -27,7 +27,7 @@ from ..forms import (
     rowwise,
     summed_squares,
 )
-from ._layer import Cache, Layer, Params, added_up, gram_of
+from ._layer import Cache, Layer, Params, Products, added_up, gram_of
 
 __all__ = ["SumsOfProducts", "share", "share_gram", "share_second_moment", "share_square_norms"]
 
@@ -121,9 +121,6 @@ def places(a: Array) -> Array:
     """(m, P, n) from (m, ..., n), in at least float32."""
     a = at_least_float32(a)
     return a[:, None] if a.ndim == 2 else jax.lax.collapse(a, 1, a.ndim - 1)
-
-
-Products = dict[str, tuple[Array, Array | None]]
 
 
 class SumsOfProducts(Layer):

@@ -23,6 +23,7 @@ from ._layer import (
     Cache,
     LayerError,
     Params,
+    Products,
     Sends,
     Shape,
     Shard,
@@ -33,7 +34,6 @@ from ._layer import (
     drawing_key,
     whole_number,
 )
-from ._products import Products
 from ._time import Cell, Kept, backward_products, forward_in_time, through_time
 
 __all__ = ["Recurrent"]
