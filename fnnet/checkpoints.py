@@ -49,9 +49,9 @@ class Keeper:
     """
 
     def __init__(self, folder: Path | None, every: int, stopped: Callable[[], bool]) -> None:
-        self.folder: Path | None = folder
-        self.every: int = every
-        self.stopped: Callable[[], bool] = stopped
+        self.folder = folder
+        self.every = every
+        self.stopped = stopped
         self._unsaved: Any = None
 
     def hold(self, state: Any) -> None:

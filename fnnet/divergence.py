@@ -27,11 +27,11 @@ class Diverged(RuntimeError):
     def __init__(
         self, message: str, epoch: int, params: Params, history: Any, layer: str | None = None, step: int | None = None
     ) -> None:
-        self.epoch: int = epoch
-        self.params: Params = params
-        self.history: Any = history
-        self.layer: str | None = layer
-        self.step: int | None = step
+        self.epoch = epoch
+        self.params = params
+        self.history = history
+        self.layer = layer
+        self.step = step
         super().__init__(message)
 
     def __reduce__(self) -> tuple[Any, ...]:

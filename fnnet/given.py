@@ -185,8 +185,8 @@ class Seen:
     """
 
     def __init__(self, shape: Shape, bounds: tuple[float, float]) -> None:
-        self.shape: Shape = shape
-        self.bounds: tuple[float, float] = bounds
+        self.shape = shape
+        self.bounds = bounds
         self.right: Callable[[], Any] = lambda: None
 
     def look(self, net: Any, cost: Any, params: Any, x: Any, y: Any, key: Any, mask: Any, weights: Any) -> None:

@@ -54,8 +54,8 @@ class Stream:
         layout: Layout,
         check: Callable[[Examples], None],
     ) -> None:
-        self.source: Callable[[int], Any] = source
-        self.layout: Layout = layout
+        self.source = source
+        self.layout = layout
         self._about, self._check = (net, cost, params), check
         self._kind: Any = None
         self._sizes: set[Any] = set()

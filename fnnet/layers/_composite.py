@@ -481,7 +481,7 @@ class Network(Composite):
 
     layers: tuple[Layer, ...]
 
-    last = -1
+    last: ClassVar[int | None] = -1
 
     def __init__(self, *layers: Layer) -> None:
         object.__setattr__(self, "layers", layers)

@@ -41,11 +41,11 @@ class LayerError(ValueError):
     """
 
     def __init__(self, layer: Any, expected: str, got: str, remedy: str, where: tuple[int, ...] = ()) -> None:
-        self.layer: Any = layer
-        self.expected: str = expected
-        self.got: str = got
-        self.remedy: str = remedy
-        self.where: tuple[int, ...] = where
+        self.layer = layer
+        self.expected = expected
+        self.got = got
+        self.remedy = remedy
+        self.where = where
         place = f"layer {'.'.join(map(str, where))} " if where else ""
         super().__init__(f"{place}{layer!r}: expected {expected}, got {got}; {remedy}")
 

@@ -526,7 +526,7 @@ class RMSNorm(Normalisation):
     eps: float = 1e-5
 
     independent = True
-    means = ("mean square",)
+    means: ClassVar[tuple[str, ...]] = ("mean square",)
     _example = "fn.RMSNorm()"
 
     def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:

@@ -6,7 +6,7 @@ Legend: m examples (axis 0), T time steps, n units, n_in inputs, g gates; h the 
 Source: Schuster and Paliwal (1997).
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -120,7 +120,7 @@ class Bidirectional(Composite):
     cell: Recurrent
     last: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    output_part = None  # pyright: ignore
+    output_part: ClassVar[None] = None  # pyright: ignore
     _example = "fn.Bidirectional(fn.LSTM(64))"
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -312,7 +312,7 @@ class Repeat(Composite):
     layer: Layer
     n: int
 
-    last = -1
+    last: ClassVar[int | None] = -1
     _looped = True
     _example = "fn.Repeat(fn.Residual(fn.Dense(64, fn.tanh)), 12)"
 
@@ -340,7 +340,8 @@ class Repeat(Composite):
     def joined(self, of_parts: tuple[Params, ...]) -> Params:
         return _stacked(of_parts)
 
-    wire, unwire = Network.wire, Network.unwire  # for what looks inside
+    wire: ClassVar[Callable[..., tuple[Array, Any]]] = Network.wire  # for what looks inside
+    unwire: ClassVar[Callable[..., Any]] = Network.unwire
 
     def _check(self, params: Params) -> None:
         for leaf in jax.tree.leaves(params):

@@ -8,8 +8,9 @@ Source: the notes, section 3; Lillicrap et al. (2016).
 
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ class Rule:
         """The gradient of ``back``, a pytree like it: a mean over the batch, as BP3 and BP4 are."""
         return jax.tree.map(jnp.zeros_like, back)
 
-    __repr__ = Layer.__repr__
+    __repr__: ClassVar[Callable[[Any], str]] = Layer.__repr__
 
     def _neutral(self, layer: Layer, params: Params, back: Params) -> Any:
         """Arrays with which the rule is backpropagation, as B := w; None where it has none, or none are known."""
