@@ -411,22 +411,24 @@ def threshold(z: Array) -> Array:
     return jnp.where(z < 0, 0, jnp.where(z >= 0, 1, z))
 
 
-step_function = jax.custom_jvp(threshold)
+step_function: jax.custom_jvp[Array] = jax.custom_jvp(threshold)
 """`threshold`, forward only: autodiff is refused."""
 step_function.defjvp(_refuse)
 
 
-sigmoid = Activation(
+sigmoid: Activation = Activation(
     "sigmoid", sigmoid_function, Elementwise(sigmoid_derivative, sigmoid_derivative_of_output), probabilities=True
 )
-tanh = Activation("tanh", tanh_function, Elementwise(tanh_derivative, tanh_derivative_of_output))
-relu = Activation("relu", relu_function, Elementwise(relu_derivative))
-leaky_relu = Activation("leaky_relu", leaky_relu_function, Elementwise(leaky_relu_derivative), (("slope", 0.01),))
-elu = Activation("elu", elu_function, Elementwise(elu_derivative), (("alpha", 1.0),))
-softplus = Activation("softplus", softplus_function, Elementwise(softplus_derivative))
-silu = Activation("silu", silu_function, Elementwise(silu_derivative))
-gelu = Activation("gelu", gelu_function, Elementwise(gelu_derivative))
-gelu_tanh = Activation("gelu_tanh", gelu_tanh_function, Elementwise(gelu_tanh_derivative))
-linear = Activation("linear", linear_function, Elementwise(linear_derivative))
-softmax = Activation("softmax", softmax_function, softmax_pullback, probabilities=True)
-step = Activation("step", step_function, _refuse, probabilities=True)
+tanh: Activation = Activation("tanh", tanh_function, Elementwise(tanh_derivative, tanh_derivative_of_output))
+relu: Activation = Activation("relu", relu_function, Elementwise(relu_derivative))
+leaky_relu: Activation = Activation(
+    "leaky_relu", leaky_relu_function, Elementwise(leaky_relu_derivative), (("slope", 0.01),)
+)
+elu: Activation = Activation("elu", elu_function, Elementwise(elu_derivative), (("alpha", 1.0),))
+softplus: Activation = Activation("softplus", softplus_function, Elementwise(softplus_derivative))
+silu: Activation = Activation("silu", silu_function, Elementwise(silu_derivative))
+gelu: Activation = Activation("gelu", gelu_function, Elementwise(gelu_derivative))
+gelu_tanh: Activation = Activation("gelu_tanh", gelu_tanh_function, Elementwise(gelu_tanh_derivative))
+linear: Activation = Activation("linear", linear_function, Elementwise(linear_derivative))
+softmax: Activation = Activation("softmax", softmax_function, softmax_pullback, probabilities=True)
+step: Activation = Activation("step", step_function, _refuse, probabilities=True)

@@ -16,7 +16,7 @@ from .costs import Cost
 from .devices import batch_size, divided, where_divided
 from .given import check_cost, check_feedback, check_net, run_checked, whole
 from .head import check_head, from_cost, through_positions
-from .layers._layer import Delta, Layer, Params, run_forward
+from .layers._layer import Cache, Delta, Layer, Params, run_forward
 from .penalties import Penalty, check_penalty
 from .programs import placed, program
 
@@ -97,7 +97,9 @@ def _backprop(net, cost, params, x, y, key, mask, weights, state, penalty, n_exa
     return Backprop(value, errors, gradients)
 
 
-def errors_of(net, cost, params, a, cache, y, weights, back) -> Any:
+def errors_of(
+    net: Layer, cost: Cost, params: Params, a: Array, cache: Cache, y: Any, weights: Any, back: Params
+) -> Delta:
     """Every layer's δ from what the forward pass gave; BP2's products use ``back``."""
     delta = cost.delta(net.output(params, cache), y, weights=weights)
     if delta is not None:
@@ -230,7 +232,9 @@ def counted(x: Array, weights: Any) -> Array:
     return jnp.where(counts.reshape(-1, *(1,) * (x.ndim - 1)) | jnp.isfinite(x), x, 0)
 
 
-def completed(value, gradients, params, x, penalty, n_examples):
+def completed(
+    value: Array, gradients: Params, params: Params, x: Any, penalty: Penalty | None, n_examples: Any
+) -> tuple[Array, Params]:
     """Value and gradients with the penalty, the gradients in the structure and the dtypes of the parameters."""
     leaves, treedef = jax.tree.flatten(params)
     if treedef.num_leaves == len(jax.tree.leaves(gradients)):

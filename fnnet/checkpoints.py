@@ -49,7 +49,9 @@ class Keeper:
     """
 
     def __init__(self, folder: Path | None, every: int, stopped: Callable[[], bool]) -> None:
-        self.folder, self.every, self.stopped = folder, every, stopped
+        self.folder = folder
+        self.every = every
+        self.stopped = stopped
         self._unsaved: Any = None
 
     def hold(self, state: Any) -> None:

@@ -111,6 +111,6 @@ def beside(a: Array, unit: Array) -> Array:
     return jnp.where(unit, -jnp.sum(jnp.where(unit, 0, a), -1, keepdims=True), a)
 
 
-quadratic_curvature = Curvature(quadratic_product, quadratic_column, quadratic_sample)
-sigmoid_curvature = Curvature(sigmoid_product, sigmoid_column, sigmoid_sample)
-softmax_curvature = Curvature(softmax_product, softmax_column, softmax_sample)
+quadratic_curvature: Curvature = Curvature(quadratic_product, quadratic_column, quadratic_sample)
+sigmoid_curvature: Curvature = Curvature(sigmoid_product, sigmoid_column, sigmoid_sample)
+softmax_curvature: Curvature = Curvature(softmax_product, softmax_column, softmax_sample)

@@ -50,7 +50,7 @@ class Composed(NamedTuple):
     """
 
     activation: Activation
-    of: tuple[Callable, Callable]
+    of: tuple[Callable[..., Array], Callable[..., Array]]
     terms: Callable[[Array, Array], Array]
     error: Callable[[Array, Array], Array]
 
@@ -64,7 +64,7 @@ class OfLabels(NamedTuple):
         error: (z, y) -> δ^L.
     """
 
-    of: tuple[Callable, Callable]
+    of: tuple[Callable[..., Array], Callable[..., Array]]
     terms: Callable[[Array, Array], Array]
     error: Callable[[Array, Array], Array]
 
@@ -581,7 +581,7 @@ def cross_entropy_error_of_softmax(z: Array, y: Array) -> Array:
     return error - e * (jnp.sum(share, axis=-1, keepdims=True) - share) - jnp.where(lead, 0, q * of_lead)
 
 
-quadratic = Cost(
+quadratic: Cost = Cost(
     "quadratic",
     quadratic_terms,
     quadratic_gradient,
@@ -590,7 +590,7 @@ quadratic = Cost(
     matched_error=quadratic_gradient,
     curvature=quadratic_curvature,
 )
-cross_entropy = Cost(
+cross_entropy: Cost = Cost(
     "cross_entropy",
     cross_entropy_terms,
     cross_entropy_gradient,
@@ -608,7 +608,7 @@ cross_entropy = Cost(
     ),
     curvature=sigmoid_curvature,
 )
-log_likelihood = Cost(
+log_likelihood: Cost = Cost(
     "log_likelihood",
     log_likelihood_terms,
     log_likelihood_gradient,

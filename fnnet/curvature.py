@@ -78,7 +78,10 @@ def hvp(
     return program(hessian_vector, net, cost)(params, x, y, v, key, mask, weights, *about_penalty)
 
 
-def hessian_vector(net, cost, params, x, y, v, key, mask, weights, penalty=None, n_examples=None) -> Params:
+def hessian_vector(
+    net: Layer, cost: Cost, params: Params, x: Array, y: Array, v: Params, key: Any, mask: Any, weights: Any,
+    penalty: Penalty | None = None, n_examples: Any = None,
+) -> Params:  # fmt: skip
     gradient = value_and_grad(unswapped(net), cost, penalty=penalty, n_examples=n_examples)
 
     def of(params: Params) -> Params:
@@ -118,7 +121,10 @@ def ggnvp(
     return program(gauss_newton_vector, net, cost)(params, x, y, v, key, mask, weights)
 
 
-def gauss_newton_vector(net, cost, params, x, y, v, key, mask, weights, state=None) -> Params:
+def gauss_newton_vector(
+    net: Layer, cost: Cost, params: Params, x: Array, y: Array, v: Params, key: Any, mask: Any, weights: Any,
+    state: Any = None,
+) -> Params:  # fmt: skip
     net = unswapped(net)
 
     def chunk(x, y, mask, weights, state, key):
@@ -318,7 +324,9 @@ def _squares(net: Layer, params: Params, cache: Any, delta: Any) -> Params:
     return jax.tree.map(lambda g: m * jnp.square(at_least_float32(g)), net.gradients(params, cache, delta))
 
 
-def in_chunks(chunk: Callable, net: Layer, params: Params, x, y, key, mask, weights) -> Any:
+def in_chunks(
+    chunk: Callable, net: Layer, params: Params, x: Array, y: Array, key: Any, mask: Any, weights: Any
+) -> Any:
     """chunk(x, y, mask, weights, key), a mean over examples, of the whole batch, in pieces where that pays."""
     size = chunk_size(net, params, x, key, mask, "auto")
     return mean_over_chunks(chunk, (x, y, mask, weights), key, size)

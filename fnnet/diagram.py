@@ -75,7 +75,8 @@ class Drawing:
     """Draws pieces into axes whose unit is the height of a line of text, roughly."""
 
     def __init__(self, ax: Axes) -> None:
-        self.ax, self.ink = ax, ax.xaxis.label.get_color()
+        self.ax = ax
+        self.ink: Any = ax.xaxis.label.get_color()
         self.boxes: dict[tuple[int, ...], tuple[float, float]] = {}
 
     def arrow(self, start: tuple[float, float], end: tuple[float, float], color: str) -> None:

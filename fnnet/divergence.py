@@ -27,7 +27,11 @@ class Diverged(RuntimeError):
     def __init__(
         self, message: str, epoch: int, params: Params, history: Any, layer: str | None = None, step: int | None = None
     ) -> None:
-        self.epoch, self.params, self.history, self.layer, self.step = epoch, params, history, layer, step
+        self.epoch = epoch
+        self.params = params
+        self.history = history
+        self.layer = layer
+        self.step = step
         super().__init__(message)
 
     def __reduce__(self) -> tuple[Any, ...]:

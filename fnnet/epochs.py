@@ -5,7 +5,7 @@ Source: the notes, section 3 (the algorithm).
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,34 +14,36 @@ from jax import Array
 from .backpropagation import counted, value_and_grad
 from .batches import ONE, Layout, all_of_step, numbered, of_device, order, part_of_device, total
 from .chunks import chunk_size, mean_over_chunks
-from .costs import accuracy
+from .costs import Cost, accuracy
 from .curvature import gauss_newton_vector
 from .devices import WHOLE, mean
 from .forms import varying
+from .given import Examples
 from .layers._composite import has_moving
 from .layers._layer import ExampleKeys, Layer, Params, run_forward
-from .optimizers import apply_updates, extra_arguments, updated
+from .optimizers import Optimizer, apply_updates, extra_arguments, updated
+from .penalties import Penalty
 from .programs import for_each_structure
 
 __all__ = ["batch_step", "epoch", "mini_batch", "monitor"]
 
 
 def epoch(
-    net,
-    cost,
-    optimizer,
-    penalty,
-    params,
-    opt_state,
-    data,
-    key,
+    net: Layer,
+    cost: Cost,
+    optimizer: Optimizer,
+    penalty: Penalty | None,
+    params: Params,
+    opt_state: Any,
+    data: Examples,
+    key: Array,
     *,
-    batch_size,
-    gradient,
-    micro_batch,
-    window,
-    steps=None,
-    layout=ONE,
+    batch_size: int,
+    gradient: Callable[..., tuple[Array, Params]] | None,
+    micro_batch: int | Literal["auto"] | None,
+    window: int | None,
+    steps: int | None = None,
+    layout: Layout = ONE,
 ) -> tuple[Params, Any, Array, Array]:
     """(params, optimiser state, cost of each mini-batch, whether costs and parameters are finite) after one shuffled pass, or
     after its first ``steps`` steps."""
@@ -114,7 +116,11 @@ def batch_step(
     return on_devices(run, layout, batch, optimizer, penalty, params, opt_state, costs, key, number)
 
 
-def stepping(net, cost, optimizer, penalty, gradient, micro_batch, window, n, over) -> Callable:
+def stepping(
+    net: Layer, cost: Cost, optimizer: Optimizer, penalty: Any,
+    gradient: Callable[..., tuple[Array, Params]] | None, micro_batch: int | Literal["auto"] | None, window: int | None,
+    n: int, over: Any,
+) -> Callable:  # fmt: skip
     """The function (carry, examples, index, factor, key) -> (carry, cost) of a step, the carry being (params, optimiser
     state) and the rest what `of_device` gives for a mini-batch, with its key.
 

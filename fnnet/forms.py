@@ -308,7 +308,7 @@ def summed_squares(delta: Array, a: Array) -> Array:
     return jax.lax.platform_dependent(delta, a, cpu=in_turn, default=in_chunks)
 
 
-def chunks(arrays: Any, size: int) -> tuple[int, int, Callable, Any]:
+def chunks(arrays: Any, size: int) -> tuple[int, int, Callable[[Any], Any], Any]:
     """A batch in chunks of ``size`` examples: how many rows it is laid out in, how many chunks there are, i -> the i-th of
     them, and the examples that are left, or None.
 

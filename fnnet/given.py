@@ -185,7 +185,9 @@ class Seen:
     """
 
     def __init__(self, shape: Shape, bounds: tuple[float, float]) -> None:
-        self.shape, self.bounds, self.right = shape, bounds, lambda: None
+        self.shape = shape
+        self.bounds = bounds
+        self.right: Callable[[], Any] = lambda: None
 
     def look(self, net: Any, cost: Any, params: Any, x: Any, y: Any, key: Any, mask: Any, weights: Any) -> None:
         """Raise a ValueError for targets that the cost cannot follow."""

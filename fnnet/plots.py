@@ -17,10 +17,10 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import MaxNLocator
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "fnnet.plots: expected matplotlib, got none; install it with pip install 'fnnet[examples]'"
-    ) from error
+    ) from _error
 
 from .diagram import network
 

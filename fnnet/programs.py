@@ -17,7 +17,7 @@ KEPT_RUNS = 32
 @functools.lru_cache(maxsize=KEPT)
 def program(
     function: Callable, *fixed: Any, compiler_options: tuple[tuple[str, Any], ...] = (), **options: Any
-) -> Callable:
+) -> Callable[..., Any]:
     """``jax.jit`` of the rest of ``function(*fixed, *arguments, **options)``; equal arguments give the same program.
 
     An argument that is static under ``jax.jit`` stays in its cache for good, and with it all that was compiled for it. Here

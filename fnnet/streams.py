@@ -54,7 +54,8 @@ class Stream:
         layout: Layout,
         check: Callable[[Examples], None],
     ) -> None:
-        self.source, self.layout = source, layout
+        self.source = source
+        self.layout = layout
         self._about, self._check = (net, cost, params), check
         self._kind: Any = None
         self._sizes: set[Any] = set()

@@ -24,7 +24,7 @@ from .layers._attention import Position
 from .layers._conv import Convolution
 from .layers._dense import Dense, bias_gradient, biased
 from .layers._embedding import Embedding
-from .layers._layer import Layer, LayerError, Params, Shape, batch_key, check_activation, example_keys
+from .layers._layer import Cache, Delta, Layer, LayerError, Params, Shape, batch_key, check_activation, example_keys
 from .layers._swapped import Rule
 from .penalties import is_weight
 
@@ -117,14 +117,14 @@ class FeedbackAlignment(Rule):
     def __post_init__(self) -> None:
         _check_initializer(self, self.weight_init)
 
-    def init(self, key, layer, params, input_shape, n_top):
+    def init(self, key: Array, layer: Layer, params: Params, input_shape: Shape, n_top: int) -> dict[str, Array]:
         drawn = _drawn(key, self.weight_init, _weights(layer, params))
         return {f"B_{name}": b for name, b in drawn.items()}
 
-    def weights(self, layer, params, back):
+    def weights(self, layer: Layer, params: Params, back: Params) -> Params:
         return _replaced(params, {name.removeprefix("B_"): b for name, b in back.items()})
 
-    def _neutral(self, layer, params, back):
+    def _neutral(self, layer: Layer, params: Params, back: Params) -> Any:
         return {f"B_{name}": w for name, w in _weights(layer, params).items()}
 
 
@@ -153,16 +153,16 @@ class SignSymmetry(Rule):
             raise LayerError(self, 'a kind "uSF", "brSF" or "frSF"', repr(self.kind), 'as in fn.SignSymmetry("frSF")')
 
     @property
-    def draws(self):
+    def draws(self) -> bool:
         return self.kind == "brSF"
 
-    def init(self, key, layer, params, input_shape, n_top):
+    def init(self, key: Array, layer: Layer, params: Params, input_shape: Shape, n_top: int) -> dict[str, Array]:
         if self.kind != "frSF":
             return {}
         drawn = _drawn(key, self.weight_init, _weights(layer, params))
         return {f"M_{name}": jnp.abs(m) for name, m in drawn.items()}
 
-    def weights(self, layer, params, back, *, key: Any = None):
+    def weights(self, layer: Layer, params: Params, back: Params, *, key: Any = None) -> Params:
         weights = _weights(layer, params)
         if self.kind == "uSF":
             size = {name: _glorot_deviation(jnp.shape(w)) for name, w in weights.items()}
@@ -172,7 +172,7 @@ class SignSymmetry(Rule):
             size = {name.removeprefix("M_"): m for name, m in back.items()}
         return _replaced(params, {name: size[name] * jnp.sign(w) for name, w in weights.items()})
 
-    def _neutral(self, layer, params, back):
+    def _neutral(self, layer: Layer, params: Params, back: Params) -> Any:
         magnitudes = {f"M_{name}": jnp.abs(w) for name, w in _weights(layer, params).items()}
         return magnitudes if self.kind == "frSF" else None
 
@@ -203,17 +203,17 @@ class KolenPollack(Rule):
     def __post_init__(self) -> None:
         _check_initializer(self, self.weight_init)
 
-    def init(self, key, layer, params, input_shape, n_top):
+    def init(self, key: Array, layer: Layer, params: Params, input_shape: Shape, n_top: int) -> dict[str, Array]:
         return _drawn(key, self.weight_init, _weights(layer, params))
 
-    def weights(self, layer, params, back):
+    def weights(self, layer: Layer, params: Params, back: Params) -> Params:
         return _replaced(params, back)
 
-    def learn(self, layer, params, back, cache, delta):
+    def learn(self, layer: Layer, params: Params, back: Params, cache: Cache, delta: Delta) -> dict[str, Array]:
         gradients = _weights(layer, layer.gradients(params, cache, delta))
         return {name: gradients[name] for name in back}
 
-    def _neutral(self, layer, params, back):
+    def _neutral(self, layer: Layer, params: Params, back: Params) -> Any:
         return _weights(layer, params)
 
 
@@ -239,14 +239,16 @@ class DirectFeedback(Rule):
     def __post_init__(self) -> None:
         _check_initializer(self, self.weight_init)
 
-    def init(self, key, layer, params, input_shape, n_top):
+    def init(self, key: Array, layer: Layer, params: Params, input_shape: Shape, n_top: int) -> dict[str, Array]:
         leaves = jax.tree.leaves(params)
         if not leaves or isinstance(layer, Embedding):
             return {}
         shape = (n_top, *input_shape)
         return {"B": self.weight_init(key, shape if len(shape) > 1 else (n_top, 1), leaves[0].dtype).reshape(shape)}
 
-    def propagate(self, layer, params, back, cache, delta, top):
+    def propagate(
+        self, layer: Layer, params: Params, back: Params, cache: Cache, delta: Delta, top: Delta
+    ) -> Array | None:
         if not back:
             return layer.propagate(params, cache, delta)
         b = back["B"]
@@ -298,7 +300,7 @@ class TargetPropagation(Rule):
         _check_initializer(self, self.weight_init)
         _check_number(self, "beta", self.beta, above_zero=True)
 
-    def init(self, key, layer, params, input_shape, n_top):
+    def init(self, key: Array, layer: Layer, params: Params, input_shape: Shape, n_top: int) -> dict[str, Array]:
         if not jax.tree.leaves(params) or isinstance(layer, WITHOUT_PRODUCT):
             return {}
         if not isinstance(layer, Dense | Convolution):
@@ -307,7 +309,9 @@ class TargetPropagation(Rule):
         w = params["w"]
         return {"V": _drawn(key, self.weight_init, {"w": w})["w"], "c": jnp.zeros(input_shape[-1:], w.dtype)}
 
-    def propagate(self, layer, params, back, cache, delta, top):
+    def propagate(
+        self, layer: Layer, params: Params, back: Params, cache: Cache, delta: Delta, top: Delta
+    ) -> Array | None:
         if not back:
             return layer.propagate(params, cache, delta)
         product = self._product(layer, params, back, cache)
@@ -317,7 +321,7 @@ class TargetPropagation(Rule):
         here, there = (self.activation(biased(product(z), back["c"])) for z in (z, z - self.beta * delta))
         return (here - there) / self.beta
 
-    def learn(self, layer, params, back, cache, delta):
+    def learn(self, layer: Layer, params: Params, back: Params, cache: Cache, delta: Delta) -> dict[str, Array]:
         a_in, z, _ = cache
         u = biased(self._product(layer, params, back, cache)(z), back["c"])
         a = self.activation(u)
@@ -325,12 +329,12 @@ class TargetPropagation(Rule):
         like_w = layer.gradients(_replaced(params, {"w": back["V"]}), (e, *cache[1:]), z)["w"]
         return {"V": like_w, "c": bias_gradient(e).astype(back["c"].dtype)}
 
-    def _neutral(self, layer, params, back):
+    def _neutral(self, layer: Layer, params: Params, back: Params) -> Any:
         if not back:
             return back
         return {**back, "V": params["w"]} if self.activation == linear else None
 
-    def _product(self, layer: Layer, params: Params, back: Any, cache: Any) -> Any:
+    def _product(self, layer: Layer, params: Params, back: Params, cache: Cache) -> Any:
         """P_V."""
         params = _replaced(params, {"w": back["V"]})
         return lambda z: layer.propagate(params, cache, z)
@@ -346,7 +350,7 @@ class EProp(Rule):
     Source: Bellec et al. (2020).
     """
 
-    def weights(self, layer, params, back):
+    def weights(self, layer: Layer, params: Params, back: Params) -> Params:
         return _replaced(params, {n: jnp.zeros_like(w) for n, w in _weights(layer, params).items() if n == "w_h"})
 
 
@@ -365,7 +369,9 @@ class Noise(Rule):
     def __post_init__(self) -> None:
         _check_number(self, "scale", self.scale, above_zero=False)
 
-    def propagate(self, layer, params, back, cache, delta, top, *, key: Any = None):
+    def propagate(
+        self, layer: Layer, params: Params, back: Params, cache: Cache, delta: Delta, top: Delta, *, key: Any = None
+    ) -> Array | None:
         da: Any = layer.propagate(params, cache, delta)
         draw = jax.vmap(lambda k: jax.random.normal(k, da.shape[1:], wide_dtype(da.dtype)))
         noise = (self.scale * draw(example_keys(key, da.shape[0]))).astype(da.dtype)
@@ -385,7 +391,9 @@ class Clip(Rule):
     def __post_init__(self) -> None:
         _check_number(self, "bound", self.bound, above_zero=True)
 
-    def propagate(self, layer, params, back, cache, delta, top):
+    def propagate(
+        self, layer: Layer, params: Params, back: Params, cache: Cache, delta: Delta, top: Delta
+    ) -> Array | None:
         da: Any = layer.propagate(params, cache, delta)
         wide = at_least_float32(da)
         square = jnp.sum(wide * wide, axis=tuple(range(1, da.ndim)), keepdims=True)

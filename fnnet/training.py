@@ -321,7 +321,8 @@ def fit(
     return _result(state)
 
 
-fold_in, _mean = jax.jit(jax.random.fold_in), jax.jit(jnp.mean)
+fold_in: Callable[..., Array] = jax.jit(jax.random.fold_in)
+_mean = jax.jit(jnp.mean)
 
 
 @for_each_structure
@@ -354,7 +355,7 @@ class Records:
     """
 
     def __init__(self, records: Any) -> None:
-        self.n = len(jax.tree.leaves(records)[0])
+        self.n: int = len(jax.tree.leaves(records)[0])
         self._room = jax.tree.map(np.array, records)
 
     def with_one_more(self, recorded: Any) -> Any:

@@ -10,7 +10,7 @@ import jax
 import fnnet as fn
 
 from . import networks
-from .problems import Problem, of_layer, of_machine, of_network
+from .problems import Problem, Shape, of_layer, of_machine, of_network
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,10 @@ CHOSEN = (
 AGAIN = 1.2, "what the backward pass needs is computed again, in exchange for memory"
 
 
-def layer(name, group, make, shape, tiny, small=None, tokens=0, steps=4, **about) -> Case:
+def layer(
+    name: str, group: str, make: Callable[[], fn.Layer], shape: Shape, tiny: Shape,
+    small: Callable[[], fn.Layer] | None = None, tokens: int = 0, steps: int = 4, **about: Any,
+) -> Case:  # fmt: skip
     """``small`` makes the layer that is measured at the small size, where it is another one; so in `network`."""
 
     def problem(quick, dtype, steps=steps):
@@ -54,8 +57,9 @@ def layer(name, group, make, shape, tiny, small=None, tokens=0, steps=4, **about
 
 
 def network(
-    name, group, make, shape, tiny, small=None, cost=fn.log_likelihood, activation=fn.softmax, classes=10, tokens=0,
-    steps=4, settings=None, **about,
+    name: str, group: str, make: Callable[[], fn.Layer], shape: Shape, tiny: Shape,
+    small: Callable[[], fn.Layer] | None = None, cost: fn.Cost = fn.log_likelihood, activation: fn.Activation = fn.softmax,
+    classes: int = 10, tokens: int = 0, steps: int = 4, settings: dict[str, Any] | None = None, **about: Any,
 ) -> Case:  # fmt: skip
     def problem(quick, dtype, steps=steps):
         chosen, size = (small or make, tiny) if quick else (make, shape)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -169,8 +169,10 @@ def deviation(ours: Any, theirs: Any) -> float:
 class Compilations:
     """Counts XLA's compilations while it is entered."""
 
-    heard = 0
-    listening = False
+    heard: ClassVar[int] = 0
+    listening: ClassVar[bool] = False
+    before: int
+    count: int
 
     def __enter__(self) -> "Compilations":
         if not Compilations.listening:

@@ -1,5 +1,6 @@
 """Every layer's forward pass as a careful user of JAX writes it, without fnnet: given to ``jax.grad`` to differentiate."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,10 @@ from jax import Array, lax
 
 import fnnet as fn
 
-ACTIVATIONS = {
+Params = dict[str, Array]
+Equation = Callable[[Any, Params, Array, Any], Array]
+
+ACTIVATIONS: dict[fn.Activation, Callable[[Array], Array]] = {
     fn.linear: lambda z: z,
     fn.sigmoid: jax.nn.sigmoid,
     fn.tanh: jnp.tanh,
@@ -19,12 +23,12 @@ ACTIVATIONS = {
 }
 
 
-def dense(layer, p, a, key):
+def dense(layer: fn.Dense, p: Params, a: Array, key: Any) -> Array:
     z = a @ p["w"].T
     return z + p["b"] if layer.bias else z
 
 
-def conv(layer, p, a, key):
+def conv(layer: fn.Conv, p: Params, a: Array, key: Any) -> Array:
     n = a.ndim - 2
     dimensions = "N" + "HW"[:n] + "C", "HW"[:n] + "IO", "N" + "HW"[:n] + "C"
     z = lax.conv_general_dilated(
@@ -42,45 +46,45 @@ def padding(given: Any, n: int) -> Any:
     return given.upper() if isinstance(given, str) else [(p, p) for p in several(given, n)]
 
 
-def pooled(layer, a, start, add):
+def pooled(layer: fn.MaxPool | fn.MeanPool, a: Array, start: float, add: Callable) -> Array:
     n = a.ndim - 2
     size = several(layer.size, n)
     stride = size if layer.stride is None else several(layer.stride, n)
     return lax.reduce_window(a, start, add, (1, *size, 1), (1, *stride, 1), "VALID")
 
 
-def max_pool(layer, p, a, key):
+def max_pool(layer: fn.MaxPool, p: Params, a: Array, key: Any) -> Array:
     return pooled(layer, a, -jnp.inf, lax.max)
 
 
-def mean_pool(layer, p, a, key):
+def mean_pool(layer: fn.MeanPool, p: Params, a: Array, key: Any) -> Array:
     k = several(layer.size, a.ndim - 2)
     return pooled(layer, a, 0.0, lax.add) / jnp.prod(jnp.array(k)).astype(a.dtype)
 
 
-def normalised(a, axes, eps):
+def normalised(a: Array, axes: int | tuple[int, ...], eps: float) -> Array:
     mean = jnp.mean(a, axes, keepdims=True)
     return (a - mean) * lax.rsqrt(jnp.var(a, axes, keepdims=True) + eps)
 
 
-def layer_norm(layer, p, a, key):
+def layer_norm(layer: fn.LayerNorm, p: Params, a: Array, key: Any) -> Array:
     return normalised(a, -1, layer.eps) * p["g"] + p["b"]
 
 
-def rms_norm(layer, p, a, key):
+def rms_norm(layer: fn.RMSNorm, p: Params, a: Array, key: Any) -> Array:
     return a * lax.rsqrt(jnp.mean(a**2, -1, keepdims=True) + layer.eps) * p["g"]
 
 
-def group_norm(layer, p, a, key):
+def group_norm(layer: fn.GroupNorm, p: Params, a: Array, key: Any) -> Array:
     groups = a.reshape(len(a), -1, layer.groups, a.shape[-1] // layer.groups)
     return normalised(groups, (1, 3), layer.eps).reshape(a.shape) * p["g"] + p["b"]
 
 
-def batch_norm(layer, p, a, key):
+def batch_norm(layer: fn.BatchNorm, p: Params, a: Array, key: Any) -> Array:
     return normalised(a, tuple(range(a.ndim - 1)), layer.eps) * p["g"] + p["b"]
 
 
-def recurrent(step, states):
+def recurrent(step: Callable, states: int) -> Equation:
     """h of every step: one product with all inputs, then the scan."""
 
     def run(layer, p, a, key):
@@ -92,12 +96,12 @@ def recurrent(step, states):
     return run
 
 
-def rnn_step(layer, p, states, z):
+def rnn_step(layer: fn.RNN, p: Params, states: tuple[Array, ...], z: Array) -> tuple[tuple[Array, ...], Array]:
     h = ACTIVATIONS[layer.activation](z + states[0] @ p["w_h"].T)
     return (h,), h
 
 
-def lstm_step(layer, p, states, z):
+def lstm_step(layer: fn.LSTM, p: Params, states: tuple[Array, ...], z: Array) -> tuple[tuple[Array, ...], Array]:
     h, c = states
     i, f, g, o = jnp.split(z + h @ p["w_h"].T, 4, -1)
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -105,7 +109,7 @@ def lstm_step(layer, p, states, z):
     return (h, c), h
 
 
-def gru_step(layer, p, states, z):
+def gru_step(layer: fn.GRU, p: Params, states: tuple[Array, ...], z: Array) -> tuple[tuple[Array, ...], Array]:
     (h,) = states
     (z_r, z_u, z_n), (q_r, q_u, q_n) = jnp.split(z, 3, -1), jnp.split(h @ p["w_h"].T, 3, -1)
     r, u = jax.nn.sigmoid(z_r + q_r), jax.nn.sigmoid(z_u + q_u)
@@ -113,7 +117,7 @@ def gru_step(layer, p, states, z):
     return (h,), h
 
 
-def attention(layer, p, a, key):
+def attention(layer: fn.Attention, p: Params, a: Array, key: Any) -> Array:
     m, steps, width = a.shape
     q, k, v = jnp.split(a.reshape(m, steps, 3 * layer.heads, width // 3 // layer.heads), 3, axis=2)
     scores = jnp.einsum("mthd,mshd->mhts", q, k) / q.shape[-1] ** 0.5
@@ -122,11 +126,11 @@ def attention(layer, p, a, key):
     return jnp.einsum("mhts,mshd->mthd", jax.nn.softmax(scores), v).reshape(m, steps, width // 3)
 
 
-def dropout(layer, p, a, key):
+def dropout(layer: fn.Dropout, p: Params, a: Array, key: Any) -> Array:
     return jnp.where(jax.random.bernoulli(key, 1 - layer.rate, a.shape), a / (1 - layer.rate), 0)
 
 
-EQUATIONS = {
+EQUATIONS: dict[type[fn.Layer], Equation] = {
     fn.Dense: dense,
     fn.Conv: conv,
     fn.MaxPool: max_pool,
@@ -195,7 +199,7 @@ def bernoulli(log_p: Array, log_not: Array, y: Array) -> Array:
     return y * log_p + (1 - y) * log_not
 
 
-TERMS = {
+TERMS: dict[tuple[fn.Cost, fn.Activation], Callable[[Array, Array], Array]] = {
     (fn.log_likelihood, fn.softmax): lambda z, y: -picked(jax.nn.log_softmax(z), y),
     (fn.log_likelihood, fn.sigmoid): lambda z, y: -picked(jax.nn.log_sigmoid(z), y),
     (fn.cross_entropy, fn.sigmoid): lambda z, y: -bernoulli(jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z), y),
@@ -203,7 +207,7 @@ TERMS = {
 }
 
 
-def objective(net: fn.Layer, cost: fn.Cost, activation: fn.Activation):
+def objective(net: fn.Layer, cost: fn.Cost, activation: fn.Activation) -> Callable[..., Array]:
     """(params, x, y) -> C, computed from the last layer's weighted input as jax.nn and optax do."""
 
     def half_square(z: Array, y: Array) -> Array:

@@ -85,7 +85,7 @@ def order(m: int, steps: int) -> jax.Array:
 
 def gradients_of(
     net: fn.Layer, cost: fn.Cost, activation: fn.Activation, in_loop: bool = False, **settings: Any
-) -> dict:
+) -> dict[str, Callable[..., Any]]:
     """The three functions (params, x, y) -> (C, ∂C/∂params)."""
     return {
         HAND: fn.value_and_grad(net.in_loop() if in_loop else net, cost, **settings),
@@ -94,7 +94,10 @@ def gradients_of(
     }
 
 
-def of_steps(net, cost, activation, params, x, y, m, steps, **settings) -> dict[str, Contender]:
+def of_steps(
+    net: fn.Layer, cost: fn.Cost, activation: fn.Activation, params: Any, x: jax.Array, y: jax.Array, m: int, steps: int,
+    **settings: Any,
+) -> dict[str, Contender]:  # fmt: skip
     given, apart = (params, x, y, order(m, steps)), (plain.parameters(net, params), x, y, order(m, steps))
     return {
         name: Contender(scan_of_steps(gradient), apart if name == PLAIN else given)

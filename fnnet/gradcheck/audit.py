@@ -28,7 +28,7 @@ def audit(
     intended: Callable | None = None,
     points: Sequence[Any] | None = None,
     static_argnums: int | Sequence[int] = (),
-    trust: Callable | Sequence[Callable] = (),
+    trust: Callable | Sequence[Callable[..., Any]] = (),
     gradients: dict[str, str] | None = None,
     **keywords: Any,
 ) -> Report:
@@ -135,7 +135,7 @@ class Held(NamedTuple):
     reference: Callable | None
     intended: Callable | None
     points: Sequence[Any] | None
-    trust: tuple[Callable, ...] = ()
+    trust: tuple[Callable[..., Any], ...] = ()
     gradients: dict[str, str] | None = None
 
     @property

@@ -27,7 +27,7 @@ class Unknown(Exception):
     """An operation without a longer form, or too much work."""
 
 
-def precisely(f: Callable, args: tuple, pick: Callable[[Any], Any]) -> list[np.ndarray] | None:
+def precisely(f: Callable, args: tuple[Any, ...], pick: Callable[[Any], Any]) -> list[np.ndarray] | None:
     """The leaves of ``pick(f(*args))`` with 60 digits, rounded to float64; None where that cannot be had."""
     with jax.enable_x64(True), decimal.localcontext(CONTEXT), np.errstate(all="ignore"):
         try:
@@ -309,7 +309,7 @@ def _smaller(a: Decimal, b: Decimal) -> Decimal:
 
 
 SLOW = {"exp", "log", "log1p", "expm1", "tanh", "logistic", "erf", "erfc", "sin", "cos", "pow", "exp2"}
-ELEMENTWISE: dict[str, Callable] = {
+ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
     "add_any": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -389,7 +389,7 @@ def _sum(params: dict[str, Any], a: np.ndarray) -> Any:
     return a if isinstance(a, np.ndarray) else _array([a], ())
 
 
-OTHERS: dict[str, Callable] = {
+OTHERS: dict[str, Callable[..., Any]] = {
     "reduce_sum": _sum,
     "reduce_max": _reduced(_larger),
     "reduce_min": _reduced(_smaller),

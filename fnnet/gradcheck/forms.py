@@ -37,8 +37,8 @@ class Arguments(NamedTuple):
     """All arguments of a function; those that are no arrays, at ``static``, are None in ``dynamic``, where the others lie on
     one device."""
 
-    args: tuple
-    dynamic: tuple
+    args: tuple[Any, ...]
+    dynamic: tuple[Any, ...]
     static: tuple[int, ...]
 
     def of(self, f: Callable) -> Callable:
@@ -79,7 +79,7 @@ class Arguments(NamedTuple):
 
         return called
 
-    def like(self, by: str, point: Any, i: int) -> tuple:
+    def like(self, by: str, point: Any, i: int) -> tuple[Any, ...]:
         """The dynamic arguments at another point."""
         args = tuple(point) if isinstance(point, tuple | list) else (point,)
         n = len(self.args) - len(self.static)
@@ -121,7 +121,7 @@ class Form(NamedTuple):
     decorated: Callable = lambda *_: None
 
 
-def is_numpy(f: Any, args: tuple, keywords: dict[str, Any]) -> bool:
+def is_numpy(f: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
     """Whether it is an object with a backward pass, or gives no JAX arrays where it is given none."""
     if isinstance(f, jax.custom_vjp | jax.custom_jvp):
         return False
@@ -220,7 +220,7 @@ def _any_complex(arguments: Arguments) -> bool:
     return any(map(is_complex, jax.tree.leaves(arguments.dynamic)))
 
 
-def fits(what: str, f: Callable, args: tuple, keywords: dict[str, Any] | None = None) -> None:
+def fits(what: str, f: Callable, args: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> None:
     """Raise a ValueError for a function that does not take these arguments."""
     try:
         signature = inspect.signature(f)
@@ -258,7 +258,7 @@ def name_of(f: Any) -> str:
     return getattr(f, "__name__", type(f).__name__)
 
 
-def bound(f: Any, args: tuple, keywords: dict[str, Any]) -> tuple[Any, tuple]:
+def bound(f: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     """The function and its positional arguments. Keyword arguments become such where the signature tells their place; others
     are passed on and not differentiated, as by ``jax.grad``."""
     first = f.first if isinstance(f, Pair) else f

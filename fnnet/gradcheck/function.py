@@ -64,7 +64,7 @@ class Rule:
     intended: bool = False
     audited: tuple[int, ...] | None = None
     forward_mode: bool = False
-    trust: tuple[Callable, ...] = ()
+    trust: tuple[Callable[..., Any], ...] = ()
     measured: bool = False
     size: float = 1.0
     axes: Axes = ()
@@ -92,7 +92,7 @@ def real_leaves(tree: Any) -> list[Any]:
     return [to_real(leaf) for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
 
 
-def of_reals(f: Callable, args: tuple) -> Callable:
+def of_reals(f: Callable, args: tuple[Any, ...]) -> Callable:
     """f from the real arrays among its arguments to those among its results."""
     leaves, treedef = jax.tree.flatten(args)
 
@@ -109,7 +109,7 @@ def paths_of(tree: Any) -> list[Any]:
     return [path for path, leaf in tree_leaves_with_path(tree) if is_inexact(leaf)]
 
 
-def names_of(rule: Rule, args: tuple) -> list[tuple[Any, str]]:
+def names_of(rule: Rule, args: tuple[Any, ...]) -> list[tuple[Any, str]]:
     """(path, name) of every array of floats among the arguments that the rule has a derivative for."""
     audited = [path for path in paths_of(args) if rule.audited is None or path[0].idx in rule.audited]
     return [(path, rule.called(path)) for path in audited]
@@ -177,7 +177,7 @@ def numbered(out: list[Any]) -> dict[str, Any]:
     return {f"out[{i}]" if len(out) > 1 else "out": leaf for i, leaf in enumerate(out)}
 
 
-def manual_side(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
+def manual_side(rule: Rule, args: tuple[Any, ...], u: list[Any]) -> dict[str, Any]:
     """`by_hand`, compiled where it is JAX."""
     try:
         return by_hand(rule, args, u)
@@ -185,7 +185,7 @@ def manual_side(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
         return _as_arrays(inspect.unwrap(by_hand)(rule, *jax.tree.map(np.asarray, (args, u))), u)
 
 
-def both_sides(rule: Rule, args: tuple, u: list[Any]) -> dict[str, Any]:
+def both_sides(rule: Rule, args: tuple[Any, ...], u: list[Any]) -> dict[str, Any]:
     """What the rule gives beside what it should."""
     manual, right = manual_side(rule, args, u), by_autodiff(rule, args, u)
     return {**{name: Two(manual[name], right[name]) for name in (rule.equation, "forward")}, "places": manual["places"]}
@@ -199,7 +199,7 @@ def _as_arrays(found: Any, u: list[Any]) -> Any:
     )
 
 
-def rows_at(rule: Rule, args: tuple, scale: float = 1.0, bound: float = np.inf) -> list[Row] | None:
+def rows_at(rule: Rule, args: tuple[Any, ...], scale: float = 1.0, bound: float = np.inf) -> list[Row] | None:
     """The rows at a point; None where the function itself is not finite there, or larger than ``bound``."""
     out = jax.eval_shape(of_reals(rule.plain, args), real_leaves(args))
     u = normals(out, 0, scale)
@@ -289,7 +289,7 @@ def _extra_rows(rule: Rule, args: tuple, places: dict[str, Any]) -> list[Row]:
     return extra_rows(rule.name, rule.equation, sorted(places.keys() - known))
 
 
-def program_of(rule: Rule, args: tuple, u: list[Any]) -> Program:
+def program_of(rule: Rule, args: tuple[Any, ...], u: list[Any]) -> Program:
     """What the rule is held to, for those who look for a mistake."""
     names = list(map(rule.called, paths_of(args)))
     outs = [f"out{keystr(path)}" for path in paths_of(jax.eval_shape(rule.plain, *args))]
@@ -308,7 +308,9 @@ def batch_of(equation: str, outputs: list[Any], others: list[Any]) -> int:
     return max(1, *shared) if len(shared) == 1 else 1
 
 
-def audit_rule(rule: Rule, args: tuple, points: Iterable[Point], alone: Iterable[tuple[Rule, tuple]] = ()) -> Report:
+def audit_rule(
+    rule: Rule, args: tuple[Any, ...], points: Iterable[Point], alone: Iterable[tuple[Rule, tuple[Any, ...]]] = ()
+) -> Report:
     """The rule at the given point and at others; ``alone``: what it is for one argument only, where that may differ."""
     rows = rows_at(rule, args)
     if rows is None:

@@ -113,12 +113,12 @@ class Search:
 
     def __init__(self, program: Program, of: int) -> None:
         self.of = of
-        self.planted = Planted(program.f, program.leaves, program.names)
+        self.planted: Planted = Planted(program.f, program.leaves, program.names)
         if len(self.planted.cases) > MOST:
             self.planted.cases.clear()
-        self.values = _compiled(self.planted.all_values)
-        self.forwards = _compiled(lambda leaves, u: self.planted.moved(of, leaves, u))
-        self.gradients = _compiled(jax.vmap(lambda *given: self.planted.gradient(of, *given)))
+        self.values: Callable[..., Any] = _compiled(self.planted.all_values)
+        self.forwards: Callable[..., Any] = _compiled(lambda leaves, u: self.planted.moved(of, leaves, u))
+        self.gradients: Callable[..., Any] = _compiled(jax.vmap(lambda *given: self.planted.gradient(of, *given)))
 
     def __call__(self, program: Program, failure: Failure) -> Iterator[tuple[str, Any]]:
         """(mistake, what it would give)."""

@@ -50,12 +50,15 @@ class Measured(Subject):
         equation: str,
         f: Function,
         manual: Callable,
-        case: tuple,
+        case: tuple[Any, ...],
         dtype: str = "float64",
         forward: Callable = lambda *_: (),
         measure: Callable[..., list[Piece]] = measured,
     ) -> None:
-        self.equation, self.f, self.manual, self.pieces = equation, f, manual, {}
+        self.equation = equation
+        self.f = f
+        self.manual = manual
+        self.pieces: dict[str, tuple[str, Piece]] = {}
         for i, name in enumerate(f.names):
             self.keep(name, measure(f, i))
         super().__init__(self.both, [case], dtype, forward)
@@ -145,7 +148,7 @@ def measured_rows(name: str, subject: Measured, about: Callable | None = None) -
     return rows
 
 
-def of_program(plain: Callable, args: tuple, cotangent: Any) -> Function:
+def of_program(plain: Callable, args: tuple[Any, ...], cotangent: Any) -> Function:
     """⟨u, plain(*args)⟩ as a function of the floats of args, which are named "args[0]['w']". It is run in float64, or in the
     arguments' own dtypes where it takes no others; many points at once where it can be batched."""
     leaves, structure = jax.tree.flatten(args)
@@ -204,7 +207,7 @@ def _one_by_one(outputs: Callable, count: int, options: Any) -> Callable:
 
 def measured_vjp(
     plain: Callable,
-    args: tuple,
+    args: tuple[Any, ...],
     cotangent: Any,
     manual: Callable,
     dtype: str,

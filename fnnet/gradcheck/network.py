@@ -48,7 +48,7 @@ def compare_gradients(
     penalty: Penalty | None = None,
     n_examples: Any = None,
     finite_differences: bool = False,
-    trust: Sequence[Callable] = (),
+    trust: Sequence[Callable[..., Any]] = (),
 ) -> Report:
     """Compare the hand-written backpropagation with autodiff, equation by equation, and say which is wrong, where, and what
     kind of mistake it looks like.
@@ -93,7 +93,7 @@ def check_layer(
     key: Any = None,
     mask: Any = None,
     finite_differences: bool = False,
-    trust: Sequence[Callable] = (),
+    trust: Sequence[Callable[..., Any]] = (),
 ) -> Report:
     """`compare_gradients` for a layer by itself, without a cost: its equations against autodiff, fed with a random
     ∂C/∂a_out. A network is checked layer by layer.

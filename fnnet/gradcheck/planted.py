@@ -21,7 +21,7 @@ from .ways import LAYOUT, PRODUCTS, Back, Case, Way, ways_back
 
 SKIPPED = (os.path.dirname(os.path.abspath(jax.__file__)) + os.sep, os.path.dirname(os.path.abspath(__file__)) + os.sep)
 STATE = "the state that a step hands to the next"
-PLAINLY: dict = {}
+PLAINLY: dict[Any, Any] = {}
 
 
 class Planted:
@@ -33,9 +33,10 @@ class Planted:
     """
 
     def __init__(self, f: Callable, leaves: Sequence[Any], names: Sequence[str]) -> None:
-        self.closed = jax.make_jaxpr(lambda leaves: list(f(leaves)))(list(leaves))
-        self.leaves, self.names = list(leaves), list(names)
-        self.index: dict[tuple, int] = {}
+        self.closed: Any = jax.make_jaxpr(lambda leaves: list(f(leaves)))(list(leaves))
+        self.leaves: list[Any] = list(leaves)
+        self.names: list[str] = list(names)
+        self.index: dict[tuple[Any, ...], int] = {}
         self.cases: list[Case] = []
         self.texts: dict[int, str] = {}
         self.values: list[tuple[str, Any]] = []

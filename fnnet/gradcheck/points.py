@@ -18,7 +18,7 @@ class Point(NamedTuple):
     """Arguments, and by how much the cotangent is enlarged there."""
 
     name: str
-    args: tuple
+    args: tuple[Any, ...]
     scale: float = 1.0
 
 
@@ -27,7 +27,7 @@ def drawing(*seed: int) -> np.random.Generator:
     return np.random.default_rng((0x9E3779B97F4A7C15, *seed))
 
 
-def drawn(args: tuple) -> Iterator[Point]:
+def drawn(args: tuple[Any, ...]) -> Iterator[Point]:
     """The given point with a cotangent a hundred times as large, one near it and one far from it.
 
     What the function may ask of its arguments stays as it is: signs, the interval [0, 1], rows that add up to 1, sorted rows,

@@ -31,7 +31,7 @@ class Unseen(Exception):
     """A rule inside an operation that cannot be taken apart."""
 
 
-def without_rules(f: Callable, trust: tuple[Callable | str, ...] = ()) -> Callable:
+def without_rules(f: Callable, trust: tuple[Callable[..., Any] | str, ...] = ()) -> Callable:
     """f with the body of every hand-written rule in its place, but of those of JAX, of this library and of ``trust``.
 
     Raises:
@@ -47,17 +47,17 @@ def without_rules(f: Callable, trust: tuple[Callable | str, ...] = ()) -> Callab
     return plain
 
 
-def rules_in(f: Callable, *args: Any, trust: tuple[Callable, ...] = ()) -> list[str]:
+def rules_in(f: Callable, *args: Any, trust: tuple[Callable[..., Any], ...] = ()) -> list[str]:
     """The names of the hand-written rules in f's program, but of those of JAX, of this library and of ``trust``."""
     return list(dict.fromkeys(map(name_of, rule_sources(f, *args, trust=trust))))
 
 
-def rule_sources(f: Callable, *args: Any, trust: tuple[Callable | str, ...] = ()) -> list[str]:
+def rule_sources(f: Callable, *args: Any, trust: tuple[Callable[..., Any] | str, ...] = ()) -> list[str]:
     """The same, each with the place where it is written."""
     return sources_in(jax.make_jaxpr(f)(*args), trust)
 
 
-def sources_in(program: Any, trust: tuple[Callable | str, ...] = ()) -> list[str]:
+def sources_in(program: Any, trust: tuple[Callable[..., Any] | str, ...] = ()) -> list[str]:
     return list(dict.fromkeys(_rules(program.jaxpr, sources(trust))))
 
 
@@ -65,7 +65,7 @@ def name_of(source: str) -> str:
     return source.partition(" at ")[0] or "a function"
 
 
-def sources(functions: tuple[Callable | str, ...]) -> frozenset[str]:
+def sources(functions: tuple[Callable[..., Any] | str, ...]) -> frozenset[str]:
     """Where functions are written, as JAX says it: "name at file:line"; such texts as they are."""
     found = {f for f in functions if isinstance(f, str)}
     for f in functions:

@@ -64,19 +64,24 @@ class Subject:
     def __init__(
         self,
         run: Callable,
-        cases: Sequence[tuple],
+        cases: Sequence[tuple[Any, ...]],
         dtype: str,
         forward: Callable,
         nudged: Sequence[int] = (0,),
-        widened: Sequence[tuple] | None = None,
-        pairing: Callable[..., tuple[Callable, Any]] | None = None,
+        widened: Sequence[tuple[Any, ...]] | None = None,
+        pairing: Callable[..., tuple[Callable[..., Any], Any]] | None = None,
         axes: Axes = (),
     ) -> None:
-        self.widened = [in_float64(args) for args in cases] if widened is None else widened
-        self.run, self.cases, self.dtype, self.forward, self.nudged = run, cases, dtype, forward, nudged
-        self.pairing, self.axes = pairing, axes
-        self.values = [on_host(run(*args)) for args in cases]
-        self.exact = [
+        self.widened: Sequence[tuple[Any, ...]] = [in_float64(args) for args in cases] if widened is None else widened
+        self.run = run
+        self.cases = cases
+        self.dtype = dtype
+        self.forward = forward
+        self.nudged = nudged
+        self.pairing = pairing
+        self.axes = axes
+        self.values: list[dict[str, Any]] = [on_host(run(*args)) for args in cases]
+        self.exact: list[dict[str, Any] | None] = [
             None if dtype == "float64" else exactly(lambda *a: on_host(run(*a)), *args) for args in self.widened
         ]
 
@@ -87,7 +92,7 @@ class Subject:
         """The values in float64 where they can be had, else in the audit's dtype."""
         return self.exact[case] or self.values[case]
 
-    def args(self, case: int) -> tuple:
+    def args(self, case: int) -> tuple[Any, ...]:
         """The arguments in the precision of `best`."""
         as_they_are = self.exact[case] is None and self.dtype != "float64"
         return self.cases[case] if as_they_are else self.widened[case]

@@ -21,9 +21,13 @@ from ..activations import at_least_float32, wide_dtype
 from ..forms import stored
 from ..initializers import Initializer, normal
 from ._layer import (
+    Cache,
     Layer,
     LayerError,
+    Params,
     Sends,
+    Shape,
+    Shard,
     as_floats,
     at_valid_steps,
     check_leaf,
@@ -352,7 +356,7 @@ class Attention(Layer):
             remedy = "it is the base of the frequencies; 10_000.0 is usual"
             real_number(self, "rotary", lambda base: 0 < base < math.inf, "a positive number rotary, or None", remedy)
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
         self.check_sequences((1, *input_shape) if isinstance(input_shape, tuple) else input_shape)
         return {}
 
@@ -369,7 +373,9 @@ class Attention(Layer):
             got = f"{n // self.heads}"
             raise LayerError(self, "an even number of features in a head", got, "rotary turns pairs of them")
 
-    def forward(self, params, a_in, *, mask=None, probe=None):
+    def forward(
+        self, params: Params, a_in: Array, *, mask: Array | None = None, probe: Array | None = None
+    ) -> tuple[Array, Cache]:
         self.check_sequences(a_in.shape)
         check_mask(self, mask, a_in.shape[:2])
         mask = None if mask is None else jnp.asarray(mask).astype(bool)
@@ -390,7 +396,7 @@ class Attention(Layer):
         cos, sin = rotations(q.shape[1], q.shape[-1], self.rotary)
         return rotated(q, cos, sin), rotated(k, cos, sin), v
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         a_in, mask, a, kept = cache
         q, k, v = self.turned(a_in)
         o, do = (x.reshape(q.shape) for x in (a, at_valid_steps(delta, mask)))
@@ -439,13 +445,13 @@ class Position(Layer):
     independent = True
     _example = "fn.Position()"
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
         if not isinstance(input_shape, tuple) or len(input_shape) != 2:
             remedy = "give the longest sequence's shape, as in net.init(key, (256, 64))"
             raise LayerError(self, "an input shape (T, n)", str(input_shape), remedy)
         return {"w": self.weight_init(drawing_key(self, key), input_shape, jnp.result_type(float))}
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         w = check_leaf(self, params, "w", (None, None))
         if a_in.ndim != 3 or a_in.shape[2] != w.shape[1]:
             remedy = "give sequences (m, T, n); x[None] for a single one"
@@ -457,10 +463,10 @@ class Position(Layer):
         a = a_in + w[None, : a_in.shape[1]]
         return a if probe is None else a + probe, None
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         return delta
 
-    def collectives(self, params, a_in, a_out):
+    def collectives(self, params: Params, a_in: Shard, a_out: Shard) -> Sends:
         by_step, over = params["w"].cut
         if by_step:
             raise LayerError(
@@ -468,5 +474,5 @@ class Position(Layer):
             )
         return Sends(over, over)
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         return {"w": position_gradient(delta, len(params["w"])).astype(params["w"].dtype)}

@@ -17,8 +17,9 @@ from jax import Array
 
 from ..activations import Activation, tanh
 from ..initializers import Initializer, scaled_normal, zeros
-from ._layer import check_activation, check_leaf, drawing_key, layer
+from ._layer import Arrays, Params, Products, Shape, check_activation, check_leaf, drawing_key, layer
 from ._recurrent import Recurrent
+from ._time import Kept
 
 __all__ = ["GRU", "LSTM", "RNN", "gru_step", "gru_step_error", "lstm_step", "lstm_step_error"]
 
@@ -140,11 +141,13 @@ class RNN(Recurrent):
         super().__post_init__()
         check_activation(self, self.activation)
 
-    def step(self, params, z, q, states):
+    def step(self, params: Params, z: Array, q: Array, states: Arrays) -> tuple[Array, Arrays, Arrays]:
         z = z + q + params["b"][None, :]
         return z, (), (self.activation(z),)
 
-    def step_error(self, gates, extra, before, after, d_states):
+    def step_error(
+        self, gates: Array, extra: Arrays, before: Arrays, after: Arrays, d_states: Arrays
+    ) -> tuple[Array, Arrays, Arrays]:
         delta = self.activation.error_in_layer(d_states[0], gates, after[0])
         return delta, (), (jnp.zeros_like(delta),)
 
@@ -180,16 +183,18 @@ class LSTM(Recurrent):
     n_states: ClassVar[int] = 2
     _example = "fn.LSTM(64)"
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
         params = super().init(key, input_shape)
         with jax.transfer_guard("allow"):  # a constant
             return {**params, "b": params["b"].at[self.n : 2 * self.n].add(self.forget_bias)}
 
-    def step(self, params, z, q, states):
+    def step(self, params: Params, z: Array, q: Array, states: Arrays) -> tuple[Array, Arrays, Arrays]:
         gates, h, c = lstm_step(z + q + params["b"][None, :], states[1])
         return gates, (), (h, c)
 
-    def step_error(self, gates, extra, before, after, d_states):
+    def step_error(
+        self, gates: Array, extra: Arrays, before: Arrays, after: Arrays, d_states: Arrays
+    ) -> tuple[Array, Arrays, Arrays]:
         delta, dc = lstm_step_error(gates, before[1], after[1], *d_states)
         return delta, (), (jnp.zeros_like(dc), dc)
 
@@ -223,29 +228,31 @@ class GRU(Recurrent):
     one_error: ClassVar[bool] = False
     _example = "fn.GRU(64)"
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
         key, own = jax.random.split(drawing_key(self, key))
         params = super().init(key, input_shape)
         return {**params, "b_h": self.bias_init(own, (self.n,), params["b"].dtype)}
 
-    def check_params(self, params):
+    def check_params(self, params: Params) -> None:
         super().check_params(params)
         check_leaf(self, params, "b_h", (self.n,))
 
-    def step(self, params, z, q, states):
+    def step(self, params: Params, z: Array, q: Array, states: Arrays) -> tuple[Array, Arrays, Arrays]:
         q = q.at[:, 2 * self.n :].add(params["b_h"][None, :])
         gates, h = gru_step(z + params["b"][None, :], q, states[0])
         return gates, (q[:, 2 * self.n :],), (h,)
 
-    def step_error(self, gates, extra, before, after, d_states):
+    def step_error(
+        self, gates: Array, extra: Arrays, before: Arrays, after: Arrays, d_states: Arrays
+    ) -> tuple[Array, Arrays, Arrays]:
         delta, of_q, dh = gru_step_error(gates, extra[0], before[0], d_states[0])
         return delta, (of_q,), (dh,)
 
-    def of_states(self, delta, extra):
+    def of_states(self, delta: Array, extra: Arrays) -> Array:
         return jnp.concatenate([delta[..., : 2 * self.n], extra[0]], axis=-1)
 
-    def extra_errors(self, kept, delta):
+    def extra_errors(self, kept: Kept, delta: Array) -> Arrays:
         return (delta[..., 2 * self.n :] * kept.gates[..., : self.n],)
 
-    def terms(self, x, h_before, delta, extra):
+    def terms(self, x: Array, h_before: Array, delta: Array, extra: Arrays) -> Products:
         return {**super().terms(x, h_before, delta, extra), "b_h": (extra[0], None)}

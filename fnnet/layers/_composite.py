@@ -13,18 +13,20 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, overload
+from typing import Any, ClassVar, NamedTuple, Self, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..activations import Activation
 from ..forms import below_all_kept
 from ._cut import channelwise
 from ._layer import (
     Cache,
     Delta,
+    Key,
     Layer,
     LayerError,
     Params,
@@ -45,6 +47,7 @@ __all__ = ["Composite", "Identity", "Join", "Network", "Parallel", "Residual", "
 
 RunPart = Callable[[int, Array], Array]
 Back = Callable[[int, Any], Any]
+Visit = Callable[..., tuple[Array, Cache]]
 
 
 class Composite(Layer):
@@ -131,7 +134,7 @@ class Composite(Layer):
             raise LayerError(self, "outputs of its parts that each device holds whole", str(over), remedy)
         return None
 
-    def in_loop(self):
+    def in_loop(self) -> Self:
         return self.mapped(lambda part: part.in_loop())
 
     def mapped(self, change: Callable[[Layer], Layer]) -> Any:
@@ -178,7 +181,10 @@ class Composite(Layer):
         self._check_run(shapes)
         return shapes, a_out.shape[1:]
 
-    def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
+    def forward(
+        self, params: Params, a_in: Array, *, key: Key = None, train: bool = False, mask: Array | None = None,
+        probe: Delta = None, state: Any = None, run: Visit | None = None,
+    ) -> tuple[Array, Cache]:  # fmt: skip
         """``run(i, layer, params, a_in, **given)`` stands for `run_forward` of part i where it is given: what looks inside a
         network (the audit) hands its own down."""
         parts, run = self.parts(params), run or _run_part
@@ -240,49 +246,49 @@ class Composite(Layer):
         """``last`` counted from the front."""
         return None if self.last is None else self.last % len(self.layers)
 
-    def output(self, params, cache):
+    def output(self, params: Params, cache: Cache) -> tuple[Activation, Array] | None:
         if (i := self.output_part) is None:
             return None
         part, p = self.parts(params)[i]
         return part.output(p, cache[i])
 
-    def error(self, params, cache, da_out):
+    def error(self, params: Params, cache: Cache, da_out: Any) -> tuple[Delta, ...]:
         """Every part's δ, each after those that it feeds."""
         return self._errors(params, cache, da_out, at_output=False)
 
-    def output_error(self, params, cache, delta):
+    def output_error(self, params: Params, cache: Cache, delta: Delta) -> tuple[Delta, ...]:
         """Every part's δ given δ^L."""
         return self._errors(params, cache, delta, at_output=True)
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Delta) -> Array | None:
         return self._backwards(params, cache, None, lambda i, part, p, da: part._propagated(p, cache[i], delta[i]))
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Delta) -> Params:
         """Every part's BP3 and BP4."""
         parts = self.parts(params)
         return self.joined(tuple(part.gradients(p, cache[i], delta[i]) for i, (part, p) in enumerate(parts)))
 
-    def example_gradients(self, params, cache, delta):
+    def example_gradients(self, params: Params, cache: Cache, delta: Delta) -> Params:
         """Every part's, joined for each example."""
         of_parts = self._of_parts("example_gradients", params, cache, delta)
         return jax.vmap(self.joined)(of_parts) if jax.tree.leaves(of_parts) else self.joined(of_parts)
 
-    def square_norms(self, params, cache, delta):
+    def square_norms(self, params: Params, cache: Cache, delta: Delta) -> Array:
         """The sum over the parts, unless they share arrays: then of the joined gradients."""
         if not self._apart:
             return square_norms_of(self.example_gradients(params, cache, delta), delta)
         return added_up(self._of_parts("square_norms", params, cache, delta), delta)
 
-    def second_moment(self, params, cache, delta):
+    def second_moment(self, params: Params, cache: Cache, delta: Delta) -> Params:
         """Every part's, unless they share arrays: then of the joined gradients."""
         if not self._apart:
             return second_moment_of(self.example_gradients(params, cache, delta))
         return self.joined(self._of_parts("second_moment", params, cache, delta))
 
-    def factor_rows(self, params, cache, delta):
+    def factor_rows(self, params: Params, cache: Cache, delta: Delta) -> Any:
         return self._of_parts("factor_rows", params, cache, delta)
 
-    def _gram(self, params, cache, delta):
+    def _gram(self, params: Params, cache: Cache, delta: Delta) -> Array:
         if not self._apart:
             return gram_of(self.example_gradients(params, cache, delta), delta)
         return added_up(self._of_parts("_gram", params, cache, delta), delta, 2)
@@ -299,10 +305,10 @@ class Composite(Layer):
                 of_parts.append(getattr(part, method)(p, cache[i], delta[i]))
         return tuple(of_parts)
 
-    def backward(self, params, cache, da_out):
+    def backward(self, params: Params, cache: Cache, da_out: Any) -> tuple[Array | None, Params]:
         return self._backward(params, cache, da_out, at_output=False)
 
-    def output_backward(self, params, cache, delta):
+    def output_backward(self, params: Params, cache: Cache, delta: Delta) -> tuple[Array | None, Params]:
         return self._backward(params, cache, delta, at_output=True)
 
     def _errors(self, params: Params, cache: Cache, da: Any, *, at_output: bool) -> tuple[Delta, ...]:
@@ -418,9 +424,6 @@ def composites(net: Layer, params: Params, key: Any = None, place: tuple[int, ..
         yield Placed(place, net, params, key)
 
 
-Visit = Callable[..., tuple[Array, Cache]]
-
-
 def visited(net: Layer, params: Params, a_in: Array, visit: Visit, **given: Any) -> Array:
     """The output of a net all of whose layers are run by ``visit(place, layer, params, a_in, **given)`` -> (a_out, cache),
     composites too: they are given a ``run`` that visits their parts."""
@@ -478,7 +481,7 @@ class Network(Composite):
 
     layers: tuple[Layer, ...]
 
-    last = -1
+    last: ClassVar[int | None] = -1
 
     def __init__(self, *layers: Layer) -> None:
         object.__setattr__(self, "layers", layers)
@@ -488,14 +491,14 @@ class Network(Composite):
             )
         _check_layers(layers)
 
-    def wire(self, run, a_in):
+    def wire(self, run: RunPart, a_in: Array) -> tuple[Array, Any]:
         return functools.reduce(lambda a, i: run(i, a), range(len(self.layers)), a_in), None
 
-    def unwire(self, back, da_out, extra):
+    def unwire(self, back: Back, da_out: Any, extra: Any) -> Any:
         """From last to first: BP1, then BP2 layer by layer."""
         return functools.reduce(lambda da, i: back(i, da), reversed(range(len(self.layers))), da_out)
 
-    def in_loop(self):
+    def in_loop(self) -> Self:
         kept = below_all_kept(self.layers)
         return self.mapped(lambda part: part.in_loop() if next(kept) else part)
 
@@ -523,10 +526,10 @@ class Identity(Layer):
     independent = True
     collectives = channelwise
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         return a_in if probe is None else a_in + probe, ()
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         return delta
 
 
@@ -569,8 +572,8 @@ def _to_each(da: Array, *outputs: Array) -> tuple[Array, ...]:
     return (da,) * len(outputs)
 
 
-add = Join("add", _sum, _to_each)
-concatenate = Join("concatenate", _side_by_side, _parted)
+add: Join = Join("add", _sum, _to_each)
+concatenate: Join = Join("concatenate", _side_by_side, _parted)
 
 
 @layer
@@ -604,7 +607,7 @@ class Parallel(Composite):
         if not isinstance(join, Join):
             raise LayerError(self, "a join", repr(join), "give fn.add, fn.concatenate or an fn.Join of your own")
 
-    def wire(self, run, a_in):
+    def wire(self, run: RunPart, a_in: Array) -> tuple[Array, Any]:
         outputs = tuple(run(i, a_in) for i in range(len(self.layers)))
         if floats := [a.dtype for a in outputs if jnp.issubdtype(a.dtype, jnp.floating)]:
             outputs = tuple(as_floats(self, a, floats[0]) for a in outputs)
@@ -614,12 +617,12 @@ class Parallel(Composite):
             shapes = " and ".join(str(("m", *a.shape[1:])).replace("'", "") for a in outputs)
             raise LayerError(self, str(error), shapes, "give the last layers of the branches as many units") from None
 
-    def unwire(self, back, da_out, extra):
+    def unwire(self, back: Back, da_out: Any, extra: Any) -> Any:
         das = (None,) * len(self.layers) if da_out is None else self._split(da_out, extra)
         back_in = [back(i, da) for i, da in enumerate(das)]
         return None if any(da is None for da in back_in) else functools.reduce(jnp.add, back_in)
 
-    def _joined_over(self, over):
+    def _joined_over(self, over: tuple[str | None, ...]) -> str | None:
         return over[0] if self.join is add and len(set(over)) == 1 else super()._joined_over(over)
 
     def _split(self, da_out: Any, outputs: tuple[Array, ...]) -> tuple[Array, ...]:

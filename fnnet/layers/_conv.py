@@ -39,9 +39,13 @@ from ..initializers import Initializer, scaled_normal, zeros
 from ._cut import of_product
 from ._dense import biased, check_bias, weight_and_bias
 from ._layer import (
+    Cache,
     Layer,
     LayerError,
+    Params,
+    Sends,
     Shape,
+    Shard,
     added_up,
     as_floats,
     check_activation,
@@ -405,7 +409,7 @@ class Convolution(Layer):
         w = {"w": self.weight_init(w_key, shape, dtype, in_axis=-2, out_axis=-1)}
         return {**w, "b": self.bias_init(b_key, (self.features,), dtype)} if self.bias else w
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         rank = jnp.ndim(params["w"]) - 2 if isinstance(params, dict) and "w" in params else a_in.ndim - 2
         size = check_sizes(self, "size", self.size, rank)
         w = check_leaf(self, params, "w", (*size, None, self.features))
@@ -420,7 +424,7 @@ class Convolution(Layer):
         a = self.activation(z)
         return a, (a_in, z, a)
 
-    def collectives(self, params, a_in, a_out):
+    def collectives(self, params: Params, a_in: Shard, a_out: Shard) -> Sends:
         """As `Dense`'s, by channels, for the library's convolution: the products over patches are added up before their rows
         are, which would send each row of the window."""
         w = params["w"]
@@ -433,11 +437,11 @@ class Convolution(Layer):
         """The weighted input without the bias."""
         raise NotImplementedError("Convolution: expected Conv or ConvTranspose, got their base class")
 
-    def output(self, params, cache):
+    def output(self, params: Params, cache: Cache) -> tuple[Activation, Array]:
         _, z, _ = cache
         return self.activation, z
 
-    def error(self, params, cache, da_out):
+    def error(self, params: Params, cache: Cache, da_out: Array) -> Array:
         _, z, a = cache
         return self.activation.error_in_layer(da_out, z, a)
 
@@ -449,11 +453,11 @@ class Convolution(Layer):
         """A gradient of w in the order of its channels."""
         return w
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         w = weight_gradient(*self.correlated(cache, delta), self.groups, self.algorithm)
         return weight_and_bias(self, params, self.ordered(w), delta)
 
-    def example_gradients(self, params, cache, delta):
+    def example_gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         if self.is_large(params):
             return super().example_gradients(params, cache, delta)
         shares = {
@@ -462,13 +466,13 @@ class Convolution(Layer):
         }
         return {name: g.astype(params[name].dtype) for name, g in shares.items()}
 
-    def square_norms(self, params, cache, delta):
+    def square_norms(self, params: Params, cache: Cache, delta: Array) -> Array:
         if self.is_large(params):
             return super().square_norms(params, cache, delta)
         w = weight_square_norms(*self.correlated(cache, delta), self.groups)
         return added_up([w, *self.of_bias(share_square_norms, delta).values()], delta)
 
-    def second_moment(self, params, cache, delta):
+    def second_moment(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         if self.is_large(params):
             return super().second_moment(params, cache, delta)
         w = weight_second_moment(*self.correlated(cache, delta), self.groups)
@@ -517,20 +521,20 @@ class Conv(Convolution):
     def window(self, n_in: tuple[int, ...]) -> Window:
         return window(self, n_in, self.size, self.stride, self.padding, self.dilation)
 
-    def product(self, w, a_in):
+    def product(self, w: Array, a_in: Array) -> Array:
         return weighted_input(w, a_in, self.window(a_in.shape[1:-1]), self.groups, self.algorithm)
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         a_in, _, _ = cache
         return input_error(
             params["w"].astype(delta.dtype), delta, self.window(a_in.shape[1:-1]), self.groups, self.algorithm
         )
 
-    def correlated(self, cache, delta):
+    def correlated(self, cache: Cache, delta: Array) -> tuple[Array, Array, Window]:
         a_in, _, _ = cache
         return delta, a_in.astype(delta.dtype), self.window(a_in.shape[1:-1])
 
-    def factor_rows(self, params, cache, delta):
+    def factor_rows(self, params: Params, cache: Cache, delta: Array) -> tuple[dict[str, Array], Array] | None:
         if self.groups > 1:
             return None
         a_in, delta = at_least_float32(cache[0]), at_least_float32(delta)
@@ -580,19 +584,19 @@ class ConvTranspose(Convolution):
             )
         return Window(n_out, k, s, sides, d)
 
-    def product(self, w, a_in):
+    def product(self, w: Array, a_in: Array) -> Array:
         win = self.window(a_in.shape[1:-1])
         return input_error(swapped(w, self.groups), a_in, win, self.groups, self.algorithm)
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         a_in, _, _ = cache
         win = self.window(a_in.shape[1:-1])
         w = swapped(params["w"].astype(delta.dtype), self.groups)
         return weighted_input(w, delta, win, self.groups, self.algorithm)
 
-    def correlated(self, cache, delta):
+    def correlated(self, cache: Cache, delta: Array) -> tuple[Array, Array, Window]:
         a_in, _, _ = cache
         return a_in.astype(delta.dtype), delta, self.window(a_in.shape[1:-1])
 
-    def ordered(self, w):
+    def ordered(self, w: Array) -> Array:
         return swapped(w, self.groups)

@@ -7,7 +7,7 @@ Source: the notes, sections 2 and 3.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,13 @@ from ..forms import mean_of_products, mean_of_products_in_loop
 from ..initializers import Initializer, scaled_normal, zeros
 from ._cut import of_product
 from ._layer import (
+    Cache,
     LayerError,
+    Params,
+    Products,
+    Sends,
     Shape,
+    Shard,
     as_floats,
     check_activation,
     check_input,
@@ -159,7 +164,7 @@ class Dense(SumsOfProducts):
         w = {"w": self.weight_init(w_key, (self.n_out, input_shape[-1]), dtype)}
         return {**w, "b": self.bias_init(b_key, (self.n_out,), dtype)} if self.bias else w
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         w = check_leaf(self, params, "w", (self.n_out, None))
         b = check_leaf(self, params, "b", (self.n_out,)) if self.bias else None
         check_input(self, a_in, w.shape[1])
@@ -170,27 +175,27 @@ class Dense(SumsOfProducts):
         a = self.activation(z)
         return a, (a_in, z, a)
 
-    def output(self, params, cache):
+    def output(self, params: Params, cache: Cache) -> tuple[Activation, Array]:
         _, z, _ = cache
         return self.activation, z
 
-    def error(self, params, cache, da_out):
+    def error(self, params: Params, cache: Cache, da_out: Array) -> Array:
         _, z, a = cache
         return self.activation.error_in_layer(da_out, z, a)
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         return input_error(params["w"], delta)
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         a_in, _, _ = cache
         equation = weight_gradient_in_loop if self.loop else weight_gradient
         return weight_and_bias(self, params, equation(delta, a_in), delta)
 
-    def collectives(self, params, a_in, a_out):
+    def collectives(self, params: Params, a_in: Shard, a_out: Shard) -> Sends:
         return of_product(self, params, a_in, a_out, 0, 1, self.activation)
 
-    def products(self, params, cache, delta):
+    def products(self, params: Params, cache: Cache, delta: Array) -> Products:
         return {"w": (delta, cache[0]), **({"b": (delta, None)} if self.bias else {})}
 
-    def in_loop(self):
+    def in_loop(self) -> Self:
         return dataclasses.replace(self, loop=True)

@@ -13,7 +13,7 @@ from jax import Array
 
 from ..activations import at_least_float32
 from ._cut import channelwise
-from ._layer import Layer, LayerError, as_floats, batch_key, example_keys, layer
+from ._layer import Cache, Key, Layer, LayerError, Params, as_floats, batch_key, example_keys, layer
 
 __all__ = ["Dropout"]
 
@@ -57,7 +57,9 @@ class Dropout(Layer):
         if self.per not in ("example", "batch"):
             raise LayerError(self, "per to be 'example' or 'batch'", repr(self.per), "choose one of the two")
 
-    def forward(self, params, a_in, *, key=None, train=False, probe=None):
+    def forward(
+        self, params: Params, a_in: Array, *, key: Key = None, train: bool = False, probe: Array | None = None
+    ) -> tuple[Array, Cache]:
         a_in = as_floats(self, a_in, jnp.result_type(float))
         keep, scale = None, 1.0
         if not train:
@@ -76,5 +78,5 @@ class Dropout(Layer):
         a = thin(a_in, keep, scale)
         return a if probe is None else a + probe, (keep, scale)
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         return thin(delta, *cache)

@@ -10,7 +10,7 @@ from jax import Array
 from ..activations import at_least_float32
 from ..forms import concatenated, contraction, examples_at_a_time, rowwise
 from ..initializers import Initializer, normal
-from ._layer import Layer, LayerError, Sends, check_leaf, drawing_key, layer, whole_number
+from ._layer import Cache, Layer, LayerError, Params, Sends, Shape, Shard, check_leaf, drawing_key, layer, whole_number
 from ._products import places
 
 __all__ = ["Embedding", "rows", "rows_gradient"]
@@ -142,13 +142,13 @@ class Embedding(Layer):
         for name in ("tokens", "n"):
             whole_number(self, name, f"a positive number {name}")
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
         return {"w": self.weight_init(drawing_key(self, key), (self.tokens, self.n), jnp.result_type(float))}
 
-    def output_shape(self, input_shape):
+    def output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape, self.n)
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         w = check_leaf(self, params, "w", (self.tokens, self.n))
         if not jnp.issubdtype(a_in.dtype, jnp.integer):
             remedy = "give tokens as integers, and put it first; fn.Dense takes other features"
@@ -156,13 +156,13 @@ class Embedding(Layer):
         a = rows(w, a_in)
         return a if probe is None else a + probe, a_in
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> None:
         return None
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         return {"w": rows_gradient(delta, cache, params["w"]).astype(params["w"].dtype)}
 
-    def collectives(self, params, a_in, a_out):
+    def collectives(self, params: Params, a_in: Shard, a_out: Shard) -> Sends:
         """Cut by tokens, a device has a row or nothing for each place, and one all-reduce adds them up."""
         w = params["w"]
         by_token, by_feature = w.cut
@@ -170,15 +170,15 @@ class Embedding(Layer):
             raise LayerError(self, "w cut by tokens or by features", f"P{w.cut}", "cut one of them")
         return Sends(None, by_feature, forward=(("a", by_token, a_out.shape, a_out.dtype),) if by_token else ())
 
-    def example_gradients(self, params, cache, delta):
+    def example_gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         w = params["w"]
         return {"w": jax.vmap(lambda d, t: rows_gradient(d[None], t[None], w))(delta, cache).astype(w.dtype)}
 
-    def square_norms(self, params, cache, delta):
+    def square_norms(self, params: Params, cache: Cache, delta: Array) -> Array:
         return rows_square_norms(delta, cache, params["w"])
 
-    def second_moment(self, params, cache, delta):
+    def second_moment(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         return {"w": rows_second_moment(delta, cache, params["w"])}
 
-    def _gram(self, params, cache, delta):
+    def _gram(self, params: Params, cache: Cache, delta: Array) -> Array:
         return rows_gram(delta, cache, params["w"])

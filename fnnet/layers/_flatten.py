@@ -5,7 +5,7 @@ import math
 import jax
 from jax import Array
 
-from ._layer import Layer, layer
+from ._layer import Cache, Layer, Params, layer
 
 __all__ = ["Flatten"]
 
@@ -22,9 +22,9 @@ class Flatten(Layer):
 
     independent = True
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         a = flatten(a_in)
         return a if probe is None else a + probe, a_in
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         return delta.reshape(cache.shape)

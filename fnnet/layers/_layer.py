@@ -29,6 +29,8 @@ Params = Any
 Cache = Any
 Delta = Any
 Shape = tuple[int, ...]
+Arrays = tuple[Array, ...]
+Products = dict[str, tuple[Array, Array | None]]
 T = TypeVar("T")
 
 
@@ -39,7 +41,11 @@ class LayerError(ValueError):
     """
 
     def __init__(self, layer: Any, expected: str, got: str, remedy: str, where: tuple[int, ...] = ()) -> None:
-        self.layer, self.expected, self.got, self.remedy, self.where = layer, expected, got, remedy, where
+        self.layer = layer
+        self.expected = expected
+        self.got = got
+        self.remedy = remedy
+        self.where = where
         place = f"layer {'.'.join(map(str, where))} " if where else ""
         super().__init__(f"{place}{layer!r}: expected {expected}, got {got}; {remedy}")
 
@@ -501,6 +507,8 @@ class ExampleKeys:
     key: Array
     index: Array
 
+
+Key = Array | ExampleKeys | None
 
 MAKE_A_KEY = "make one with jax.random.key(seed)"
 

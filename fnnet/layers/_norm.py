@@ -19,10 +19,14 @@ from ..activations import at_least_float32, on_last_axis, wide_dtype
 from ..forms import stored
 from ._dense import bias_gradient
 from ._layer import (
+    Cache,
     Layer,
     LayerError,
+    Params,
+    Products,
     Sends,
     Shape,
+    Shard,
     as_floats,
     at_valid_steps,
     check_input,
@@ -226,7 +230,7 @@ class Normalisation(SumsOfProducts):
         remedy = "it is added to the variance; 1e-5 is usual"
         real_number(self, "eps", lambda eps: 0 < eps < math.inf, "a positive number eps", remedy)
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
         c, dtype = self.channels(input_shape), jnp.result_type(float)
         return {"g": jnp.ones(c, dtype), "b": jnp.zeros(c, dtype)}
 
@@ -269,12 +273,12 @@ class Normalisation(SumsOfProducts):
         a_in, mu, r, *_ = cache
         return normalised(a_in, mu, r)
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         a_in = self.checked(params, a_in)
         mu, var = self.statistics(a_in)
         return self.result(params, (a_in, mu, inverse_root(var, self.eps)), probe)
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         (_, _, r, *_), mask = cache, self.mask_of(cache)
         x_hat, wide = self.x_hat(cache), at_valid_steps(at_least_float32(delta), mask)
         g = params["g"].astype(wide.dtype)
@@ -282,12 +286,12 @@ class Normalisation(SumsOfProducts):
         da = input_error(scaled(g, wide), x_hat, r, mean_u, mean_ux)
         return at_valid_steps(da, mask).astype(delta.dtype)
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         delta = at_valid_steps(delta, self.mask_of(cache))
         grads = {"g": gain_gradient(product(delta, self.x_hat(cache))), "b": bias_gradient(delta)}
         return {name: grad.astype(params[name].dtype) for name, grad in grads.items()}
 
-    def collectives(self, params, a_in, a_out):
+    def collectives(self, params: Params, a_in: Shard, a_out: Shard) -> Sends:
         """Of means over channels that are cut."""
         over = self.channels_over(params)
         return self.sums(over, (*a_in.shape[:-1], 1), a_in.dtype)._replace(a_in=over, a_out=over)
@@ -307,7 +311,7 @@ class Normalisation(SumsOfProducts):
         of = lambda name, *n: (name, axis, (*n, *shape), wide_dtype(dtype))  # noqa: E731
         return Sends(forward=tuple(map(of, self.means)), propagate=(of("BP2", len(self.means)),))
 
-    def products(self, params, cache, delta):
+    def products(self, params: Params, cache: Cache, delta: Array) -> Products:
         delta = at_valid_steps(delta, self.mask_of(cache))
         return {"g": (product(delta, self.x_hat(cache)), None), "b": (delta, None)}
 
@@ -337,7 +341,7 @@ class OverSteps(Normalisation):
     """What group and batch normalisation share: means over the steps of sequences too, where a mask says which count. Cache
     (a_in, μ, r, ..., mask)."""
 
-    def mask_of(self, cache):
+    def mask_of(self, cache: Cache) -> Array | None:
         return cache[-1]
 
     def valid(self, a_in: Array, mask: Any) -> Array | None:
@@ -376,7 +380,7 @@ class GroupNorm(OverSteps):
         whole_number(self, "groups", "a positive number of groups")
         super().__post_init__()
 
-    def channels(self, input_shape):
+    def channels(self, input_shape: Shape) -> int:
         return self.divided(super().channels(input_shape))
 
     def divided(self, c: int) -> int:
@@ -386,18 +390,20 @@ class GroupNorm(OverSteps):
             raise LayerError(self, "channels that groups divide", got, "each group takes c / groups channels")
         return c
 
-    def collectives(self, params, a_in, a_out):
+    def collectives(self, params: Params, a_in: Shard, a_out: Shard) -> Sends:
         return Layer.collectives(self, params, a_in, a_out)
 
-    def checked(self, params, a_in):
+    def checked(self, params: Params, a_in: Array) -> Array:
         a_in = super().checked(params, a_in)
         self.divided(a_in.shape[-1])
         return a_in
 
-    def mean(self, t, g=None, mask=None):
+    def mean(self, t: Array, g: Array | None = None, mask: Array | None = None) -> Array:
         return mean_over_groups(t, self.groups, g, mask)
 
-    def forward(self, params, a_in, *, mask=None, probe=None):
+    def forward(
+        self, params: Params, a_in: Array, *, mask: Array | None = None, probe: Array | None = None
+    ) -> tuple[Array, Cache]:
         a_in = self.checked(params, a_in)
         mask = self.valid(a_in, mask)
         a_in = at_valid_steps(a_in, mask)
@@ -436,14 +442,16 @@ class BatchNorm(OverSteps):
         real_number(self, "momentum", lambda momentum: 0 <= momentum <= 1, "a momentum from 0 to 1", remedy)
         super().__post_init__()
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
         params = super().init(key, input_shape)
         return {**params, "mean": jnp.zeros_like(params["b"]), "var": jnp.ones_like(params["g"])}
 
-    def mean(self, t, g=None, mask=None):
+    def mean(self, t: Array, g: Array | None = None, mask: Array | None = None) -> Array:
         return mean_over_batch(t, g, mask)
 
-    def forward(self, params, a_in, *, train=False, mask=None, probe=None):
+    def forward(
+        self, params: Params, a_in: Array, *, train: bool = False, mask: Array | None = None, probe: Array | None = None
+    ) -> tuple[Array, Cache]:
         a_in = self.checked(params, a_in)
         mask = self.valid(a_in, mask)
         a_in = at_valid_steps(a_in, mask)
@@ -460,27 +468,27 @@ class BatchNorm(OverSteps):
             batch = None
         return self.result(params, (a_in, mu, inverse_root(var, self.eps), batch, mask), probe)
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         _, _, r, batch, mask = cache
         if batch is None:
             return at_valid_steps((r * scaled(params["g"], delta)).astype(delta.dtype), mask)
         return super().propagate(params, cache, delta)
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         fixed = {name: jnp.zeros_like(params[name]) for name in ("mean", "var")}
         return {**super().gradients(params, cache, delta), **fixed}
 
-    def collectives(self, params, a_in, a_out):
+    def collectives(self, params: Params, a_in: Shard, a_out: Shard) -> Sends:
         """Of means over a batch that is cut."""
         over = self.channels_over(params)
         sums = self.sums(a_in.cut[0], params["g"].shape, a_in.dtype)
         return sums._replace(a_in=over, a_out=over, fixed=("mean", "var"))
 
-    def products(self, params, cache, delta):
+    def products(self, params: Params, cache: Cache, delta: Array) -> Products:
         nothing = jnp.zeros_like(delta), None
         return {**super().products(params, cache, delta), "mean": nothing, "var": nothing}
 
-    def moving(self, params, cache):
+    def moving(self, params: Params, cache: Cache) -> Params:
         """params with mean ← (1 − momentum) mean + momentum μ, and var likewise; unchanged by a cache of inference.
 
         The variance is the unbiased one, σ² N / (N − 1) for N numbers of each channel, as in PyTorch, while the batch itself
@@ -518,31 +526,31 @@ class RMSNorm(Normalisation):
     eps: float = 1e-5
 
     independent = True
-    means = ("mean square",)
+    means: ClassVar[tuple[str, ...]] = ("mean square",)
     _example = "fn.RMSNorm()"
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
         return {"g": jnp.ones(self.channels(input_shape), jnp.result_type(float))}
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         a_in = self.checked(params, a_in)
         r = inverse_root(self.mean(jnp.square(at_least_float32(a_in))), self.eps)
         g, cache = params["g"], (a_in, r)
         a = scaled(g, self.x_hat(cache)).astype(jnp.result_type(a_in, g))
         return a if probe is None else a + probe, cache
 
-    def x_hat(self, cache):
+    def x_hat(self, cache: Cache) -> Array:
         a_in, r = cache
         return at_least_float32(a_in) * r
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         (_, r), x_hat = cache, self.x_hat(cache)
         products = product(delta, x_hat)
         mean_ux = self.mean(products, params["g"].astype(products.dtype))
         return rms_input_error(scaled(params["g"], delta), x_hat, r, mean_ux).astype(delta.dtype)
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         return {"g": gain_gradient(product(delta, self.x_hat(cache))).astype(params["g"].dtype)}
 
-    def products(self, params, cache, delta):
+    def products(self, params: Params, cache: Cache, delta: Array) -> Products:
         return {"g": (product(delta, self.x_hat(cache)), None)}

@@ -20,7 +20,7 @@ from jax import Array
 from ..activations import wide_dtype
 from ..forms import UNROLLED_PLACES, rowwise, stored
 from ._cut import channelwise
-from ._layer import Layer, LayerError, as_floats, check_real, layer
+from ._layer import Cache, Layer, LayerError, Params, as_floats, check_real, layer
 from ._window import Padding, Sizes, Window, check_images, check_padding, check_sizes, overlap_add, taps, window
 
 __all__ = ["GlobalMeanPool", "MaxPool", "MeanPool", "Upsample", "unsample_max", "unsample_mean"]
@@ -253,11 +253,11 @@ class MaxPool(Pool):
         super().__post_init__()
         check_algorithm(self, self.algorithm)
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         a = max_pool(a_in, *self.geometry(a_in.shape))
         return a if probe is None else a + probe, (a_in, a)
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         a_in, a_out = cache
         return unsample_max(delta, a_in, a_out, *self.geometry(a_in.shape), self.algorithm)
 
@@ -279,11 +279,11 @@ class MeanPool(Pool):
 
     _example = "fn.MeanPool(2)"
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         a = mean_pool(a_in, *self.geometry(a_in.shape))
         return a if probe is None else a + probe, a_in
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         return unsample_mean(delta, cache.shape[1:-1], *self.geometry(cache.shape))
 
 
@@ -300,12 +300,12 @@ class GlobalMeanPool(Layer):
     independent = True
     collectives = channelwise
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         n_in = check_images(self, a_in.shape)
         a = mean_pool(a_in, n_in).reshape(a_in.shape[0], a_in.shape[-1])
         return a if probe is None else a + probe, a_in
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         n_in = cache.shape[1:-1]
         return unsample_mean(delta.reshape(delta.shape[0], *(1,) * len(n_in), -1), n_in, n_in)
 
@@ -333,12 +333,12 @@ class Upsample(Layer):
     def __post_init__(self) -> None:
         check_sizes(self, "size", self.size)
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         a, size = a_in, check_sizes(self, "size", self.size, len(check_images(self, a_in.shape)))
         for axis, k in enumerate(size):
             a = jnp.repeat(a, k, axis=1 + axis)
         return a if probe is None else a + probe, None
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         size = check_sizes(self, "size", self.size, delta.ndim - 2)
         return window_sum(delta, window(self, delta.shape[1:-1], size, size)).astype(delta.dtype)

@@ -27,7 +27,7 @@ from ..forms import (
     rowwise,
     summed_squares,
 )
-from ._layer import Layer, added_up, gram_of
+from ._layer import Cache, Layer, Params, Products, added_up, gram_of
 
 __all__ = ["SumsOfProducts", "share", "share_gram", "share_second_moment", "share_square_norms"]
 
@@ -126,14 +126,14 @@ def places(a: Array) -> Array:
 class SumsOfProducts(Layer):
     """A layer each of whose gradients is one sum of products: it says of what, and every example's share follows."""
 
-    def products(self, params: Any, cache: Any, delta: Any) -> dict[str, tuple[Array, Array | None]]:
+    def products(self, params: Params, cache: Cache, delta: Array) -> Products:
         """(δ, a) for each leaf, (m, ..., n_out) and (m, ..., n_in); (δ, None) for a sum of δ alone."""
         raise NotImplementedError(f"{type(self).__name__} defines no products(params, cache, delta)")
 
     one_error: ClassVar[bool] = True
     """Whether the leaves have the same δ."""
 
-    def factor_rows(self, params, cache, delta):
+    def factor_rows(self, params: Params, cache: Cache, delta: Array) -> tuple[dict[str, Array], Array] | None:
         products = self.products(params, cache, delta)
         error = next((delta for delta, a in products.values() if a is not None), None)
         if error is None or not self.one_error:
@@ -143,17 +143,17 @@ class SumsOfProducts(Layer):
         rows = {name: ones if a is None else jnp.mean(places(a), axis=1) for name, (_, a) in products.items()}
         return rows, jnp.sum(error, axis=1)
 
-    def example_gradients(self, params, cache, delta):
+    def example_gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         shares = self._of_products(share, params, cache, delta)
         return {name: g.astype(params[name].dtype) for name, g in shares.items()}
 
-    def square_norms(self, params, cache, delta):
+    def square_norms(self, params: Params, cache: Cache, delta: Array) -> Array:
         return added_up(list(self._of_products(share_square_norms, params, cache, delta).values()), delta)
 
-    def second_moment(self, params, cache, delta):
+    def second_moment(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         return self._of_products(share_second_moment, params, cache, delta)
 
-    def _gram(self, params, cache, delta):
+    def _gram(self, params: Params, cache: Cache, delta: Array) -> Array:
         return added_up(list(self._of_products(share_gram, params, cache, delta).values()), delta, 2)
 
     def _of_products(self, equation: Callable, params: Any, cache: Any, delta: Any) -> dict[str, Array]:

@@ -20,10 +20,13 @@ from ..forms import varying
 from ..initializers import Initializer
 from ._dense import input_error
 from ._layer import (
+    Cache,
     LayerError,
     Params,
+    Products,
     Sends,
     Shape,
+    Shard,
     as_floats,
     check_leaf,
     check_mask,
@@ -140,7 +143,7 @@ class Recurrent(Cell):
             "b": self.bias_init(b_key, (rows,), dtype),
         }
 
-    def collectives(self, params, a_in, a_out):
+    def collectives(self, params: Params, a_in: Shard, a_out: Shard) -> Sends:
         for name, leaf in params.items():
             if any(leaf.cut):
                 expected = (
@@ -159,7 +162,9 @@ class Recurrent(Cell):
         for name, shape in (("w_x", (rows, None)), ("w_h", (rows, self.n)), ("b", (rows,))):
             check_leaf(self, params, name, shape)
 
-    def forward(self, params, a_in, *, mask=None, probe=None, state=None):
+    def forward(
+        self, params: Params, a_in: Array, *, mask: Array | None = None, probe: Array | None = None, state: Any = None
+    ) -> tuple[Array, Cache]:
         self.check_params(params)
         n_in = params["w_x"].shape[1]
         if a_in.ndim != 3 or a_in.shape[-1] != n_in or a_in.shape[1] == 0:
@@ -187,7 +192,7 @@ class Recurrent(Cell):
             raise LayerError(self, wanted, got, "give what final_state or apply_from returned, or None for zero")
         return tuple(check_real(self, "states", jnp.asarray(part)).astype(x.dtype) for part in state)
 
-    def final_state(self, cache):
+    def final_state(self, cache: Cache) -> tuple[Array, ...]:
         return cache.last
 
     def all_kept(self, cache: Kept | Segments) -> Kept:
@@ -197,20 +202,20 @@ class Recurrent(Cell):
         start = tuple(state[0] for state in cache.starts)
         return forward_in_time(self, cache.params, cache.x, cache.mask, cache.probe, start)[1]
 
-    def error(self, params, cache, da_out):
+    def error(self, params: Params, cache: Cache, da_out: Array) -> Array:
         da = da_out.astype(cache.last[0].dtype)
         delta, _, _ = through_time(self, _wide(params), self.all_kept(cache), da)
         return jnp.swapaxes(delta, 0, 1).astype(da_out.dtype)
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         return input_error(params["w_x"].astype(delta.dtype), delta)
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         kept = self.all_kept(cache)
         delta = jnp.swapaxes(delta, 0, 1).astype(kept.gates.dtype)
         return _like(self.sums(kept.x, kept.h_before, delta, self.extra_errors(kept, delta)), params)
 
-    def products(self, params, cache, delta):
+    def products(self, params: Params, cache: Cache, delta: Array) -> Products:
         kept = self.all_kept(cache)
         delta = jnp.swapaxes(delta, 0, 1).astype(kept.gates.dtype)
         x = jnp.swapaxes(kept.x, 0, 1)
@@ -218,7 +223,7 @@ class Recurrent(Cell):
         in_front = functools.partial(jnp.swapaxes, axis1=0, axis2=1)
         return {name: (in_front(d), None if a is None else in_front(a)) for name, (d, a) in terms.items()}
 
-    def backward(self, params, cache, da_out):
+    def backward(self, params: Params, cache: Cache, da_out: Array) -> tuple[Array, dict[str, Array]]:
         wide, da = _wide(params), da_out.astype(cache.last[0].dtype)
         if isinstance(cache, Segments):
             da_in, grads = backward_by_segments(self, wide, cache, da)

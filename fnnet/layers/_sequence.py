@@ -6,14 +6,14 @@ Legend: m examples (axis 0), T time steps, n units, n_in inputs, g gates; h the 
 Source: Schuster and Paliwal (1997).
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
 
-from ._composite import Composite
+from ._composite import Back, Composite, RunPart, Visit
 from ._cut import channelwise
-from ._layer import Layer, LayerError, drawing_key, layer
+from ._layer import Cache, Delta, Layer, LayerError, Params, Shape, drawing_key, layer
 from ._recurrent import Recurrent
 from ._shared import Fixed
 
@@ -32,14 +32,14 @@ class LastStep(Layer):
     independent = True
     collectives = channelwise
 
-    def forward(self, params, a_in, *, probe=None):
+    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
         if a_in.ndim < 3 or a_in.shape[1] == 0:
             remedy = "put it after a layer that gives every step, such as fn.LSTM(n)"
             raise LayerError(self, "sequences (m, T, n) of at least one step", str(a_in.shape), remedy)
         a = a_in[:, -1]
         return a if probe is None else a + probe, a_in
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         return _at_step(-1, delta, cache.shape[1])
 
 
@@ -57,38 +57,40 @@ class Reversed(Layer):
 
     independent = True
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> dict[str, Array]:
         return self.cell.init(key, input_shape)
 
-    def forward(self, params, a_in, *, mask=None, probe=None):
+    def forward(
+        self, params: Params, a_in: Array, *, mask: Array | None = None, probe: Array | None = None
+    ) -> tuple[Array, Cache]:
         h, cache = self.cell.forward(params, _reversed(a_in), mask=_reversed(mask), probe=_reversed(probe))
         return _reversed(h), cache
 
-    def error(self, params, cache, da_out):
+    def error(self, params: Params, cache: Cache, da_out: Array) -> Array:
         return _reversed(self.cell.error(params, cache, _reversed(da_out)))
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         return self.cell.propagate(params, cache, delta)  # each step by itself
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         return self.cell.gradients(params, cache, _reversed(delta))
 
-    def example_gradients(self, params, cache, delta):
+    def example_gradients(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         return self.cell.example_gradients(params, cache, _reversed(delta))
 
-    def square_norms(self, params, cache, delta):
+    def square_norms(self, params: Params, cache: Cache, delta: Array) -> Array:
         return self.cell.square_norms(params, cache, _reversed(delta))
 
-    def second_moment(self, params, cache, delta):
+    def second_moment(self, params: Params, cache: Cache, delta: Array) -> dict[str, Array]:
         return self.cell.second_moment(params, cache, _reversed(delta))
 
-    def factor_rows(self, params, cache, delta):
+    def factor_rows(self, params: Params, cache: Cache, delta: Array) -> tuple[dict[str, Array], Array] | None:
         return self.cell.factor_rows(params, cache, _reversed(delta))
 
-    def _gram(self, params, cache, delta):
+    def _gram(self, params: Params, cache: Cache, delta: Array) -> Array:
         return self.cell._gram(params, cache, _reversed(delta))
 
-    def backward(self, params, cache, da_out):
+    def backward(self, params: Params, cache: Cache, da_out: Array) -> tuple[Array, dict[str, Array]]:
         da_in, gradients = self.cell.backward(params, cache, _reversed(da_out))
         return _reversed(da_in), gradients
 
@@ -118,7 +120,7 @@ class Bidirectional(Composite):
     cell: Recurrent
     last: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    output_part = None  # pyright: ignore
+    output_part: ClassVar[None] = None  # pyright: ignore
     _example = "fn.Bidirectional(fn.LSTM(64))"
 
     def __post_init__(self) -> None:
@@ -130,27 +132,27 @@ class Bidirectional(Composite):
     def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.cell, Reversed(self.cell)
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> Params:
         return super().init(drawing_key(self, key), input_shape)
 
-    def parts(self, params):
+    def parts(self, params: Params) -> tuple[tuple[Layer, Params], ...]:
         if not isinstance(params, dict) or params.keys() != {"ahead", "back"}:
             got = f"the keys {sorted(params)}" if isinstance(params, dict) else type(params).__name__
             remedy = "use the parameters that init of an equal layer returned"
             raise LayerError(self, "parameters with the keys ahead and back", got, remedy)
         return tuple(zip(self.layers, (params["ahead"], params["back"]), strict=True))
 
-    def joined(self, of_parts):
+    def joined(self, of_parts: tuple[Params, ...]) -> Params:
         return dict(zip(("ahead", "back"), of_parts, strict=True))
 
     _apart = True  # pyright: ignore
 
-    def wire(self, run, a_in):
+    def wire(self, run: RunPart, a_in: Array) -> tuple[Array, Any]:
         ahead, back = run(0, a_in), run(1, a_in)
         h = [ahead[:, -1], back[:, 0]] if self.last else [ahead, back]
         return jnp.concatenate(h, axis=-1), Fixed(a_in.shape[1])
 
-    def unwire(self, back, da_out, extra):
+    def unwire(self, back: Back, da_out: Any, extra: Any) -> Any:
         if da_out is None:
             return back(0, None) + back(1, None)
         ahead, behind = jnp.split(da_out, 2, axis=-1)
@@ -158,11 +160,13 @@ class Bidirectional(Composite):
             ahead, behind = _at_step(-1, ahead, extra.value), _at_step(0, behind, extra.value)
         return back(0, ahead) + back(1, behind)
 
-    def forward(self, params, a_in, *, mask=None, probe=None, run=None):  # pyright: ignore
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, params: Params, a_in: Array, *, mask: Array | None = None, probe: Delta = None, run: Visit | None = None
+    ) -> tuple[Array, Cache]:
         """As a composite's, but it takes no state."""
         return super().forward(params, a_in, mask=mask, probe=probe, run=run)
 
-    def final_state(self, cache):
+    def final_state(self, cache: Cache) -> Any:
         remedy = "carry states through RNN, LSTM and GRU only: the way back starts at the end of the whole sequence"
         raise LayerError(self, "a layer whose state can be carried on", "one that runs both ways", remedy)
 

@@ -4,20 +4,24 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from ..activations import at_least_float32
+from ..activations import Activation, at_least_float32
 from ..forms import after, rowwise
-from ._composite import Composite, Network, is_walked
+from ._composite import Back, Composite, Network, RunPart, Visit, is_walked
 from ._layer import (
     Cache,
+    Delta,
     ExampleKeys,
+    Key,
     Layer,
     LayerError,
     Params,
+    Shape,
     added_up,
     layer,
     located,
@@ -48,22 +52,22 @@ class Around(Composite):
     def output_part(self) -> int | None:
         return self.net.output_part
 
-    def parts(self, params):
+    def parts(self, params: Params) -> tuple[tuple[Layer, Params], ...]:
         return self.net.parts(params)
 
-    def joined(self, of_parts):
+    def joined(self, of_parts: tuple[Params, ...]) -> Params:
         return self.net.joined(of_parts)
 
-    def gathered(self, of_parts):
+    def gathered(self, of_parts: tuple[Params, ...]) -> Params:
         return self.net.gathered(of_parts)
 
-    def wire(self, run, a_in):
+    def wire(self, run: RunPart, a_in: Array) -> tuple[Array, Any]:
         return self.net.wire(run, a_in)
 
-    def unwire(self, back, da_out, extra):
+    def unwire(self, back: Back, da_out: Any, extra: Any) -> Any:
         return self.net.unwire(back, da_out, extra)
 
-    def _shapes(self, input_shape):
+    def _shapes(self, input_shape: Shape) -> tuple[list[Shape], Shape]:
         return self.net._shapes(input_shape)
 
 
@@ -127,7 +131,7 @@ class Tied(Around):
         above, name = place.rsplit(".", 1)
         return [*self._at(tree, above), name]
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> Params:
         params = self.net.init(key, input_shape)
         found = [self._at(params, place) for place in self.places]
         first = _leaf(params, found[0])
@@ -166,44 +170,47 @@ class Tied(Around):
         first = self._at(gradients, self.places[0])
         return self._changed(gradients, first, lambda leaves: {**leaves, first[-1]: total})
 
-    def parts(self, params):
+    def parts(self, params: Params) -> tuple[tuple[Layer, Params], ...]:
         return self.net.parts(self.expanded(params))
 
-    def joined(self, of_parts):
+    def joined(self, of_parts: tuple[Params, ...]) -> Params:
         return self.collapsed(self.net.joined(of_parts))
 
-    def gathered(self, of_parts):
+    def gathered(self, of_parts: tuple[Params, ...]) -> Params:
         return self._once(self.net.gathered(of_parts))
 
-    def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
+    def forward(
+        self, params: Params, a_in: Array, *, key: Key = None, train: bool = False, mask: Array | None = None,
+        probe: Delta = None, state: Any = None, run: Visit | None = None,
+    ) -> tuple[Array, Cache]:  # fmt: skip
         given = {"key": key, "train": train, "mask": mask, "probe": probe, "state": state, "run": run}
         return self.net.forward(self.expanded(params), a_in, **given)
 
-    def moving(self, params, cache):
+    def moving(self, params: Params, cache: Cache) -> Params:
         return self._once(self.net.moving(self.expanded(params), cache))
 
-    def final_state(self, cache):
+    def final_state(self, cache: Cache) -> Any:
         return self.net.final_state(cache)
 
-    def output(self, params, cache):
+    def output(self, params: Params, cache: Cache) -> tuple[Activation, Array] | None:
         return self.net.output(self.expanded(params), cache)
 
-    def error(self, params, cache, da_out):
+    def error(self, params: Params, cache: Cache, da_out: Any) -> tuple[Delta, ...]:
         return self.net.error(self.expanded(params), cache, da_out)
 
-    def output_error(self, params, cache, delta):
+    def output_error(self, params: Params, cache: Cache, delta: Delta) -> tuple[Delta, ...]:
         return self.net.output_error(self.expanded(params), cache, delta)
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Delta) -> Array | None:
         return self.net.propagate(self.expanded(params), cache, delta)
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Delta) -> Params:
         return self.collapsed(self.net.gradients(self.expanded(params), cache, delta))
 
-    def example_gradients(self, params, cache, delta):
+    def example_gradients(self, params: Params, cache: Cache, delta: Delta) -> Params:
         return jax.vmap(self.collapsed)(self.net.example_gradients(self.expanded(params), cache, delta))
 
-    def square_norms(self, params, cache, delta):
+    def square_norms(self, params: Params, cache: Cache, delta: Delta) -> Array:
         """‖Σ_places g‖² = Σ ‖g‖² + 2 Σ_{p<q} ⟨g_p, g_q⟩: the network's, and what the places have in common."""
         params = self.expanded(params)
         apart, own = self.net.square_norms(params, cache, delta), self._own(params, cache, delta)
@@ -211,7 +218,7 @@ class Tied(Around):
         common = [2 * jnp.einsum("m...,m...->m", one, other) for one, other in pairs]
         return jnp.maximum(added_up([apart, *common], delta), 0)
 
-    def second_moment(self, params, cache, delta):
+    def second_moment(self, params: Params, cache: Cache, delta: Delta) -> Params:
         """The network's, that of the array from the sum over its places."""
         params = self.expanded(params)
         total = functools.reduce(jnp.add, self._own(params, cache, delta))
@@ -219,7 +226,7 @@ class Tied(Around):
         first = self._at(moments, self.places[0])
         return self._changed(moments, first, lambda leaves: {**leaves, first[-1]: second_moment_of(total)})
 
-    def factor_rows(self, params, cache, delta):
+    def factor_rows(self, params: Params, cache: Cache, delta: Delta) -> Any:
         """The network's. In the first place the array is taken with the mean of its inputs and the sum of its errors over the
         places, in the others what is left of their layers; None in the first where some place's layer has no such form."""
         params = self.expanded(params)
@@ -246,7 +253,7 @@ class Tied(Around):
         rest = _leaf(rows, keys[0])
         return _put(rows, keys[0], ({names[0]: mean, **(rest[0] if rest else {})}, total))
 
-    def _gram(self, params, cache, delta):
+    def _gram(self, params: Params, cache: Cache, delta: Delta) -> Array:
         params = self.expanded(params)
         own = [at_least_float32(g).reshape(len(g), -1) for g in self._own(params, cache, delta)]
         product = rowwise(lambda one, other: one @ other.T)
@@ -258,11 +265,11 @@ class Tied(Around):
         shares = self.net.example_gradients(params, cache, delta)
         return [_leaf(shares, self._at(shares, place)) for place in self.places]
 
-    def backward(self, params, cache, da_out):
+    def backward(self, params: Params, cache: Cache, da_out: Any) -> tuple[Array | None, Params]:
         da_in, gradients = self.net.backward(self.expanded(params), cache, da_out)
         return da_in, self.collapsed(gradients)
 
-    def output_backward(self, params, cache, delta):
+    def output_backward(self, params: Params, cache: Cache, delta: Delta) -> tuple[Array | None, Params]:
         da_in, gradients = self.net.output_backward(self.expanded(params), cache, delta)
         return da_in, self.collapsed(gradients)
 
@@ -305,7 +312,7 @@ class Repeat(Composite):
     layer: Layer
     n: int
 
-    last = -1
+    last: ClassVar[int | None] = -1
     _looped = True
     _example = "fn.Repeat(fn.Residual(fn.Dense(64, fn.tanh)), 12)"
 
@@ -318,7 +325,7 @@ class Repeat(Composite):
     def layers(self) -> tuple[Layer, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return (self.layer,) * self.n
 
-    def _shapes(self, input_shape):
+    def _shapes(self, input_shape: Shape) -> tuple[list[Shape], Shape]:
         with located(0):
             out = self.layer.output_shape(input_shape)
         if out != input_shape:
@@ -326,14 +333,15 @@ class Repeat(Composite):
             raise LayerError(self, f"outputs of shape {input_shape}, as the inputs", str(out), remedy)
         return [input_shape] * self.n, out
 
-    def parts(self, params):
+    def parts(self, params: Params) -> tuple[tuple[Layer, Params], ...]:
         self._check(params)
         return tuple((self.layer, _sliced(params, i)) for i in range(self.n))
 
-    def joined(self, of_parts):
+    def joined(self, of_parts: tuple[Params, ...]) -> Params:
         return _stacked(of_parts)
 
-    wire, unwire = Network.wire, Network.unwire  # for what looks inside
+    wire: ClassVar[Callable[..., tuple[Array, Any]]] = Network.wire  # for what looks inside
+    unwire: ClassVar[Callable[..., Any]] = Network.unwire
 
     def _check(self, params: Params) -> None:
         for leaf in jax.tree.leaves(params):
@@ -343,7 +351,10 @@ class Repeat(Composite):
                     self, f"parameters with a first axis of {self.n} repetitions", str(jnp.shape(leaf)), remedy
                 )
 
-    def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
+    def forward(
+        self, params: Params, a_in: Array, *, key: Key = None, train: bool = False, mask: Array | None = None,
+        probe: Delta = None, state: Any = None, run: Visit | None = None,
+    ) -> tuple[Array, Cache]:  # fmt: skip
         given = {"key": key, "train": train, "mask": mask, "probe": probe, "state": state}
         if run is not None:
             return super().forward(params, a_in, **given, run=run)
@@ -366,43 +377,43 @@ class Repeat(Composite):
             raise LayerError(self, f"outputs of shape {a_in.shape}, as the inputs", str(a.shape), remedy)
         return jax.lax.scan(step, a_in.astype(a.dtype), given, length=self.n)
 
-    def final_state(self, cache):
+    def final_state(self, cache: Cache) -> Any:
         return tuple(self.layer.final_state(_sliced(cache, i)) for i in range(self.n))
 
-    def moving(self, params, cache):
+    def moving(self, params: Params, cache: Cache) -> Params:
         return jax.vmap(self.layer.moving)(params, cache)
 
-    def output(self, params, cache):
+    def output(self, params: Params, cache: Cache) -> tuple[Activation, Array] | None:
         return self.layer.output(_sliced(params, -1), _sliced(cache, -1))
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Delta) -> Array | None:
         return self.layer._propagated(_sliced(params, 0), _sliced(cache, 0), delta[0])
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Delta) -> Params:
         return self._of_each(self.layer.gradients, params, cache, delta)
 
-    def example_gradients(self, params, cache, delta):
+    def example_gradients(self, params: Params, cache: Cache, delta: Delta) -> Params:
         shares = self._of_each(self.layer.example_gradients, params, cache, delta)
         return jax.tree.map(lambda g: jnp.swapaxes(g, 0, 1), shares)
 
-    def square_norms(self, params, cache, delta):
+    def square_norms(self, params: Params, cache: Cache, delta: Delta) -> Array:
         return jnp.sum(self._of_each(self.layer.square_norms, params, cache, delta), axis=0)
 
-    def second_moment(self, params, cache, delta):
+    def second_moment(self, params: Params, cache: Cache, delta: Delta) -> Params:
         return self._of_each(self.layer.second_moment, params, cache, delta)
 
-    def factor_rows(self, params, cache, delta):
+    def factor_rows(self, params: Params, cache: Cache, delta: Delta) -> Any:
         given = ((_sliced(params, i), _sliced(cache, i), delta[i]) for i in range(self.n))
         return tuple(self.layer.factor_rows(*of_one) for of_one in given)
 
-    def _gram(self, params, cache, delta):
+    def _gram(self, params: Params, cache: Cache, delta: Delta) -> Array:
         return jnp.sum(self._of_each(self.layer._gram, params, cache, delta), axis=0)
 
     def _of_each(self, equation: Callable, params: Params, cache: Cache, delta: Any) -> Any:
         """What the equation gives for each repetition, stacked."""
         return jax.lax.map(lambda given: equation(*given), (params, cache, _stacked(delta)))
 
-    def _errors(self, params, cache, da, *, at_output):
+    def _errors(self, params: Params, cache: Cache, da: Any, *, at_output: bool) -> tuple[Delta, ...]:
         def back(equation: Callable, p: Params, c: Cache, da: Any) -> tuple[Any, Any]:
             delta = equation(p, c, da)
             return self.layer._propagated(p, c, delta), delta
@@ -411,7 +422,7 @@ class Repeat(Composite):
         _, deltas, of_last = self._through(params, cache, da, equations, at_output)
         return (*(_sliced(deltas, i) for i in range(self.n - len(of_last))), *of_last)
 
-    def _backward(self, params, cache, da, *, at_output):
+    def _backward(self, params: Params, cache: Cache, da: Any, *, at_output: bool) -> tuple[Any, Params]:
         equations = [self.layer.backward, self.layer.output_backward]
         da_in, gradients, of_last = self._through(params, cache, da, equations, at_output)
         return da_in, jax.tree.map(lambda *g: jnp.concatenate(g), gradients, *(_stacked((g,)) for g in of_last))
@@ -481,21 +492,24 @@ class Recompute(Around):
             raise LayerError(layer, "a layer to recompute", type(layer).__name__, f"as in {self._example}")
         object.__setattr__(self, "net", layer if is_walked(layer) else Network(layer))
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> Params:
         return self.net.init(key, input_shape)
 
-    def forward(self, params, a_in, *, key=None, train=False, mask=None, probe=None, state=None, run=None):
+    def forward(
+        self, params: Params, a_in: Array, *, key: Key = None, train: bool = False, mask: Array | None = None,
+        probe: Delta = None, state: Any = None, run: Visit | None = None,
+    ) -> tuple[Array, Cache]:  # fmt: skip
         given = {"key": key, "mask": mask, "probe": probe, "state": state}
         a, _ = self.net.forward(params, a_in, **given, train=train, run=run)
         return a, (params, a_in, given, Fixed(train))
 
-    def moving(self, params, cache):
+    def moving(self, params: Params, cache: Cache) -> Params:
         return self.net.moving(params, self._again(cache[0], cache))
 
-    def final_state(self, cache):
+    def final_state(self, cache: Cache) -> Any:
         return self.net.final_state(self._again(cache[0], cache))
 
-    def output(self, params, cache):
+    def output(self, params: Params, cache: Cache) -> tuple[Activation, Array] | None:
         return self.net.output(params, self._again(params, cache))
 
     def _again(self, params: Params, cache: Cache) -> Cache:
@@ -507,35 +521,35 @@ class Recompute(Around):
         d, a_in = after(d, cache[1])
         return self._again(params, (params, a_in, *cache[2:])), d
 
-    def error(self, params, cache, da_out):
+    def error(self, params: Params, cache: Cache, da_out: Any) -> tuple[Delta, ...]:
         return self.net.error(params, *self._after(cache[0], cache, da_out))
 
-    def output_error(self, params, cache, delta):
+    def output_error(self, params: Params, cache: Cache, delta: Delta) -> tuple[Delta, ...]:
         return self.net.output_error(params, *self._after(cache[0], cache, delta))
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Delta) -> Array | None:
         return self.net.propagate(params, *self._after(cache[0], cache, delta))
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Delta) -> Params:
         return self.net.gradients(params, *self._after(params, cache, delta))
 
-    def example_gradients(self, params, cache, delta):
+    def example_gradients(self, params: Params, cache: Cache, delta: Delta) -> Params:
         return self.net.example_gradients(params, *self._after(params, cache, delta))
 
-    def square_norms(self, params, cache, delta):
+    def square_norms(self, params: Params, cache: Cache, delta: Delta) -> Array:
         return self.net.square_norms(params, *self._after(params, cache, delta))
 
-    def second_moment(self, params, cache, delta):
+    def second_moment(self, params: Params, cache: Cache, delta: Delta) -> Params:
         return self.net.second_moment(params, *self._after(params, cache, delta))
 
-    def factor_rows(self, params, cache, delta):
+    def factor_rows(self, params: Params, cache: Cache, delta: Delta) -> Any:
         return self.net.factor_rows(params, *self._after(params, cache, delta))
 
-    def _gram(self, params, cache, delta):
+    def _gram(self, params: Params, cache: Cache, delta: Delta) -> Array:
         return self.net._gram(params, *self._after(params, cache, delta))
 
-    def backward(self, params, cache, da_out):
+    def backward(self, params: Params, cache: Cache, da_out: Any) -> tuple[Array | None, Params]:
         return self.net.backward(params, *self._after(params, cache, da_out))
 
-    def output_backward(self, params, cache, delta):
+    def output_backward(self, params: Params, cache: Cache, delta: Delta) -> tuple[Array | None, Params]:
         return self.net.output_backward(params, *self._after(params, cache, delta))

@@ -8,16 +8,21 @@ Source: the notes, section 3; Lillicrap et al. (2016).
 
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ._composite import Composite, is_walked
+from ..activations import Activation
+from ._composite import Back, Composite, RunPart, is_walked
 from ._layer import (
+    Cache,
+    Delta,
     ExampleKeys,
+    Key,
     Layer,
     LayerError,
     Params,
@@ -45,7 +50,7 @@ class Rule:
     error. `weights`, `propagate` and `learn` may also declare ``key``: a PRNG key for this layer and this call.
     """
 
-    def init(self, key: Array, layer: Layer, params: Params, input_shape: Shape, n_top: int) -> Any:
+    def init(self, key: Array, layer: Layer, params: Params, input_shape: Shape, n_top: int) -> Params:
         """The rule's own arrays for a layer, a pytree; {} for none.
 
         They are trained as `learn` says, and a penalty takes those for weights whose last key is ``w`` or starts with ``w_``.
@@ -59,11 +64,13 @@ class Rule:
         """
         return {}
 
-    def weights(self, layer: Layer, params: Params, back: Any) -> Params:
+    def weights(self, layer: Layer, params: Params, back: Params) -> Params:
         """The parameters that BP2 multiplies with, a pytree like ``params``; in a recurrent layer BPTT's w_h among them."""
         return params
 
-    def propagate(self, layer: Layer, params: Params, back: Any, cache: Any, delta: Any, top: Any) -> Any:
+    def propagate(
+        self, layer: Layer, params: Params, back: Params, cache: Cache, delta: Delta, top: Delta
+    ) -> Array | None:
         """What the layer sends to the one below in place of ∂C/∂a_in, shaped like a_in.
 
         Args:
@@ -73,13 +80,13 @@ class Rule:
         """
         return layer.propagate(self.weights(layer, params, back), cache, delta)
 
-    def learn(self, layer: Layer, params: Params, back: Any, cache: Any, delta: Any) -> Any:
+    def learn(self, layer: Layer, params: Params, back: Params, cache: Cache, delta: Delta) -> Params:
         """The gradient of ``back``, a pytree like it: a mean over the batch, as BP3 and BP4 are."""
         return jax.tree.map(jnp.zeros_like, back)
 
-    __repr__ = Layer.__repr__
+    __repr__: ClassVar[Callable[[Any], str]] = Layer.__repr__
 
-    def _neutral(self, layer: Layer, params: Params, back: Any) -> Any:
+    def _neutral(self, layer: Layer, params: Params, back: Params) -> Any:
         """Arrays with which the rule is backpropagation, as B := w; None where it has none, or none are known."""
         return back if type(self) is Rule else None
 
@@ -139,10 +146,12 @@ class Ruled(Layer):
         """Whether the rule may have arrays of its own."""
         return _written(type(self.rule), "init")
 
-    def in_loop(self):
+    def in_loop(self) -> "Ruled":
         return Ruled(self.layer.in_loop(), self.rule)
 
-    def forward(self, params, a_in, *, key=None, train=False, **given):
+    def forward(
+        self, params: Params, a_in: Array, *, key: Key = None, train: bool = False, **given: Any
+    ) -> tuple[Array, Cache]:
         a, cache = run_forward(self.layer, params["net"], a_in, key=key, train=train, **given)
         if not self.rule.draws:
             return a, (cache, None)
@@ -151,22 +160,22 @@ class Ruled(Layer):
             raise LayerError(self.layer, f"a key, since {self.rule!r} draws random numbers", "None", remedy)
         return a, (cache, key)
 
-    def moving(self, params, cache):
+    def moving(self, params: Params, cache: Cache) -> Params:
         return {**params, "net": self.layer.moving(params["net"], cache[0])}
 
-    def final_state(self, cache):
+    def final_state(self, cache: Cache) -> Any:
         return self.layer.final_state(cache[0])
 
-    def output(self, params, cache):
+    def output(self, params: Params, cache: Cache) -> tuple[Activation, Array] | None:
         return self.layer.output(params["net"], cache[0])
 
-    def error(self, params, cache, da_out):
+    def error(self, params: Params, cache: Cache, da_out: Any) -> Delta:
         return self.layer.error(self._weights(params, cache), cache[0], da_out)
 
-    def output_error(self, params, cache, delta):
+    def output_error(self, params: Params, cache: Cache, delta: Delta) -> Delta:
         return self.layer.output_error(self._weights(params, cache), cache[0], delta)
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Delta) -> Array | None:
         own = self.layer._propagated(self._weights(params, cache), cache[0], delta)
         if own is None or not _written(type(self.rule), "propagate"):
             return own
@@ -178,29 +187,29 @@ class Ruled(Layer):
             )
         return da.astype(own.dtype)
 
-    def _propagated(self, params, cache, delta):
+    def _propagated(self, params: Params, cache: Cache, delta: Delta) -> Array | None:
         return self.propagate(params, cache, delta)
 
-    def gradients(self, params, cache, delta):
+    def gradients(self, params: Params, cache: Cache, delta: Delta) -> Params:
         net = self.layer.gradients(params["net"], cache[0], delta)
         return self._beside(net, params, cache, delta)
 
-    def example_gradients(self, params, cache, delta):
+    def example_gradients(self, params: Params, cache: Cache, delta: Delta) -> Params:
         net = self._of_examples("example_gradients", params, cache, delta)
         m = n_examples(delta)
         return {"net": net, "back": jax.tree.map(lambda b: jnp.zeros((m, *jnp.shape(b)), b.dtype), params["back"])}
 
-    def square_norms(self, params, cache, delta):
+    def square_norms(self, params: Params, cache: Cache, delta: Delta) -> Array:
         return self._of_examples("square_norms", params, cache, delta)
 
-    def second_moment(self, params, cache, delta):
+    def second_moment(self, params: Params, cache: Cache, delta: Delta) -> Params:
         net = self._of_examples("second_moment", params, cache, delta)
         return {"net": net, "back": jax.tree.map(jnp.zeros_like, params["back"])}
 
-    def factor_rows(self, params, cache, delta):
+    def factor_rows(self, params: Params, cache: Cache, delta: Delta) -> Any:
         return self._of_examples("factor_rows", params, cache, delta)
 
-    def _gram(self, params, cache, delta):
+    def _gram(self, params: Params, cache: Cache, delta: Delta) -> Array:
         return self._of_examples("_gram", params, cache, delta)
 
     def _of_examples(self, method: str, params: Params, cache: Any, delta: Any) -> Any:
@@ -210,12 +219,12 @@ class Ruled(Layer):
             raise LayerError(self.layer, "a rule with fixed arrays, for the examples' shares", f"{self.rule!r}", remedy)
         return getattr(self.layer, method)(params["net"], cache[0], delta)
 
-    def backward(self, params, cache, da_out):
+    def backward(self, params: Params, cache: Cache, da_out: Any) -> tuple[Array | None, Params]:
         if self.is_plain(params, cache):
             return self._composed(self.layer.backward, self.layer.error, params, cache, da_out)
         return super().backward(params, cache, da_out)
 
-    def output_backward(self, params, cache, delta):
+    def output_backward(self, params: Params, cache: Cache, delta: Delta) -> tuple[Array | None, Params]:
         if self.is_plain(params, cache):
             return self._composed(self.layer.output_backward, self.layer.output_error, params, cache, delta)
         return super().output_backward(params, cache, delta)
@@ -321,7 +330,7 @@ class Swapped(Around):
     def output_part(self) -> int | None:
         return 0 if self.is_single else super().output_part
 
-    def parts(self, params):
+    def parts(self, params: Params) -> tuple[tuple[Layer, Params], ...]:
         if not isinstance(params, dict) or not {"net", "back"} <= params.keys():
             got = f"the keys {sorted(params)}" if isinstance(params, dict) else type(params).__name__
             raise LayerError(self, "parameters with the keys net and back", got, "use what its init returned")
@@ -334,10 +343,10 @@ class Swapped(Around):
             for part, own, p, b in zip(self.layers, self.inner, nets, backs, strict=True)
         )
 
-    def joined(self, of_parts):
+    def joined(self, of_parts: tuple[Params, ...]) -> Params:
         return self._put_together(super().joined, of_parts)
 
-    def gathered(self, of_parts):
+    def gathered(self, of_parts: tuple[Params, ...]) -> Params:
         return self._put_together(super().gathered, of_parts)
 
     def _put_together(self, by_net: Any, of_parts: tuple[Params, ...]) -> Params:
@@ -352,21 +361,21 @@ class Swapped(Around):
     def _apart(self) -> bool:
         return self.is_single or self.net._apart  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _keys(self, key):
+    def _keys(self, key: Key) -> list[Any]:
         return [key] if self.is_single else super()._keys(key)
 
-    def wire(self, run, a_in):
+    def wire(self, run: RunPart, a_in: Array) -> tuple[Array, Any]:
         return (run(0, a_in), None) if self.is_single else super().wire(run, a_in)
 
-    def unwire(self, back, da_out, extra):
+    def unwire(self, back: Back, da_out: Any, extra: Any) -> Any:
         return back(0, da_out) if self.is_single else super().unwire(back, da_out, extra)
 
-    def _shapes(self, input_shape):
+    def _shapes(self, input_shape: Shape) -> tuple[list[Shape], Shape]:
         if self.is_single:
             return [input_shape], self.net.output_shape(input_shape)
         return super()._shapes(input_shape)
 
-    def init(self, key, input_shape):
+    def init(self, key: Array, input_shape: Shape) -> Params:
         params = self.net.init(key, input_shape)
         n_top = self.output_shape(input_shape)[-1:]
         drawing = _folded(drawing_key(self, key), APART)
@@ -387,15 +396,15 @@ class Swapped(Around):
                     found.append(self.rule.init(k, own, p["net"], shapes[i], n_top))
         return found[0] if self.is_single else tuple(found)
 
-    def propagate(self, params, cache, delta):
+    def propagate(self, params: Params, cache: Cache, delta: Delta) -> Array | None:
         return super().propagate(self._below(params, self._top_of(delta)), cache, delta)
 
-    def _errors(self, params, cache, da, *, at_output):
+    def _errors(self, params: Params, cache: Cache, da: Any, *, at_output: bool) -> tuple[Delta, ...]:
         return super()._errors(
             self._below(params, self._top(params, cache, da, at_output)), cache, da, at_output=at_output
         )
 
-    def _backward(self, params, cache, da, *, at_output):
+    def _backward(self, params: Params, cache: Cache, da: Any, *, at_output: bool) -> tuple[Any, Params]:
         top = self._top(params, cache, da, at_output)
         return super()._backward(self._below(params, top), cache, da, at_output=at_output)
 

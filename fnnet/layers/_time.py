@@ -23,7 +23,7 @@ from jax import Array
 
 from ..forms import ROWS, contraction, is_on_one_device, stored, varying
 from ._dense import input_error
-from ._layer import Params
+from ._layer import Arrays, Params, Products
 from ._products import SumsOfProducts
 
 __all__ = ["forward_in_time", "state_errors", "through_time"]
@@ -80,27 +80,29 @@ class Cell(SumsOfProducts):
     n_gates: ClassVar[int]
     n_states: ClassVar[int] = 1
 
-    def step(self, params: Params, z: Array, q: Array, states: tuple) -> tuple[Array, tuple, tuple]:
+    def step(self, params: Params, z: Array, q: Array, states: Arrays) -> tuple[Array, Arrays, Arrays]:
         """(the gates (m, g·n), what else the error needs, the new states) from z = x w_xᵀ and q = h_{t−1} w_hᵀ."""
         raise NotImplementedError(f"{type(self).__name__} defines no step(params, z, q, states)")
 
-    def step_error(self, gates: Array, extra: tuple, before: tuple, after: tuple, d_states: tuple) -> tuple:
+    def step_error(
+        self, gates: Array, extra: Arrays, before: Arrays, after: Arrays, d_states: Arrays
+    ) -> tuple[Array, Arrays, Arrays]:
         """(δ, the errors of what else was kept, what reaches the states before beside w_h)."""
         raise NotImplementedError(f"{type(self).__name__} defines no step_error(gates, extra, before, after, d_states)")
 
-    def of_states(self, delta: Array, extra: tuple) -> Array:
+    def of_states(self, delta: Array, extra: Arrays) -> Array:
         """The error of q (..., g·n)."""
         return delta
 
-    def extra_errors(self, kept: Kept, delta: Array) -> tuple:
+    def extra_errors(self, kept: Kept, delta: Array) -> Arrays:
         """The errors of what was kept beside the gates, from δ (T, m, g·n)."""
         return ()
 
-    def terms(self, x: Array, h_before: Array, delta: Array, extra: tuple) -> dict[str, tuple[Array, Array | None]]:
+    def terms(self, x: Array, h_before: Array, delta: Array, extra: Arrays) -> Products:
         """For each leaf the error and what BP4 multiplies it with, None for BP3. Time first, (T, m, ...)."""
         return {"w_x": (delta, x), "w_h": (self.of_states(delta, extra), h_before), "b": (delta, None)}
 
-    def sums(self, x: Array, h_before: Array, delta: Array, extra: tuple) -> dict[str, Array]:
+    def sums(self, x: Array, h_before: Array, delta: Array, extra: Arrays) -> dict[str, Array]:
         """BP3 and BP4 from x (m, T, n_in), and time first, the states before each step and the errors."""
         terms = self.terms(jnp.swapaxes(x, 0, 1), h_before, delta, extra)
         return {name: bias_gradient(d) if a is None else weight_gradient(d, a) for name, (d, a) in terms.items()}

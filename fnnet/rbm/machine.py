@@ -4,6 +4,7 @@ Legend, parameters and E(v, h) as in `fnnet.rbm`. Source: Smolensky (1986); Hint
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -36,7 +37,7 @@ __all__ = [
 Params = dict[str, Array]
 Visible = Literal["bernoulli", "gaussian"]
 
-jit = functools.partial(jax.jit, static_argnames="visible")
+jit: functools.partial[Callable[..., Any]] = functools.partial(jax.jit, static_argnames="visible")
 
 
 @jax.transfer_guard("allow")  # its constants

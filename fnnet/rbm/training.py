@@ -158,8 +158,10 @@ def fit(
 
 
 def run(
-    params, data, *, key, epochs, batch_size, optimizer, k: Any = 1, persistent=False, penalty=None, sparsity=None,
-    visible: Visible = "bernoulli", validation=None, checkpoint=None, resume=None, progress=True, source=None,
+    params: Params, data: Any, *, key: Any, epochs: int, batch_size: int, optimizer: Optimizer, k: Any = 1,
+    persistent: bool = False, penalty: Penalty | None = None, sparsity: Sparsity | None = None,
+    visible: Visible = "bernoulli", validation: Any = None, checkpoint: str | os.PathLike[str] | None = None,
+    resume: State | str | os.PathLike[str] | None = None, progress: bool = True, source: Any = None,
     on: Devices | None = None, shuffle: Shuffle = "global",
 ) -> Iterator[State]:  # fmt: skip
     """The states of a run of `fit`: the first one, then one after each epoch. ``source`` is what the data and the validation

@@ -8,6 +8,7 @@ No file here has the name of a library: a type checker takes it for one that is 
 
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 from ..problems import GRADIENT, STEP, Problem
 from .equinox_optax import equinox
@@ -15,7 +16,7 @@ from .flax_optax import flax
 from .others import python_loop, scikit_learn
 from .pytorch import torch_compiled, torch_eager
 
-LIBRARIES: list[tuple[str, tuple[str, ...], Callable[[Problem], dict[str, Callable]]]] = [
+LIBRARIES: list[tuple[str, tuple[str, ...], Callable[[Problem], dict[str, Callable[..., Any]]]]] = [
     ("jax.grad, Python loop", (), python_loop),
     ("Flax + optax", ("flax", "optax"), flax),
     ("Equinox + optax", ("equinox", "optax"), equinox),
@@ -25,9 +26,9 @@ LIBRARIES: list[tuple[str, tuple[str, ...], Callable[[Problem], dict[str, Callab
 ]
 
 
-def peers(problem: Problem, say: Callable[[str], None] = print) -> dict[str, dict[str, Callable]]:
+def peers(problem: Problem, say: Callable[[str], None] = print) -> dict[str, dict[str, Callable[..., Any]]]:
     """kind: name: the call, of each library that is installed and computes the same."""
-    found: dict[str, dict[str, Callable]] = {GRADIENT: {}, STEP: {}}
+    found: dict[str, dict[str, Callable[..., Any]]] = {GRADIENT: {}, STEP: {}}
     for name, needs, calls in LIBRARIES:
         if all(importlib.util.find_spec(module) for module in needs):
             try:

@@ -14,7 +14,7 @@ from ..problems import Problem
 from .shared import channels_first, channels_when_flattened, cost_of, is_network, label, optax_calls, through
 
 
-def equinox(problem: Problem) -> dict[str, Callable]:
+def equinox(problem: Problem) -> dict[str, Callable[..., Any]]:
     import equinox as eqx
 
     if not is_network(problem):

@@ -14,7 +14,7 @@ from ..problems import Problem
 from .shared import cost_of, is_network, label, optax_calls, through
 
 
-def flax(problem: Problem) -> dict[str, Callable]:
+def flax(problem: Problem) -> dict[str, Callable[..., Any]]:
     from flax import linen as nn
 
     if not is_network(problem):

@@ -1,6 +1,7 @@
 """``jax.grad`` in a Python loop, and scikit-learn."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from ..problems import GRADIENT, PLAIN, RATE, STEP, Problem
 from .shared import is_network
 
 
-def python_loop(problem: Problem) -> dict[str, Callable]:
+def python_loop(problem: Problem) -> dict[str, Callable[..., Any]]:
     """Steps by ``jax.grad`` of the plain forward pass, each a call of a jitted function on a batch from host memory."""
     if not is_network(problem):
         raise NotImplementedError
@@ -31,7 +32,7 @@ def python_loop(problem: Problem) -> dict[str, Callable]:
     return {STEP: run}
 
 
-def scikit_learn(problem: Problem) -> dict[str, Callable]:
+def scikit_learn(problem: Problem) -> dict[str, Callable[..., Any]]:
     """A step of its Boltzmann machine, by persistent chains, which are as much work as new ones."""
     if len(problem.inputs) != 5:
         raise NotImplementedError

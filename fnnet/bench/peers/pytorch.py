@@ -13,7 +13,7 @@ from ..problems import GRADIENT, RATE, STEP, Problem
 from .shared import channels_first, channels_when_flattened, check, is_network
 
 
-def torch_calls(problem: Problem, name: str, compiled: bool) -> dict[str, Callable]:
+def torch_calls(problem: Problem, name: str, compiled: bool) -> dict[str, Callable[..., Any]]:
     import torch
 
     if not is_network(problem):
@@ -156,7 +156,7 @@ def torch_module(net: Any, params: Any, images: tuple[int, ...]) -> Any:
     return module
 
 
-def torch_cell(problem: Problem) -> dict[str, Callable]:
+def torch_cell(problem: Problem) -> dict[str, Callable[..., Any]]:
     """A recurrent layer's outputs and gradients for a given ∂C/∂h."""
     import torch
 
@@ -176,9 +176,9 @@ def torch_cell(problem: Problem) -> dict[str, Callable]:
     return {GRADIENT: gradient}
 
 
-def torch_eager(problem: Problem) -> dict[str, Callable]:
+def torch_eager(problem: Problem) -> dict[str, Callable[..., Any]]:
     return torch_calls(problem, "PyTorch", False) if is_network(problem) else torch_cell(problem)
 
 
-def torch_compiled(problem: Problem) -> dict[str, Callable]:
+def torch_compiled(problem: Problem) -> dict[str, Callable[..., Any]]:
     return torch_calls(problem, "torch.compile", True)

@@ -59,7 +59,7 @@ def cost_of(problem: Problem) -> Callable[[Any, Any], Any]:
     return lambda z, y: jnp.sum(terms(z, y)) / len(y)
 
 
-def optax_calls(problem: Problem, name: str, variables: Any, loss: Callable) -> dict[str, Callable]:
+def optax_calls(problem: Problem, name: str, variables: Any, loss: Callable) -> dict[str, Callable[..., Any]]:
     """Value and gradient, and steps by ``optax.sgd`` in a compiled scan, of loss(variables, x, y)."""
     import optax
 

@@ -33,9 +33,14 @@ class Problem:
     def __init__(
         self, runner: Runner, way: Way, values: dict[str, Any], plain: Callable | None, scale: float = 1.0
     ) -> None:
-        self.runner, self.way, self.values, self.plain = runner, way, values, plain
+        self.runner = runner
+        self.way = way
+        self.values = values
+        self.plain = plain
+        self.out: Any
+        self.u: list[np.ndarray]
         self.out, self.u, gradients = pulled(runner, way, values, scale)
-        self.outputs = floats_of(self.out)
+        self.outputs: list[np.ndarray] = floats_of(self.out)
         shapes = [a.shape for a in self.outputs]
         if plain is not None and (other := self._shapes_of(plain)) != shapes:
             raise ValueError(
@@ -44,8 +49,8 @@ class Problem:
         if way.of_one and sum(a.size for a in self.outputs) != 1:
             raise ValueError(f"audit: {runner.code.name} is no scalar")
         known = {name for i, a in enumerate(runner.args) for name, _ in named(a, f"args[{i}]")} | values.keys()
-        self.extra = sorted(name for name, g in gradients.items() if name not in known and g is not None)
-        self.gradients = {
+        self.extra: list[str] = sorted(name for name, g in gradients.items() if name not in known and g is not None)
+        self.gradients: dict[str, Any] = {
             name: g
             for name, g in gradients.items()
             if name in values or (name in runner.numbers and g is not None and g.dtype != object)
@@ -74,7 +79,7 @@ class Problem:
         shapes = tuple(self.at(name).shape for name in names)
         x = np.concatenate([self.at(name).ravel() for name in names])
         f = Function(x, names, ("float64",) * len(names), shapes, AT_ONCE, self.measured_at)
-        self.parts = list(zip(names, f.parts(), shapes, strict=True))
+        self.parts: list[tuple[str, slice, tuple[int, ...]]] = list(zip(names, f.parts(), shapes, strict=True))
         return f
 
     def measured_at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +125,7 @@ class Problem:
 
 
 def audited(
-    runner: Runner, reference: Callable | None, intended: Callable | None, points: Sequence[tuple] | None
+    runner: Runner, reference: Callable | None, intended: Callable | None, points: Sequence[tuple[Any, ...]] | None
 ) -> Report:
     plain = intended or reference
     r = runner.settle()

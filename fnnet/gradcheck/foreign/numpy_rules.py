@@ -21,7 +21,7 @@ def audit_numpy(
     gradients: dict[str, str] | None = None,
     reference: Callable | None = None,
     intended: Callable | None = None,
-    points: Sequence[tuple] | None = None,
+    points: Sequence[tuple[Any, ...]] | None = None,
     static_argnums: int | Sequence[int] = (),
 ) -> Report:
     """Hold a gradient written in NumPy, or in anything else that works on NumPy arrays, to central differences.
@@ -97,7 +97,7 @@ def _pair(f: Callable, args: tuple) -> tuple[Any, Any]:
 class Context:
     """What static methods in the manner of PyTorch keep between forward and backward."""
 
-    saved_tensors: tuple = ()
+    saved_tensors: tuple[Any, ...] = ()
 
     def save_for_backward(self, *tensors: Any) -> None:
         self.saved_tensors = tensors
@@ -205,7 +205,7 @@ def _matched(target: Any, gradient: Any, name: str) -> Iterator[tuple[str, Any]]
         yield name, gradient
 
 
-def claims(code: Code, args: tuple, static: set[int], result: Any, like_first: bool) -> dict[str, Any]:
+def claims(code: Code, args: tuple[Any, ...], static: set[int], result: Any, like_first: bool) -> dict[str, Any]:
     """{name: gradient} of what backward, or the gradient of a value, returned.
 
     Raises:

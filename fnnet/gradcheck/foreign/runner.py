@@ -53,12 +53,17 @@ class Runner:
         static: places of arguments that are not differentiated.
     """
 
-    def __init__(self, code: Code, args: tuple, static: set[int]) -> None:
-        self.code, self.args, self.static = code, args, static
-        self.state, self.fresh = State(code.owner, args), False
+    def __init__(self, code: Code, args: tuple[Any, ...], static: set[int]) -> None:
+        self.code: Code = code
+        self.args = args
+        self.static = static
+        self.state: State = State(code.owner, args)
+        self.fresh: bool = False
         dynamic = [pair for i, a in enumerate(args) if i not in static for pair in named(a, f"args[{i}]")]
-        self.given = {name: leaf for name, leaf in dynamic if is_floats(leaf)}
-        self.numbers = {name: np.float64(leaf) for name, leaf in dynamic if isinstance(leaf, float)}
+        self.given: dict[str, Any] = {name: leaf for name, leaf in dynamic if is_floats(leaf)}
+        self.numbers: dict[str, np.float64] = {
+            name: np.float64(leaf) for name, leaf in dynamic if isinstance(leaf, float)
+        }
         self.params: dict[str, Any] = {}
         self.unclaimed: list[str] = []
 

@@ -18,7 +18,7 @@ class State:
         self.containers: list[tuple[Any, Any]] = []
         self.arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self.generators: list[tuple[Any, Any]] = []
-        self.random = np.random.get_state()  # noqa: NPY002
+        self.random: Any = np.random.get_state()  # noqa: NPY002
         seen: dict[int, Any] = {}
         for root in roots:
             self._visit(root, seen)

@@ -17,7 +17,7 @@ INVALID = re.compile(r"returned an invalid gradient at index (\d+) - got \[([\d,
 WAY = Way("torch.autograd.grad", lambda r: r, lambda r, args, g: (args, g))
 
 
-def is_torch(f: Any, args: tuple = ()) -> bool:
+def is_torch(f: Any, args: tuple[Any, ...] = ()) -> bool:
     """Whether f is a class of ``torch.autograd.Function``, or a function that is given tensors."""
     torch = sys.modules.get("torch")
     if torch is None:
@@ -32,7 +32,7 @@ def audit_torch(
     *args: Any,
     reference: Callable | None = None,
     intended: Callable | None = None,
-    points: Sequence[tuple] | None = None,
+    points: Sequence[tuple[Any, ...]] | None = None,
     static_argnums: int | Sequence[int] = (),
 ) -> Report:
     """Hold the backward pass of a ``torch.autograd.Function`` to central differences of its forward pass, both in float64.
