@@ -47,9 +47,9 @@ def write(name: str, folder: Path) -> None:
 
 
 def slim(svg: str) -> str:
-    """Without comments, indents and what lies below a hundredth of a point: half of the file."""
+    """Without comments, indents and what lies below a tenth of a point: half of the file."""
     svg = re.sub(r"\s*<!--.*?-->", "", svg, flags=re.DOTALL)
-    return re.sub(r"(?<![\d.])(\d*[1-9]\d*\.\d\d)\d+", r"\1", re.sub(r"\n\s*", "\n", svg))
+    return re.sub(r"(?<![\d.])(\d*[1-9]\d*\.\d)\d+", r"\1", re.sub(r"\n\s*", "\n", svg))
 
 
 def drawn(name: str, numbers: Numbers, folder: Path) -> None:

@@ -33,7 +33,7 @@ def draw_card(numbers: Numbers, figure: Any) -> None:
     ax.fill([640, 1134, 1134, 640], [262, 262, 560, 560], color="#16202b")
     row = fault_report().rows[0]
     said = f"layer {row.layer}, {row.equation}: {row.hint}"
-    ax.text(664, 298, said, color=PAINTS["fail"], fontsize=14, va="center", weight="bold")
+    ax.text(664, 298, said, color=PAINTS["fail"], fontsize=13, va="center", weight="bold")
     of_layers = [(name, row) for name, row in numbers.items() if name[0].isdigit()][:7]
     for i, (name, (isolated, chained, verdict)) in enumerate(of_layers):
         said = ("pass", "consequence", "fail")[int(verdict)]

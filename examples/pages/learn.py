@@ -177,7 +177,8 @@ def draw_features(numbers: Numbers, figure: Any) -> None:
             ax = figure.add_subplot(2, 8, 8 * row + i + 1)
             shown = np.array(numbers[of])[:, :, i]
             top = np.abs(np.array(numbers[of])).max()
-            ax.imshow(shown, cmap="RdBu_r" if row == 0 else "gray", vmin=-top if row == 0 else 0, vmax=top)
+            of_row = {"cmap": "RdBu_r", "vmin": -top} if row == 0 else {"cmap": "gray", "vmin": 0}
+            ax.imshow(shown, interpolation="none", vmax=top, **of_row)
             ax.set_axis_off()
 
 
@@ -264,5 +265,6 @@ def draw_boltzmann(numbers: Numbers, figure: Any) -> None:
     top = np.abs(np.array(numbers["features"])).max() / 2
     for i, image in enumerate([*numbers["features"], *numbers["samples"]]):
         ax = figure.add_subplot(2, 8, i + 1)
-        ax.imshow(image, cmap="RdBu_r" if i < 8 else "gray", vmin=-top if i < 8 else 0, vmax=top if i < 8 else 1)
+        of = {"cmap": "RdBu_r", "vmin": -top, "vmax": top} if i < 8 else {"cmap": "gray", "vmin": 0, "vmax": 1}
+        ax.imshow(image, interpolation="none", **of)
         ax.set_axis_off()
