@@ -18,8 +18,8 @@ PICTURES = ROOT / "docs" / "pictures"
 sys.path.append(str(ROOT / "examples"))
 FIGURES = runpy.run_path(str(ROOT / "examples" / "figures.py"))["FIGURES"]
 CHEAP = [
-    "neuron", "dense", "descent", "saturation", "pooling", "equations", "rotation", "tied", "gated", "hidden", "swiglu", "huber",
-    "sent", "ratios", "sizes",
+    "neuron", "dense", "descent", "saturation", "pooling", "equations", "rotation", "tied", "gated", "hidden", "swiglu",
+    "huber", "sent", "ratios", "sizes",
 ]  # fmt: skip
 LONG = ["vanishing", "credit", "reach", "growth", "decay", "inside"]
 AUDITS = ["fault", "card"]  # differences at rounding are those of a machine

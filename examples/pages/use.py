@@ -32,7 +32,7 @@ def fault_report() -> fn.Report:
 
 
 def fault() -> Numbers:
-    """For each row its difference, isolated and in the network, and whether it is a cause (2), follows (1) or is right (0)."""
+    """For each row its difference, isolated and in the network, and whether it is a cause (2), a consequence (1) or right."""
     of = {"fail": 2, "consequence": 1}
     return {
         " ".join(filter(None, (row.layer, row.equation, row.leaf))): np.nan_to_num(
@@ -83,8 +83,8 @@ def draw_swiglu(numbers: Numbers, figure: Any) -> None:
 
 # %% The audit: what finite differences can see, and what it sees.
 def differences() -> Numbers:
-    """log10 of the relative error of central differences by their step, and of the gradient by hand, the median over 32 random
-    directions; in both precisions, against the gradient by hand in float64."""
+    """log10 of the relative error of central differences by their step, and of the gradient by hand, in both precisions: the
+    median over 32 random directions, against the gradient by hand in float64."""
     net = fn.Network(fn.Dense(30, fn.tanh), fn.Dense(10, fn.softmax))
     objective, gradient = fn.objective(net, fn.log_likelihood), fn.value_and_grad(net, fn.log_likelihood)
     steps, exact = 10.0 ** np.arange(-12, 0.5, 0.5), None
@@ -100,8 +100,10 @@ def differences() -> Numbers:
             y, v = jnp.arange(16) % 10, jax.tree.map(lambda *parts: jnp.stack(parts), *directions)
 
             def change(v, h, params=params, x=x, y=y):
-                one, other = (jax.tree.map(lambda p, d: p + s * h.astype(p.dtype) * d, params, v) for s in (1, -1))
-                return (objective(one, x, y) - objective(other, x, y)).astype(h.dtype) / (2 * h)
+                def cost(h):
+                    return objective(jax.tree.map(lambda p, u: p + h.astype(p.dtype) * u, params, v), x, y)
+
+                return (cost(h) - cost(-h)).astype(h.dtype) / (2 * h)
 
             by_difference = jax.jit(jax.vmap(jax.vmap(change, (0, None)), (None, 0)))(v, jnp.asarray(steps))
             leaves = zip(jax.tree.leaves(gradient(params, x, y)[1]), jax.tree.leaves(v), strict=True)
@@ -315,7 +317,7 @@ def draw_inside(numbers: Numbers, figure: Any) -> None:
 
 # %% Benchmarks: every row of the tables, from their files.
 def ratios() -> Numbers:
-    """jax.grad's time over the time by hand, value and gradient, the same forward pass, of all rows and both versions of JAX."""
+    """jax.grad's time over the time by hand: value and gradient, the same forward pass, all rows, both versions of JAX."""
     found: dict[str, dict[str, list[float]]] = {}
     for path in sorted((DOCS / "benchmarks").glob("*.json")):
         document = json.loads(path.read_text())
