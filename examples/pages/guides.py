@@ -193,19 +193,19 @@ RATES = (0.01, 0.1, 1.0, 10.0)
 
 
 def rates() -> Numbers:
-    """784-30-10 on 1,000 images, three seeds: the training cost by epoch of each rate, (rates, seeds, epochs)."""
+    """784-30-10 on 1,000 images, three seeds: log10 of the training cost of each rate, (rates, seeds, epochs)."""
     data = fn.datasets.mnist_subset()
     swept = fn.sweep(
         fn.Network(fn.Flatten(), fn.Dense(30, fn.sigmoid), fn.Dense(10, fn.sigmoid)), fn.cross_entropy,
         (data.train[0][:1000], data.train[1][:1000]), keys=jax.random.split(jax.random.key(0), 3), epochs=15,
         batch_size=10, optimizers=[fn.sgd(rate) for rate in RATES], progress=False,
     )  # fmt: skip
-    return {"cost": np.asarray(swept.cost).reshape(len(RATES), 3, 15)}
+    return {"log cost": np.log10(swept.cost).reshape(len(RATES), 3, 15)}
 
 
 def draw_rates(numbers: Numbers, figure: Any) -> None:
     ax = figure.add_subplot()
-    for i, (rate, costs) in enumerate(zip(RATES, np.array(numbers["cost"]), strict=True)):
+    for i, (rate, costs) in enumerate(zip(RATES, 10 ** np.array(numbers["log cost"]), strict=True)):
         ax.semilogy(range(1, 16), costs.mean(axis=0), color=f"C{i}", label=f"η = {rate:g}")
         ax.fill_between(range(1, 16), costs.min(axis=0), costs.max(axis=0), color=f"C{i}", alpha=0.2, lw=0)
     ax.set(xlabel="epoch", ylabel="training cost C (nats)", xticks=[1, 5, 10, 15])
