@@ -167,9 +167,10 @@ class Drawing:
             self.wire(middle, y - GAP - part.height, bottom + GAP / 2)
             left += part.width + GAP
         sign = {"add": "+", "concatenate": "‖"}.get(join.name) or join.name
+        box = "circle,pad=0.18" if len(sign) == 1 else "round,pad=0.25"
         self.ax.text(
             x, bottom + GAP / 2, sign, va="center", ha="center", fontsize=10, color=self.ink,
-            bbox={"boxstyle": "circle,pad=0.18", "fc": self.ax.get_facecolor(), "ec": self.ink},
+            bbox={"boxstyle": box, "fc": self.ax.get_facecolor(), "ec": self.ink},
         )  # fmt: skip
 
     def tie(self, places: list[tuple[int, ...]], leaf: str, right: float) -> None:
