@@ -57,9 +57,11 @@ def check_like(what: str, params: Params, tree: Any, remedy: str) -> None:
         {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (params, tree)
     )
+    if "" in got and "" not in wanted:
+        raise ValueError(f"{what}: expected a pytree like params, got one array of shape {got['']}; {remedy}")
     for name in sorted(wanted.keys() | got.keys()):
         if wanted.get(name) != got.get(name):
-            expected = f"{name} of shape {wanted[name]}" if name in wanted else f"nothing at {name or 'the top'}"
+            expected = f"{name} of shape {wanted[name]}" if name in wanted else f"nothing at {name}"
             raise ValueError(f"{what}: expected {expected}, as in params, got {got.get(name)}; {remedy}")
 
 

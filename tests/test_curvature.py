@@ -645,7 +645,7 @@ class TestErrors:
                 ValueError, match=rf"{f.__name__}: v: expected \[1\]\['b'\] of shape \(3,\), as in params, got None"
             ):
                 f(net, fn.log_likelihood, params, x, y, (params[0], {"w": params[1]["w"]}))
-        with pytest.raises(ValueError, match=r"hvp: v: expected nothing at the top, as in params, got \(\)"):
+        with pytest.raises(ValueError, match=r"hvp: v: expected a pytree like params, got one array of shape \(\)"):
             fn.hvp(net, fn.log_likelihood, params, x, y, 3.0)
 
     def test_draws_need_a_key_and_a_number(self):

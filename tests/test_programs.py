@@ -167,6 +167,18 @@ def test_data_that_are_no_numbers(given, x, got):
             call()
 
 
+def test_parameters_in_the_place_of_data(given):
+    params, x, y = given
+    told = "x: expected an array of numbers .*, got a network's parameters; params come before x"
+    for call in (
+        lambda: NET.apply(x, params),
+        lambda: fn.hvp(NET, fn.log_likelihood, params, params, x, y),
+        lambda: fn.backprop(NET, fn.log_likelihood, x, params, y),
+    ):
+        with pytest.raises(ValueError, match=told):
+            call()
+
+
 def test_big_endian_data_are_what_they_were(given):
     params, _, y = given
     x = np.random.default_rng(0).standard_normal((6, 5))

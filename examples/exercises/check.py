@@ -9,6 +9,7 @@ forward pass, which the file gives. Exits with 0 only where all that was asked f
 """
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import sys
@@ -62,6 +63,7 @@ def fault(report: fn.Report, **written: str) -> str:
                 name = functions[0] + row.leaf
             for i, argument in enumerate(written.values()):
                 name, told = name.replace(f"backwardargs[{i}]", functions[i]), told.replace(f"args[{i}]", argument)
+            told = told.replace("n (the length of an axis: 5)", "m (the number of examples)")
             return f"{name}: {told}"
     return ""
 
@@ -75,24 +77,51 @@ def at_the_end(own: ModuleType, z: np.ndarray, y: Any) -> str:
     return fault(fn.audit((lambda z: (own.cost(z, y), z), backward), z), output_error="z")
 
 
+def hinted(told: str, got: Any, mistakes: dict[str, Any]) -> str:
+    """A fault that the audit found, with the first of the usual mistakes that gives the same, where it named none."""
+    if not told or "; " in told:
+        return told
+    shape = np.shape(got)
+    given = (
+        hint for hint, wrong in mistakes.items() if np.shape(wrong) == shape and np.allclose(got, wrong, rtol=1e-4)
+    )
+    return told + next((f"; {hint}" for hint in given), "")
+
+
 # %% What is held against what, exercise by exercise: each says what is wrong, or "".
 def sigmoid(own: ModuleType) -> Iterator[str]:
     def backward(z, da):
         return (da * own.derivative(z),)
 
-    yield fault(fn.audit((lambda z: (own.sigmoid(z), z), backward), draw(4, 5)), derivative="z")
+    z = draw(4, 5)
+    told = fault(fn.audit((lambda z: (own.sigmoid(z), z), backward), z), derivative="z")
+    a = fn.sigmoid(z)
+    yield hinted(
+        told, own.derivative(z), {"the factor 1 − σ(z) is missing": a, "z stands where σ(z) belongs": z * (1 - z)}
+    )
 
 
 def forward(own: ModuleType) -> Iterator[str]:
     w, b, a_in = draw(3, 4), draw(3), draw(5, 4)
     z = a_in @ w.T + b
-    yield same(
-        "weighted_inputs", own.weighted_inputs(w, b, a_in), z, {"b is left out": z - b, "σ comes later": fn.sigmoid(z)}
-    )
+    mistakes = {
+        "b is left out": z - b,
+        "b is subtracted": z - 2 * b,
+        "σ comes later": fn.sigmoid(z),
+        "no mean is taken here": z / 5,
+    }
+    yield same("weighted_inputs", own.weighted_inputs(w, b, a_in), z, mistakes)
 
 
 def bp1(own: ModuleType) -> Iterator[str]:
-    yield at_the_end(own, draw(5, 3), ONE_HOT)
+    z, y = draw(5, 3), ONE_HOT
+    a = fn.sigmoid(z)
+    mistakes = {
+        "the factor 1 − a of σ'(z) is missing": (a - y) * a,
+        "z stands where σ(z) belongs": (a - y) * z * (1 - z),
+        "one error for each example, not their mean": np.mean((a - y) * a * (1 - a), axis=0),
+    }
+    yield hinted(at_the_end(own, z, y), own.output_error(z, y), mistakes)
 
 
 def bp2(own: ModuleType) -> Iterator[str]:
@@ -101,12 +130,23 @@ def bp2(own: ModuleType) -> Iterator[str]:
     def backward(z, delta):
         return (own.hidden_error(z, w, delta),)
 
-    yield fault(fn.audit((lambda z: (own.forward(z, w), z), backward), draw(5, 4)), hidden_error="z")
+    z, above = draw(5, 4), draw(5, 3, seed=1)
+    told = fault(fn.audit((lambda z: (own.forward(z, w), z), backward), z), hidden_error="z")
+    a = fn.sigmoid(z)
+    mistakes = {
+        "the factor 1 − a of σ'(z) is missing": above @ w * a,
+        "z stands where σ(z) belongs": above @ w * z * (1 - z),
+    }
+    yield hinted(told, own.hidden_error(z, w, above), mistakes)
 
 
 def bp3_bp4(own: ModuleType) -> Iterator[str]:
-    layer = own.Dense(3)
-    yield fault(fn.check_layer(layer, like(layer, 4), draw(5, 4)))
+    layer, delta, a_in = own.Dense(3), draw(5, 3), draw(5, 4)
+    told = fault(fn.check_layer(layer, like(layer, 4), a_in))
+    product = {
+        "the product of the means, not the mean of the products": np.outer(delta.mean(axis=0), a_in.mean(axis=0))
+    }
+    yield hinted(told, layer.gradients(like(layer, 4), (a_in, draw(5, 3, seed=1)), delta)["w"], product)
 
 
 def cross_entropy(own: ModuleType) -> Iterator[str]:
@@ -139,7 +179,10 @@ def l2(own: ModuleType) -> Iterator[str]:
     def alone(params):
         return {name: got - gradients[name] for name, got in own.add_penalty(params, gradients, *of).items()}
 
-    yield fault(fn.check_gradient(lambda params: own.penalty(params, *of), alone, params), add_penalty="params")
+    told = fault(fn.check_gradient(lambda params: own.penalty(params, *of), alone, params), add_penalty="params")
+    added, forgotten = alone(params)["w"], 0.14 * params["w"] - gradients["w"]
+    told = hinted(told, added, {"the gradient of the old cost is left out": forgotten})
+    yield told + "; not divided by N" * np.allclose(added, 7 * params["w"])
 
     def value(params):
         return cost(params) + own.penalty(params, *of)
@@ -159,9 +202,11 @@ def dropout(own: ModuleType) -> Iterator[str]:
 
     kept = np.array([1.0, 0.0, 1.0], np.float32)
     scaled = {"the units that stay are not scaled up": kept * a, "scaled by the rate, not by 1 − rate": kept * a / rate}
+    scaled["multiplied by 1 − rate, not divided"] = kept * a * (1 - rate)
     notes = {"no scaling here in the notes' form": kept * a / (1 - rate)}
     yield same("train_as_in_the_notes", own.train_as_in_the_notes(a, kept, rate), kept * a, notes)
     halved = {"multiplied by the share that was dropped": a * rate, "not scaled": a, "divided": a / (1 - rate)}
+    halved["halved, whatever the rate is"] = a / 2
     right = expected(own.train_as_in_the_notes)
     yield same("use_as_in_the_notes", own.use_as_in_the_notes(a, rate), right, halved)
     yield same("train", own.train(a, kept, rate), kept * a / (1 - rate), scaled)
@@ -173,11 +218,48 @@ def dropout(own: ModuleType) -> Iterator[str]:
 
 def chain(own: ModuleType) -> Iterator[str]:
     args = draw(4), draw(4, seed=1), np.float32(0.8), np.float32(0.2)
-    yield fault(fn.check_gradient(own.cost, own.bias_gradients, *args), bias_gradients="b")
+    got = own.bias_gradients(*args)
+    if np.ndim(got) == 1 and isinstance(got, list | tuple):
+        yield f"bias_gradients: expected one array (4,), got a {type(got).__name__} of numbers, as in jnp.stack(...)"
+    a = np.asarray(own.activations(*args[:3]))
+    slopes, w = a[1:] * (1 - a[1:]), args[1]
+
+    def through(factors):
+        """From BP1 down, one of the factors for each layer."""
+        return np.multiply.accumulate(np.append((a[-1] - args[3]) * slopes[-1], factors[::-1]))[::-1]
+
+    mistakes = {
+        "a layer's own w stands where that of the layer above belongs": through((w * slopes)[:-1]),
+        "σ' of the layer above stands where the layer's own belongs": through(w[1:] * slopes[1:]),
+        "σ' of the layer below stands where the layer's own belongs": through(w[1:] * (a * (1 - a))[:-2]),
+        "the layers' own σ' are left out": through(w[1:]),
+        "the weights are left out": through(slopes[:-1]),
+    }
+    told = fault(fn.check_gradient(own.cost, own.bias_gradients, *args), bias_gradients="b")
+    yield hinted(told, got, mistakes)
 
 
 def gate(own: ModuleType) -> Iterator[str]:
-    yield fault(fn.check_layer(own.Highway(), like(own.Highway(), 4), draw(5, 4)))
+    layer, a_in = own.Highway(), draw(5, 4)
+    told = fault(fn.check_layer(layer, params := like(layer, 4), a_in))
+    if told.startswith("error") and "; " not in told:
+        cache, da = layer.forward(params, a_in)[1], draw(5, 4, seed=1)
+        _, h, g = cache
+        got = layer.error(params, cache, da)
+        for place, mistakes in {
+            "h": {
+                "the gate g is left out": da * (1 - h**2),
+                "1 − g stands where g belongs": da * (1 - g) * (1 - h**2),
+                "tanh' is left out": da * g,
+                "tanh' is 1 − h², not 1 − h": da * g * (1 - h),
+            },
+            "g": {
+                "g takes from a_in what it gives to h": da * h * g * (1 - g),
+                "σ' is left out": da * (h - a_in),
+            },
+        }.items():
+            told = hinted(told, got[place], mistakes) if told.startswith(f"error['{place}']") else told
+    yield told
 
 
 def convolution(own: ModuleType) -> Iterator[str]:
@@ -193,7 +275,15 @@ def convolution(own: ModuleType) -> Iterator[str]:
 def max_pooling(own: ModuleType) -> Iterator[str]:
     a = np.float32(np.random.default_rng(0).permutation(24).reshape(4, 6) / 8)  # no ties
     largest = (lambda a: (own.max_pool(a), a), lambda a, delta: (own.unsample_max(delta, a),))
-    yield fault(fn.audit(largest, a), unsample_max="a")
+    delta = draw(2, 3)
+    everywhere, best = own.spread(delta), a == own.spread(own.max_pool(a))
+    mistakes = {
+        "every place gets the error, not the largest alone": everywhere,
+        "shared by the four places, as the mean's is": everywhere / 4,
+        "to all but the largest": everywhere * ~best,
+        "a factor a too much": everywhere * a,
+    }
+    yield hinted(fault(fn.audit(largest, a), unsample_max="a"), own.unsample_max(delta, a), mistakes)
     mean = (lambda a: (own.mean_pool(a), None), lambda _, delta: (own.unsample_mean(delta),))
     yield fault(fn.audit(mean, a), unsample_mean="a")
 
@@ -235,6 +325,24 @@ MARKS: dict[str, Callable[[ModuleType], Iterator[str]]] = {
 
 
 # %% Marking.
+def returning(own: ModuleType, path: Path) -> None:
+    """Make every function of the file, and every method of its layers, raise where it returns None."""
+
+    def checked(f):
+        @functools.wraps(f)
+        def run(*args, **kwargs):
+            if (result := f(*args, **kwargs)) is None:
+                raise ValueError(f"{f.__name__} returns None: `return` is missing")
+            return result
+
+        return run
+
+    for place in (own, *(each for each in vars(own).values() if isinstance(each, type))):
+        for name, f in list(vars(place).items()):
+            if getattr(getattr(f, "__code__", None), "co_filename", None) == str(path):
+                setattr(place, name, checked(f))
+
+
 def mark(name: str, folder: Path) -> tuple[str, str]:
     """("right" or "wrong" or "not written yet", what there is to say) of one exercise."""
     (path,) = folder.glob(f"[0-9][0-9]_{name}.py")
@@ -242,6 +350,7 @@ def mark(name: str, folder: Path) -> tuple[str, str]:
     own = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(own)
+        returning(own, path)
         for told in MARKS[name](own):
             if told:
                 return "wrong", told
@@ -249,7 +358,7 @@ def mark(name: str, folder: Path) -> tuple[str, str]:
         if isinstance(error, NotImplementedError) or "NotImplementedError: " in str(error):
             return "not written yet", str(error).rpartition("NotImplementedError: ")[2]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-        where = f"line {lines[-1]} of {path.name}: " if lines else ""
+        where = f"line {lines[0]} of {path.name}: " if lines else ""
         return "wrong", f"{where}{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return "right", ""
 
@@ -267,7 +376,13 @@ def main(names: list[str], folder: str | Path = HERE) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*MARKS, []], help=", ".join(MARKS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MARKS))
     parser.add_argument("--in", dest="folder", default=HERE, metavar="FOLDER", help="where the exercises are")
-    if main(**vars(parser.parse_args())):
+    given = parser.parse_args()
+    for name in given.names or MARKS:
+        if name not in MARKS:
+            parser.error(f"expected names of exercises, got {name}; they are {', '.join(MARKS)}")
+        if not list(Path(given.folder).glob(f"[0-9][0-9]_{name}.py")):
+            parser.error(f"expected a file [0-9][0-9]_{name}.py, got none in {given.folder}; --in names its folder")
+    if main(given.names, given.folder):
         sys.exit(1)

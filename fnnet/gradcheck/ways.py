@@ -145,11 +145,11 @@ def _of_products(what: str, names: list[str], xs: list[Any], out_shape: tuple, i
         yield Way(Case(words), lambda at, k=k, i=i: at.with_other(i, at.instead[k]))
     if any(map(jnp.iscomplexobj, xs)):
         for i, own in enumerate(names):
-            words = f"{own} in {what} is not conjugated, or once too often"
+            words = f"{own or 'a factor'} in {what} is not conjugated, or once too often"
             yield Way(Case(words), lambda at, i=i: at.with_other(i, jnp.conj(at.xs[i])))
     for i, own in enumerate(names):
         if _is_square(np.shape(xs[i])):
-            words = f"{own} in {what} stands where its transpose belongs"
+            words = f"{own or 'a factor'} in {what} stands where its transpose belongs"
             yield Way(Case(words), lambda at, i=i: at.with_other(i, jnp.swapaxes(at.xs[i], -1, -2)))
         if _is_square(out_shape):
             words = f"the cotangent of {what} stands where its transpose belongs"

@@ -613,10 +613,10 @@ def as_data(name: str, value: Any) -> Array:
             value = unwrapped(value)
         except (TypeError, ValueError, OverflowError):
             got = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-            raise ValueError(
-                f"{name}: expected an array of numbers (m, ...), got {got}; give rows of one length, as in "
-                f"np.asarray({name}, float)"
-            ) from None
+            remedy = f"give rows of one length, as in np.asarray({name}, float)"
+            if isinstance(value, tuple) and value and isinstance(value[0], dict):
+                got, remedy = "a network's parameters", "params come before x, as in net.apply(params, x)"
+            raise ValueError(f"{name}: expected an array of numbers (m, ...), got {got}; {remedy}") from None
     return value
 
 
