@@ -14,7 +14,7 @@ from jax import Array
 from .chunks import check_micro_batch, chunk_size, mean_over_chunks
 from .costs import Cost
 from .devices import batch_size, divided, where_divided
-from .given import check_cost, check_feedback, check_net, run_checked, whole
+from .given import called_as, check_cost, check_feedback, check_net, run_checked, whole
 from .head import check_head, from_cost, through_positions
 from .layers._layer import Cache, Delta, Layer, Params, run_forward
 from .penalties import Penalty, check_penalty
@@ -37,6 +37,7 @@ class Backprop(NamedTuple):
     gradients: Params
 
 
+@called_as("backprop(net, cost, params, x, y)")
 def backprop(
     net: Layer,
     cost: Cost,
@@ -107,6 +108,7 @@ def errors_of(
     return net.error(back, cache, cost.output_gradient(a, y, weights=weights))
 
 
+@called_as("value_and_grad(net, cost)(params, x, y)")
 def value_and_grad(
     net: Layer,
     cost: Cost,
@@ -149,6 +151,7 @@ def value_and_grad(
     options = {"micro_batch": micro_batch, "positions": positions, "carry": carry}
     run = _run_where_the_batch_lies(_value_and_grad, net, cost, **options)
 
+    @called_as("value_and_grad(net, cost)(params, x, y, key=key)")
     def manual_value_and_grad(params, x, y, *, key=None, mask=None, weights=None, state=None):
         return run_checked(run, net, cost, params, x, y, key, mask, weights, state, *about_penalty)
 
@@ -180,6 +183,7 @@ def _value_and_grad(
     return ((value, last) if carry else value), gradients
 
 
+@called_as("objective(net, cost)(params, x, y)")
 def objective(
     net: Layer, cost: Cost, *, penalty: Penalty | None = None, n_examples: Any = None, carry: bool = False
 ) -> Callable[..., Any]:
@@ -194,6 +198,7 @@ def objective(
     about_penalty = jax.tree.map(placed, (penalty, n_examples))
     run = _run_where_the_batch_lies(_objective, net, cost, carry=carry)
 
+    @called_as("objective(net, cost)(params, x, y, key=key)")
     def cost_of_params(params, x, y, *, key=None, mask=None, weights=None, state=None):
         return run_checked(run, net, cost, params, x, y, key, mask, weights, state, *about_penalty)
 

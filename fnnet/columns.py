@@ -1,8 +1,13 @@
 """Tables of text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["aligned"]
+import numpy as np
+
+__all__ = ["aligned", "by_epoch"]
+
+SHOWN = 12
 
 
 def aligned(table: Sequence[Sequence[str]], right: int = 0) -> list[str]:
@@ -15,3 +20,14 @@ def aligned(table: Sequence[Sequence[str]], right: int = 0) -> list[str]:
         return "  ".join(text.ljust(n) if i < first else text.rjust(n) for i, (text, n) in pairs).rstrip()
 
     return [line(texts) for texts in table]
+
+
+def by_epoch(monitors: Mapping[str, Any], *about: str) -> str:
+    """A table of monitors, arrays with one entry per epoch or None: twelve epochs at most, the first and the last among
+    them; below it how many there are, and what else is to be said."""
+    shown = {name.replace("_", " "): values for name, values in monitors.items() if values is not None}
+    n = len(next(iter(shown.values())))
+    epochs = np.linspace(0, n - 1, min(n, SHOWN)).round().astype(int)
+    rows = [(f"{i + 1}", *(f"{values[i]:#.4g}" for values in shown.values())) for i in epochs]
+    table = aligned([("epoch", *shown), *rows], right=1 + len(shown))
+    return "\n".join([*table, ", ".join((f"{n} epoch{'s' * (n != 1)}", *about))])

@@ -1,10 +1,12 @@
 """Checks of what a function is given that more than one module makes."""
 
 import contextlib
+import functools
+import inspect
 import weakref
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,40 @@ from .costs import Cost, bounds, check_targets, is_within
 from .devices import check_mixing
 from .layers._layer import Layer, Params, Shape, as_array, as_data, check_key, run_forward
 from .programs import KEPT
+
+P = ParamSpec("P")
+R = TypeVar("R")
+ORDER = "net comes first, then cost, params and the data"
+
+
+def called_as(call: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """The function, whose TypeError for arguments that it does not take says how it is called. Looked at only where it
+    raised one: a call costs nothing more."""
+
+    def of(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def checked(*args: P.args, **keywords: P.kwargs) -> R:
+            try:
+                return function(*args, **keywords)
+            except TypeError:
+                misfit = _misfit(function, args, keywords)
+                if misfit is None:
+                    raise
+            given = ", ".join([*(type(a).__name__ for a in args), *(f"{name}=..." for name in keywords)])
+            raise TypeError(f"{call.partition('(')[0]}: expected {call}, got ({given}): {misfit}")
+
+        return checked
+
+    return of
+
+
+def _misfit(function: Callable, args: tuple[Any, ...], keywords: dict[str, Any]) -> TypeError | None:
+    """Python's reason why these are not the function's arguments; None where they are."""
+    try:
+        inspect.signature(function).bind(*args, **keywords)
+    except TypeError as error:
+        return error
+    return None
 
 
 def whole(function: str, name: str, value: Any, least: int = 1) -> Any:
@@ -68,13 +104,14 @@ def check_like(what: str, params: Params, tree: Any, remedy: str) -> None:
 def check_net(net: Any) -> None:
     """Raise a ValueError unless it is a layer."""
     if not isinstance(net, Layer):
-        raise ValueError(f"net: expected an fn.Network or another layer, got {type(net).__name__}; see fn.layer")
+        raise ValueError(f"net: expected an fn.Network or another layer, got {type(net).__name__}; {ORDER}")
 
 
 def check_cost(cost: Any) -> None:
     """Raise a ValueError unless it is a cost."""
     if not isinstance(cost, Cost):
-        raise ValueError(f"cost: expected an fn.Cost such as fn.cross_entropy, got {type(cost).__name__}")
+        got = type(cost).__name__
+        raise ValueError(f"cost: expected an fn.Cost such as fn.cross_entropy, got {got}; {ORDER}")
 
 
 def check_batch(
@@ -262,7 +299,9 @@ def entries(data: Any, name: str) -> tuple[Any, Any, dict[str, Any]]:
             f"{name}: expected (x, y, {{'mask': ..., 'weights': ...}}), got {type(given).__name__} for the third"
         )
     if unknown := sorted(given.keys() - {"mask", "weights"}):
-        raise ValueError(f"{name}: expected the keys 'mask' and 'weights' beside x and y, got {unknown}")
+        raise ValueError(
+            f"{name}: expected the keys 'mask' and 'weights' beside x and y, got {unknown}; params come before the data"
+        )
     return x, y, {k: v for k, v in given.items() if v is not None}
 
 

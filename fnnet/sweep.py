@@ -19,7 +19,7 @@ from .costs import Cost
 from .devices import MAKE_A_MESH, NETWORKS
 from .epochs import epoch as epoch_program
 from .epochs import monitor
-from .given import check_data, check_net, examples, names_classes, whole
+from .given import called_as, check_data, check_net, examples, names_classes, whole
 from .layers._layer import Layer, Params, as_array
 from .optimizers import Optimizer, is_transformation, traceable
 from .penalties import Penalty, check_penalty
@@ -74,6 +74,7 @@ FINGERPRINT = (
 )  # fmt: skip
 
 
+@called_as("sweep(net, cost, (x, y), keys=keys, epochs=30, batch_size=10, optimizers=[fn.sgd(0.5)])")
 def sweep(
     net: Layer,
     cost: Cost,

@@ -20,13 +20,14 @@ from jax.sharding import Mesh
 from .batches import Layout, laid_out, layout_of_batches
 from .checkpoints import fingerprint, keeping, resumed
 from .chunks import check_micro_batch
+from .columns import by_epoch
 from .costs import Cost
 from .devices import check_agreed, check_everywhere, everywhere, replicated
 from .divergence import Diverged, diverged_at
 from .epochs import batch_step as _batch_step
 from .epochs import epoch, mini_batch, state_after
 from .epochs import monitor as _monitor
-from .given import Examples, examples, names_classes, whole
+from .given import Examples, called_as, examples, names_classes, whole
 from .layers._layer import Layer, Params, as_array, check_key
 from .optimizers import Optimizer, is_transformation, traceable
 from .penalties import Penalty, check_penalty
@@ -129,7 +130,14 @@ class History(NamedTuple):
     state: TrainingState
     watched: Any = None
 
+    def __repr__(self) -> str:
+        monitors = {name: getattr(self, name) for name in self._fields if name not in ("state", "watched")}
+        step, best = int(self.state.step), 0 if self.state.best is None else int(self.state.best.epoch)
+        about = {f"{step} mini-batches of the next": step, f"the best of them {best}": best}
+        return by_epoch(monitors, *(text for text, holds in about.items() if holds))
 
+
+@called_as("fit(net, cost, params, (x, y), key=key, epochs=30, batch_size=10, optimizer=fn.sgd(0.5))")
 def fit(
     net: Layer,
     cost: Cost,
@@ -306,7 +314,8 @@ def fit(
                 measured |= zip(("cost", "accuracy"), of_training(new_params), strict=True)
             if of_held_out is not None:
                 measured |= zip(("validation_cost", "validation_accuracy"), of_held_out(new_params), strict=True)
-            measured, finite = jax.device_get((measured, finite))
+            *values, finite = jax.device_get((*measured.values(), finite))
+            measured = dict(zip(measured, values, strict=True))  # a tree's dict would be sorted by name
             if not (finite and np.isfinite(measured["cost"])):
                 raise _diverged(net, state, epoch_of, train, jax.device_get(costs), batch_size, layout)
             done += 1
@@ -371,6 +380,7 @@ class Records:
         return room
 
 
+@called_as("evaluate(net, cost, params, (x, y))")
 def evaluate(
     net: Layer,
     cost: Cost,

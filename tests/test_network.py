@@ -478,3 +478,37 @@ def test_bad_input_is_a_clear_error(change, message):
         rest = {k: v for k, v in args.items() if k not in ("net", "cost")}
         with pytest.raises(ValueError, match=message):
             fn.value_and_grad(args["net"], args["cost"])(**rest)
+
+
+def test_a_call_with_other_arguments_says_how_it_is_called():
+    net, params, x, y = small()
+    cost, settings = fn.log_likelihood, {"key": jax.random.key(0), "epochs": 1, "optimizer": fn.sgd(0.5)}
+    of = r"fit\(net, cost, params, \(x, y\), key=key, .*\), got \(Network, Cost, tuple, ArrayImpl, ArrayImpl"
+    with pytest.raises(TypeError, match=rf"fit: expected {of}, key=.*, optimizer=\.\.\.\): too many positional"):
+        fn.fit(net, cost, params, x, y, **settings)
+    with pytest.raises(TypeError, match=r"fit: expected fit\(.*\): got an unexpected keyword argument 'lr'"):
+        fn.fit(net, cost, params, (x, y), lr=0.5, **settings)
+    with pytest.raises(TypeError, match=r"sweep: expected sweep\(net, cost, \(x, y\), keys=keys, .*\): too many"):
+        fn.sweep(net, cost, params, (x, y), **settings)
+    with pytest.raises(
+        TypeError, match=r"evaluate\(net, cost, params, \(x, y\)\), got \(Network, tuple, tuple\): missing"
+    ):
+        fn.evaluate(net, params, (x, y))
+    for function in (fn.backprop, fn.compare_gradients):
+        with pytest.raises(TypeError, match=r"\(net, cost, params, x, y\), got \(Network, Cost, tuple, tuple\): .*'y'"):
+            function(net, cost, params, (x, y))
+    for function in (fn.value_and_grad, fn.objective):
+        called = rf"{function.__name__}\(net, cost\)\(params, x, y"
+        with pytest.raises(
+            TypeError, match=rf"{called}\), got \(Network, Cost, tuple, ArrayImpl, ArrayImpl\): too many"
+        ):
+            function(net, cost, params, x, y)
+        with pytest.raises(TypeError, match=rf"{called}, key=key\), got \(tuple, tuple\): missing .*'y'"):
+            function(net, cost)(params, (x, y))
+    mixed = r"got tuple; net comes first, then cost, params and the data"
+    with pytest.raises(ValueError, match=rf"cost: expected an fn\.Cost such as fn\.cross_entropy, {mixed}"):
+        fn.fit(net, params, cost, (x, y), **settings)
+    with pytest.raises(ValueError, match=rf"net: expected an fn\.Network or another layer, {mixed}"):
+        fn.value_and_grad(params, net)
+    with pytest.raises(ValueError, match=r"beside x and y, got \['b', 'w'\]; params come before the data"):
+        fn.evaluate(net, cost, (x, y), ({}, {}, params[-1]))

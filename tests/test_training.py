@@ -13,6 +13,7 @@ import fnnet as fn
 from fnnet import training
 from fnnet.programs import _program_of_run
 from fnnet.progress import reporter
+from fnnet.training import Best
 
 from .cases import assert_agree, cast, thorough
 
@@ -213,7 +214,7 @@ class TestFit:
         run(epochs=2, progress=True)
         lines = capsys.readouterr().err.splitlines()
         assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
-        assert "accuracy" in lines[0]
+        assert 0 < lines[0].index("cost") < lines[0].index("accuracy")
         run(epochs=2)
         assert capsys.readouterr().err == ""
 
@@ -224,6 +225,21 @@ class TestFit:
         lines = capsys.readouterr().err.splitlines()
         assert len({tuple(map(line.index, ("/100:", " cost", "validation", "networks", "("))) for line in lines}) == 1
         assert lines[1].startswith("epoch  10/100: cost 1.235e-05  validation cost 2.469e-05  networks 7         (")
+
+    def test_a_history_is_printed_as_a_table(self):
+        def printed(n, **state):
+            params, *rest = "no arrays", None, KEY, n, None, {}, None
+            cost = np.geomspace(1, 0.01, n)
+            return f"{fn.History(cost, cost / 2, None, None, fn.TrainingState(params, *rest)._replace(**state))}".split(
+                "\n"
+            )
+
+        assert printed(1) == ["epoch   cost  accuracy", "    1  1.000    0.5000", "1 epoch"]
+        lines = printed(100, step=7, best=Best(41, 0.5, "no arrays"))
+        assert [int(line.split()[0]) for line in lines[1:-1]] == [1, 10, 19, 28, 37, 46, 55, 64, 73, 82, 91, 100]
+        assert len({len(line) for line in lines[:-1]}) == 1
+        assert lines[-1] == "100 epochs, 7 mini-batches of the next, the best of them 41"
+        assert printed(0) == ["epoch  cost  accuracy", "0 epochs"]
 
     def test_a_progress_bar_on_a_terminal(self, monkeypatch, capsys):
         monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)

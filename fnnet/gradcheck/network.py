@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..costs import Cost
-from ..given import check_batch
+from ..given import called_as, check_batch
 from ..layers._composite import walk
 from ..layers._layer import Layer, Params, check_key
 from ..penalties import Penalty, check_penalty
@@ -34,6 +34,7 @@ from .verdicts import TOLERANCE, Subject, differences
 from .whole import network_rows, rows_in_place
 
 
+@called_as("compare_gradients(net, cost, params, x, y)")
 @jax.transfer_guard("allow")  # it compares on the host
 def compare_gradients(
     net: Layer,

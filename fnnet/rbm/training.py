@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ..activations import wide_dtype
 from ..batches import ONE, Layout, of_device, order, total
 from ..checkpoints import fingerprint, keeping, resumed
+from ..columns import by_epoch
 from ..devices import WHOLE, Division
 from ..divergence import Diverged
 from ..given import Examples, whole
@@ -79,6 +80,10 @@ class History(NamedTuple):
     pseudo_likelihood: np.ndarray | None
     free_energy_gap: np.ndarray | None
     state: State
+
+    def __repr__(self) -> str:
+        monitors = {name: getattr(self, name) for name in self._fields if name != "state"}
+        return by_epoch(monitors)
 
 
 def fit(
