@@ -4,7 +4,8 @@ import sys
 
 from .gradcheck import audit
 from .gradcheck.command import main
+from .shell import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)
 sys.modules[__name__] = audit  # pyright: ignore[reportArgumentType]

@@ -412,6 +412,23 @@ class TestCheckGradient:
         assert (report.rows[0].leaf, report.rows[0].verdict) == (leaf, "fail"), str(report)
         assert hint in report.rows[0].hint
 
+    def test_a_local_derivative_left_out_is_named(self):
+        """The cotangent of a scalar is 1 at every point that an explanation has to hold at."""
+        y = normal((9, 4), seed=5)
+
+        def value(p, x):
+            return jnp.mean(jnp.sum((jnp.tanh(x @ p["w"] + p["b"]) - y) ** 2, axis=1)) / 2
+
+        def gradient(p, x):
+            delta = jnp.tanh(x @ p["w"] + p["b"]) - y
+            return {"w": x.T @ delta / len(x), "b": delta.mean(0)}
+
+        params = {"w": self.params["w"], "b": self.params["b"]}
+        rows = fn.check_gradient(value, gradient, params, normal((9, 4), seed=3)).rows
+        assert [row.leaf for row in rows] == ["['b']", "['w']"]
+        for row in rows:
+            assert re.match(r"the local derivative of tanh of `.*` is missing", row.hint), row.hint
+
     def test_bad_input(self):
         with pytest.raises(ValueError, match="to be a scalar"):
             fn.check_gradient(free_energy, phases, self.params, self.samples[0])
@@ -888,3 +905,17 @@ class TestComposites:
             assert (top.layer, top.equation, top.verdict) == ("1.1.0 Product", "error", "fail")
             assert "the way their errors are handed on (unwire) is not" in top.hint
             assert {row.layer for row in report.rows if row.verdict == "fail"} == {"1.1.0 Product"}
+
+
+def test_an_activation_is_audited_by_itself():
+    z = normal((4, 3))
+    report = fn.audit(fn.leaky_relu.with_(slope=0.3), z)
+    assert (report.ok, report.rows[0].layer) == (True, "leaky_relu(slope=0.3)")
+    wrong = dataclasses.replace(fn.sigmoid, pullback=lambda da, z, a: da * a)
+    assert [row.verdict for row in fn.audit(wrong, z).rows] == ["fail"]
+    surrogate = fn.step.with_surrogate(fn.sigmoid)
+    assert [row.verdict for row in fn.audit(surrogate, z, intended=fn.sigmoid).rows] == ["intended"]
+    with pytest.raises(
+        ValueError, match=r"audit: quadratic is a cost, .* fn\.compare_gradients\(net, cost, params, x, y\)"
+    ):
+        fn.audit(fn.quadratic, z, z)

@@ -13,11 +13,13 @@ import pytest
 
 import fnnet as fn
 from fnnet.gradcheck import command
+from fnnet.shell import run
 
 MODULE = """
 import jax
 import jax.numpy as jnp
 import numpy as np
+import fnnet as fn
 
 
 def rule(backward):
@@ -31,6 +33,7 @@ wrong = rule(lambda y, g: (g * (1 - y),))
 through = rule(lambda y, g: (g,))
 identity = lambda x: x
 plain = jnp.tanh
+sigmoid = fn.sigmoid
 
 
 def affine(x, w, b):
@@ -85,6 +88,7 @@ def module(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("rule", "likes", "status"),
     [
+        ("sigmoid", ["f32[4,8]"], 0),
         ("right", ["f32[4,8]"], 0),
         ("wrong", ["f32[4,8]"], 1),
         ("Net.inner", ["f64[3]"], 0),
@@ -182,6 +186,15 @@ def test_from_the_shell(module, tmp_path):
         [*run[:5], "--like"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True
     )
     assert done.returncode == 2
+
+
+def test_who_stops_reading_gets_no_traceback(monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed, monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", closed)
+        with pytest.raises(SystemExit, match="141"):
+            run(lambda: print("a table"))
 
 
 def test_the_function_is_not_shadowed_by_the_module():

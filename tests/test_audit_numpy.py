@@ -487,6 +487,16 @@ def test_what_is_given_is_left_as_it_was_after_an_exception():
     assert set(vars(layer)) == {"W", "b", "dW", "db"}
 
 
+def test_a_backward_that_is_not_written_is_named():
+    class Unwritten(Affine):
+        def backward(self, dout):
+            raise NotImplementedError("next week")
+
+    message = r"audit: the backward of Unwritten raised NotImplementedError: next week; write it"
+    with pytest.raises(ValueError, match=message):
+        audit(Unwritten(), DATA)
+
+
 def test_wrong_parameters_of_objects_are_named():
     class Wrong(Affine):
         def backward(self, dout):

@@ -1,8 +1,7 @@
 """The command: ``python -m fnnet.bench``."""
 
-import sys
-
+from ..shell import run
 from .command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

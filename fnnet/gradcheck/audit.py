@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..activations import Activation
+from ..costs import Cost
 from ..layers._layer import Layer
 from .devices import axes_of, gathered
 from .differences import JUDGE
@@ -38,7 +40,8 @@ def audit(
     Args:
         f: a function of ``jax.custom_vjp``, ``jax.custom_jvp`` or ``jax.custom_gradient``, or one with such rules inside; a
             pair (forward, backward) as ``defvjp`` takes it, or (value, gradient) of a scalar function of parameters, in JAX
-            or in NumPy; an object with the methods forward and backward, in NumPy; a ``torch.autograd.Function``.
+            or in NumPy; an object with the methods forward and backward, in NumPy; a ``torch.autograd.Function``; an
+            activation or a layer of fnnet.
         args: where to audit it: pytrees of arrays. Integers, booleans and keys are passed on and not differentiated.
         reference: (*args) -> out, the same function written plainly, to be differentiated in its place.
         intended: (*args) -> out, another function, which the rule is meant to be the derivative of: the identity for a
@@ -60,6 +63,12 @@ def audit(
     if isinstance(f, Layer):
         fits("audit: the arguments of a layer do not fit", check_layer, (f, *args), keywords)
         return check_layer(f, *args, trust=trusted, **keywords)
+    if isinstance(f, Cost):
+        raise ValueError(
+            f"audit: {f} is a cost, which is audited with a network: fn.compare_gradients(net, cost, params, x, y)"
+        )
+    if isinstance(f, Activation):
+        f = _of_activation(f)
     if reference is not None and intended is not None:
         raise ValueError("audit: expected reference= or intended=, got both; a reference computes what f computes")
     return _audited("audit", f, args, keywords, static_argnums, Held(reference, intended, points, trusted, gradients))
@@ -127,6 +136,14 @@ def check_gradient(
         )
     pair = Pair(value, gradient, "gradient")
     return _audited("check_gradient", pair, (params, *args), {}, (), Held(reference, None, points))
+
+
+def _of_activation(activation: Activation) -> Pair:
+    def forward(z: Any) -> tuple[Any, Any]:
+        return activation(z), z
+
+    forward.__name__ = repr(activation)
+    return Pair(forward, lambda z, da: (activation.error(da, z),), "backward")
 
 
 class Held(NamedTuple):

@@ -78,6 +78,8 @@ def of_function(
     def holds_elsewhere(text: str, search: Search, program: Callable) -> bool:
         """Whether it explains the difference at another point too; what is 0 or 1 by chance is no explanation."""
         args = moved(subject.args(case))
+        if source == "gradient":  # which is given no cotangent
+            args = *args[:-1], in_float64(subject.args(case)[-1])
         sides = exactly(subject.run, *args)
         if sides is None:
             return True
