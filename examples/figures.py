@@ -11,6 +11,7 @@ them. Both are deterministic; tests/test_figures.py compares the numbers with th
 import argparse
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,14 @@ def drawn(name: str, numbers: Numbers, folder: Path) -> None:
 
 def main(names: list[str], output: str | Path) -> None:
     Path(output).mkdir(parents=True, exist_ok=True)
+    left = []
     for name in names or FIGURES:
-        write(name, Path(output))
+        try:
+            write(name, Path(output))
+        except ModuleNotFoundError as missing:
+            left.append(f"{name} needs {missing.name}")
+    if left:
+        sys.exit(f'{", ".join(left)}; the extra "tests" brings it: pip install -e ".[tests]"')
 
 
 # %%

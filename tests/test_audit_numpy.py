@@ -492,7 +492,7 @@ def test_a_backward_that_is_not_written_is_named():
         def backward(self, dout):
             raise NotImplementedError("next week")
 
-    message = r"audit: the backward of Unwritten raised NotImplementedError: next week; write it"
+    message = r"audit: write the backward of Unwritten first, it raised NotImplementedError: next week"
     with pytest.raises(ValueError, match=message):
         audit(Unwritten(), DATA)
 

@@ -13,6 +13,7 @@ from .cases import thorough
 
 FOLDER = Path(__file__).parent.parent / "examples" / "exercises"
 SOLUTIONS = FOLDER / "solutions"
+sys.path.append(str(FOLDER))
 CHECK = runpy.run_path(str(FOLDER / "check.py"))
 MISTAKES = {  # in a solution: what stands there, what is planted, what has to be said
     "sigmoid": ("a * (1 - a)", "-a * (1 - a)", "derivative: .*wrong sign"),

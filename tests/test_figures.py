@@ -16,7 +16,8 @@ from .cases import thorough
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "pictures"
 sys.path.append(str(ROOT / "examples"))
-FIGURES = runpy.run_path(str(ROOT / "examples" / "figures.py"))["FIGURES"]
+SCRIPT = runpy.run_path(str(ROOT / "examples" / "figures.py"))
+FIGURES = SCRIPT["FIGURES"]
 CHEAP = [
     "neuron", "dense", "descent", "saturation", "pooling", "equations", "rotation", "tied", "gated", "hidden", "swiglu",
     "huber", "sent", "ratios", "sizes",
@@ -68,6 +69,14 @@ def test_digits_still_lie_among_their_like_in_the_plane():
         apart = np.linalg.norm(codes[:, None] - codes, axis=-1)
         np.fill_diagonal(apart, np.inf)
         assert np.mean(labels[apart.argmin(axis=1)] == labels) > 0.3
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "optax", None)
+    with pytest.raises(
+        SystemExit, match=r'decay needs optax; the extra "tests" brings it: pip install -e "\.\[tests\]"'
+    ):
+        SCRIPT["main"](["decay"], tmp_path)
 
 
 def test_every_figure_is_committed_and_shown_for_both_schemes():

@@ -56,7 +56,7 @@ def named(results: list[Document]) -> list[tuple[str, Document]]:
 
 
 def machines(results: list[Document]) -> list[str]:
-    lines = ["| | machine | JAX | runs | matrix product, GFLOP/s | memory, GB/s |", "|---|---|---|---|---|---|"]
+    lines = ["| below | machine | JAX | runs | matrix product, GFLOP/s | memory, GB/s |", "|---|---|---|---|---|---|"]
     for letter, document in named(results):
         m, runs = document["machine"], document["runs"]
         device = "" if m["device"] == "cpu" else f", {m['device']}"

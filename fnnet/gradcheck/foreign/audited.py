@@ -166,7 +166,7 @@ def _likeliest(runner: Runner, r: Any, plain: Callable | None) -> tuple[Problem,
     if not found:
         if (unwritten := next((e for _, e in refusals if isinstance(e, NotImplementedError)), None)) is not None:
             raise ValueError(
-                f"audit: the backward of {runner.code.name} raised NotImplementedError: {unwritten}; write it, then audit it"
+                f"audit: write the backward of {runner.code.name} first, it raised NotImplementedError: {unwritten}"
             ) from unwritten
         way, error = next((pair for pair in refusals if str(pair[1]).startswith("audit: ")), refusals[0])
         if str(error).startswith("audit: "):
