@@ -12,6 +12,7 @@ The script prints a table and, where matplotlib is installed, writes alignment.p
 # %%
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,21 +68,26 @@ def picture(result: dict, path: Path) -> None:
     if (plt := pyplot()) is None:
         return
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = plt.figure(figsize=(10, 4), layout="constrained")
+    draw(result, figure)
+    save(figure, path)
+
+
+def draw(result: dict, figure: Any) -> None:
+    left, right = figure.subplots(1, 2)
     for i, name in enumerate(("feedback", "direct")):
         for layer, style in enumerate(("-", "--")):
             values = result["angles"][name][:, layer]
-            left.plot(values, style, color=f"C{i + 1}", marker=".", label=f"{name}, layer {layer + 1}")
+            left.plot(values, style, color=f"C{i + 1}", label=f"{name}, layer {layer + 1}")
     left.axhline(90, color="0.6", ls=":", label="no relation (90°)")
     left.set(xlabel="epoch", ylabel="angle (degrees)", ylim=(0, 100), title="The rule's gradient against the true one")
     for i, (name, values) in enumerate(result["accuracy"].items()):
-        right.plot(np.arange(1, len(values) + 1), 100 * values, color=f"C{i}", marker=".", label=name)
+        right.plot(np.arange(1, len(values) + 1), 100 * values, color=f"C{i}", label=name)
     right.set(xlabel="epoch", ylabel="validation accuracy (%)", title="Accuracy by epoch")
-    for ax in (left, right):
+    for ax, place in ((left, "lower left"), (right, "lower right")):
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
-        ax.legend()
-    save(figure, path)
+        ax.legend(loc=place, fontsize="small")
 
 
 # %%

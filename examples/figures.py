@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pages import card, guides, learn, use
+from pages import card, guides, learn, scripts, use
 
 Numbers = dict[str, Any]
 LIGHT, DARK = ["#1f5f99", "#c25700", "#3d7d3d", "#7b4f9d"], ["#7db8ec", "#ff9f45", "#8fd18f", "#c9a6e8"]
@@ -29,7 +29,7 @@ SCHEMES = {
 CARD = {".png": {"ink": "#ffffff", "ground": "#10365b", "colours": DARK}}
 FIGURES: dict[str, tuple[Callable[[], Numbers], Callable[[Numbers, Any], None]]] = {
     name: (compute, getattr(module, f"draw_{name}"))
-    for module in (learn, guides, use, card)
+    for module in (learn, guides, use, scripts, card)
     for name, compute in vars(module).items()
     if hasattr(module, f"draw_{name}")
 }

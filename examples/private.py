@@ -17,6 +17,7 @@ step; ``fit`` shuffles and takes them in turn.)
 # %%
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,21 +81,27 @@ def picture(result: dict, path: Path) -> None:
     if (plt := pyplot()) is None:
         return
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = plt.figure(figsize=(10, 4), layout="constrained")
+    draw(result, figure)
+    save(figure, path)
+
+
+def draw(result: dict, figure: Any) -> None:
+    left, right = figure.subplots(1, 2)
     for name, values in result["accuracy"].items():
-        left.plot(np.arange(1, len(values) + 1), 100 * values, marker=".", label=name)
+        left.plot(np.arange(1, len(values) + 1), 100 * values, label=name)
     left.set(xlabel="epoch", ylabel="validation accuracy (%)", title="Training with private gradients")
     left.xaxis.get_major_locator().set_params(integer=True)
     for name, of in result["norms"].items():
         share = 100 * np.arange(1, len(of) + 1) / len(of)
-        right.plot(np.sort(of), share, label=name if name == "before" else f"after: {name}")
-    right.axvline(result["bound"], color="0.3", ls=":", label="bound")
+        right.plot(np.sort(of), share, label=name)
+    right.axvline(result["bound"], color="0.6", ls=":", label="bound")
     right.set(xscale="log", xlim=(1e-4, 1e2), xlabel=r"$\|g_x\|$", ylabel="training images with less (%)")
-    right.set_title("Norms of single images' gradients")
-    for ax in (left, right):
+    right.set_title("Norms of images' gradients, before and after")
+    right.minorticks_off()
+    for ax, place in ((left, "lower right"), (right, "upper left")):
         ax.grid(alpha=0.3)
-        ax.legend()
-    save(figure, path)
+        ax.legend(loc=place, fontsize="small")
 
 
 # %%

@@ -12,6 +12,7 @@ the negative ones most of all, and the Gauss-Newton matrix then is nearly the He
 # %%
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,20 +66,25 @@ def picture(found: dict, path: Path) -> None:
     if (plt := pyplot()) is None:
         return
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    figure = plt.figure(figsize=(11, 4), layout="constrained")
+    draw(found, figure)
+    save(figure, path)
+
+
+def draw(found: dict, figure: Any) -> None:
+    axes = figure.subplots(1, 2, sharey=True)
     for ax, when in zip(axes, ("before", "after"), strict=True):
         for (name, seen), style in zip(
             ((name, seen) for name, seen in found.items() if f" {when} " in name), ("-", "--"), strict=True
         ):
             width = (seen.largest - seen.smallest) / 150
-            grid = np.linspace(seen.smallest - 5 * width, seen.largest + 5 * width, 2000)
+            grid = np.linspace(seen.smallest - 5 * width, seen.largest + 5 * width, 1000)
             ax.semilogy(grid, seen.density(grid, width), style, label=name.removesuffix(f" {when} training"))
         ax.axvline(0, color="0.7", lw=0.8)
         ax.set(xlabel="eigenvalue", title=f"{when.capitalize()} training", ylim=(1e-6, 1e3))
         ax.grid(alpha=0.3)
         ax.legend()
     axes[0].set_ylabel("density")
-    save(figure, path)
 
 
 # %%

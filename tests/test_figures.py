@@ -25,7 +25,18 @@ CHEAP = [
 LONG = ["vanishing", "credit", "reach", "growth", "decay", "inside"]
 AUDITS = ["fault", "card"]  # differences at rounding are those of a machine
 # Thousands of steps, and draws that hang by a rounding: mean and spread stay.
-TRAINED = ["overfitting", "features", "boltzmann", "first", "rates", "resumed", "differences"]
+TRAINED = [
+    "overfitting",
+    "features",
+    "boltzmann",
+    "first",
+    "rates",
+    "resumed",
+    "differences",
+    "alignment",
+    "private",
+    "spectrum",
+]
 # Tables of links; the figures of what the others say are with the results, those of the notes' chapters under Learn.
 WITHOUT = {"which.md", "measured.md", "notes.md"}
 PAGES = {page: page.read_text() for folder in ("docs", "docs/learn") for page in (ROOT / folder).glob("*.md")}
