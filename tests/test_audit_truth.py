@@ -47,8 +47,13 @@ class TestManyDigits:
         z = jnp.array([1000.0, 2.0, -1000.0])
         (found,) = precisely(jax.grad(lambda z: jnp.sum(jnp.log1p(jnp.exp(z)))), (z,), lambda out: out)
         np.testing.assert_allclose(found, jax.nn.sigmoid(z), rtol=1e-15)
-        (found,) = precisely(lambda z: jnp.log1p(jnp.exp(z)) - z, (jnp.array([60.0]),), lambda out: out)
-        np.testing.assert_allclose(found, np.exp(-60.0), rtol=1e-15)
+        z = jnp.array([60.0, 150.0, 700.0])  # the last two are 0 with 60 and with 80 digits
+        (found,) = precisely(lambda z: jnp.log1p(jnp.exp(z)) - z, (z,), lambda out: out)
+        np.testing.assert_allclose(found, np.exp(-z), rtol=1e-13)
+        (found,) = precisely(lambda z: z - z, (z,), lambda out: out)
+        np.testing.assert_array_equal(found, 0)
+        (found,) = precisely(lambda z: jnp.sin(z) ** 2 + jnp.cos(z) ** 2 - 1, (z,), lambda out: out)
+        np.testing.assert_allclose(found, 0, atol=1e-55)
 
     def test_what_is_not_known_or_too_much(self):
         assert precisely(jnp.sort, (normal((4,)),), lambda out: out) is None
@@ -72,6 +77,14 @@ class TestBetterThanAutodiff:
         layer = fn.check_layer(net, params, jnp.ones((1, 2), dtype))
         assert layer.ok, str(layer)
 
+    @pytest.mark.parametrize("cost", [fn.log_likelihood, *thorough(fn.quadratic)])
+    @pytest.mark.parametrize("size", [300.0, *thorough(125.0, 700.0)])
+    def test_a_softmax_beyond_60_digits(self, size, cost):
+        params = {"w": jnp.zeros((3, 2)), "b": jnp.array([size, 0, 0])}
+        report = fn.compare_gradients(fn.Dense(3, fn.softmax), cost, params, jnp.ones((1, 2)), jnp.array([0]))
+        assert report.ok, str(report)
+        assert "better than autodiff" in {row.verdict for row in report.rows}
+
     @pytest.mark.thorough
     def test_a_wrong_one_is_not_better(self):
         @fn.layer
@@ -79,12 +92,17 @@ class TestBetterThanAutodiff:
             def error(self, params, cache, da):
                 return 1.01 * super().error(params, cache, da)
 
-        for cls, verdict in ((fn.Dense, "better than autodiff"), (Wrong, "fail")):
-            params = {"w": jnp.zeros((3, 2)), "b": jnp.array([20.0, 0, 0])}
+        for cls, size, verdict in (
+            (fn.Dense, 20.0, "better than autodiff"),
+            (Wrong, 20.0, "fail"),
+            (fn.Dense, 300.0, "better than autodiff"),
+            (Wrong, 300.0, "fail"),
+        ):
+            params = {"w": jnp.zeros((3, 2)), "b": jnp.array([size, 0, 0])}
             report = fn.check_layer(cls(3, fn.softmax), params, jnp.ones((1, 2)))
             row = next(row for row in report.rows if row.equation == "error")
             assert row.verdict == verdict, str(report)
-            assert verdict == "fail" or "with 60 digits manual is off by" in row.hint
+            assert verdict == "fail" or "with more digits manual is off by" in row.hint
 
     @pytest.mark.parametrize("dtype", ["float32", *thorough("float64")])
     def test_the_tail_of_elu(self, dtype):

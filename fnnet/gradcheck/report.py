@@ -38,7 +38,7 @@ class Row:
             - "fail": the equation itself is wrong.
             - "consequence": it is right, what it was fed is not.
             - "better than autodiff": manual is nearer to the true value than autodiff is, or finite where autodiff is not, as
-              float64, a computation with 60 digits or central differences tell.
+              float64, a computation with more digits or central differences tell.
             - "both valid subgradients": the sides differ only at kinks and ties, where either is a derivative.
             - "approximate": right to 1e-8 in float64, not to 1e-10, and nothing explains the difference.
             - "precision": right in float64, and no further off in this dtype than rounding explains.

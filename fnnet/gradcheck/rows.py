@@ -241,7 +241,7 @@ def _better(
             and ours < theirs
             and (found.manual_error <= 4 * bound_of(subject.dtype) or np.isnan(found.manual_error))
         ):
-            hint = f"with 60 digits manual is off by {ours:.1g}, autodiff by {theirs:.1g}"
+            hint = f"with more digits manual is off by {ours:.1g}, autodiff by {theirs:.1g}"
             return dataclasses.replace(row, verdict=BETTER, hint=hint)
     if not distance(compared.manual, manual, largest(manual)) <= 4 * bound_of(subject.dtype):
         return None
