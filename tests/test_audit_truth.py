@@ -298,3 +298,69 @@ class TestTwoFormsOfACost:
             weights = jnp.linspace(0, 1, 6).astype(dtype)
             report = fn.compare_gradients(net, cost, params, normal((6, 4), dtype), y, weights=weights)
             assert ("terms", "pass") in {(row.equation, row.verdict) for row in report.rows}, str(report)
+
+
+NORMED = {
+    "a bias before BatchNorm": (fn.Network(fn.Dense(3, fn.linear), fn.BatchNorm(), fn.Dense(2, fn.softmax)), (2,), 4),
+    "BatchNorm of two": (fn.Network(fn.Dense(3, fn.linear), fn.BatchNorm(), fn.Dense(2, fn.softmax)), (2,), 2),
+    "LayerNorm of two": (fn.Network(fn.Dense(2, fn.linear), fn.LayerNorm(), fn.Dense(2, fn.softmax)), (2,), 1),
+    "deep": (
+        fn.Network(*4 * (fn.Dense(5, fn.linear), fn.BatchNorm(), fn.Dense(5, fn.tanh)), fn.Dense(2, fn.softmax)),
+        (3,),
+        4,
+    ),
+}
+
+
+def normed(net, shape, m, seed, dtype):
+    params = jax.tree.map(lambda p: p.astype(dtype), net.init(jax.random.key(seed), shape))
+    x = jax.random.normal(jax.random.key(seed + 100), (m, *shape), dtype)
+    return fn.compare_gradients(net, fn.log_likelihood, params, x, jnp.arange(m) % 2, key=KEY)
+
+
+class TestRoundingAlone:
+    """Gradients that cancel to nothing: the two sides differ by as much as they are."""
+
+    @pytest.mark.parametrize("dtype", ["float64", *thorough("float32")])
+    @pytest.mark.parametrize("name", ["BatchNorm of two", *thorough(*(set(NORMED) - {"BatchNorm of two"}))])
+    def test_it_does_not_fail(self, name, dtype):
+        reports = [normed(*NORMED[name], seed, dtype) for seed in range(12)]
+        assert all(report.ok for report in reports), next(str(report) for report in reports if not report.ok)
+
+    @pytest.mark.parametrize("factor", [2.0, *thorough(0.0, 1.001)])
+    def test_a_wrong_one_does(self, factor):
+        @fn.layer
+        class Wrong(fn.Dense):
+            def gradients(self, params, cache, delta):
+                grads = super().gradients(params, cache, delta)
+                return {**grads, "b": factor * grads["b"]}
+
+        @fn.layer
+        class Slope(fn.BatchNorm):
+            def propagate(self, params, cache, delta):
+                return super().propagate(params, cache, delta) + 1e-6 * delta
+
+        last = fn.Dense(2, fn.softmax)
+        report = normed(fn.Network(Wrong(3, fn.linear), fn.BatchNorm(), last), (2,), 2, 0, "float64")
+        assert failures(report) == [("0 Wrong", "gradients")]
+        report = normed(fn.Network(fn.Dense(3, fn.linear), Slope(), last), (2,), 4, 0, "float64")
+        assert failures(report) == [("1 Slope", "propagate")]
+
+    @pytest.mark.parametrize(("factor", "ok"), [(1.0, True), (1.01, False)])
+    def test_of_a_function(self, factor, ok):
+        def cost(p, x, y):
+            z = x @ p["w"].T + p["b"]
+            a = (z - z.mean(0)) / jnp.sqrt(z.var(0) + 1e-5)
+            return jnp.mean((a - y) ** 2)
+
+        def gradient(p, x, y):
+            z = x @ p["w"].T + p["b"]
+            s = jnp.sqrt(z.var(0) + 1e-5)
+            a = (z - z.mean(0)) / s
+            d = 2 * (a - y) / a.size
+            delta = factor * (d - d.mean(0) - a * (d * a).mean(0)) / s
+            return {"w": delta.T @ x, "b": delta.sum(0)}
+
+        for seed in range(8):
+            w, x, y = (normal(shape, seed=seed + i) for i, shape in enumerate([(3, 2), (2, 2), (2, 3)]))
+            assert fn.check_gradient(cost, gradient, {"w": w, "b": jnp.ones(3)}, x, y).ok == ok
