@@ -44,8 +44,8 @@ class Row:
             - "precision": right in float64, and no further off in this dtype than rounding explains.
             - "replaced": another equation is used here, by a `fnnet.Swapped` network's rule or an activation's surrogate;
               ``angle`` and ``ratio`` say how far from the true one. Everything else is judged as ever.
-            - "zero to rounding": the reference is below 100 eps of the layer's largest gradient, or the rounding of a sum that
-              cancels.
+            - "zero to rounding": the reference is below 100 eps of the layer's largest gradient, or the rounding of a
+              sum that cancels.
             - "vacuous": the reference is 0 everywhere, or nothing could judge: nothing was tested.
 
             Audits of functions add "intended": right for what it is meant to be the derivative of.
