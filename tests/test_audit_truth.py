@@ -322,7 +322,9 @@ class TestRoundingAlone:
     """Gradients that cancel to nothing: the two sides differ by as much as they are."""
 
     @pytest.mark.parametrize("dtype", ["float64", *thorough("float32")])
-    @pytest.mark.parametrize("name", ["BatchNorm of two", *thorough(*(set(NORMED) - {"BatchNorm of two"}))])
+    @pytest.mark.parametrize(
+        "name", ["BatchNorm of two", *thorough("a bias before BatchNorm", "LayerNorm of two", "deep")]
+    )
     def test_it_does_not_fail(self, name, dtype):
         reports = [normed(*NORMED[name], seed, dtype) for seed in range(12)]
         assert all(report.ok for report in reports), next(str(report) for report in reports if not report.ok)
