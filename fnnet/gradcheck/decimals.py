@@ -1,11 +1,11 @@
-"""A longer reference: autodiff's program evaluated with 60 decimal digits, operation by operation.
+"""A longer reference: autodiff's program evaluated with 60 decimal digits or more, operation by operation.
 
-Where autodiff itself cancels, saturates or overflows in float64, this says what the derivative is. It is slow, so only small
-programs are evaluated, and only the operations that a result depends on. An operation that is not known ends it.
+Where autodiff itself cancels, saturates or overflows in float64, this says what the derivative is. A program may cancel with
+60 digits too, so 80 have to agree, and to find no 0; else it gets as many as the smallest float64 needs. It is slow, so only
+small programs are evaluated, and only the operations that a result depends on. An operation that is not known ends it.
 """
 
 import decimal
-import functools
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
@@ -16,11 +16,12 @@ import numpy as np
 from jax.extend.core import Literal
 from jax.tree_util import tree_leaves_with_path
 
-DIGITS, MOST_WORK, LARGEST = 60, 20_000_000, 1_000_000
-CONTEXT = decimal.Context(
-    prec=DIGITS, Emax=decimal.MAX_EMAX // 4, Emin=decimal.MIN_EMIN // 4, traps=[], rounding=decimal.ROUND_HALF_EVEN
-)
-PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803")
+from .longer import ELEMENTWISE, SLOW, context, larger, power, smaller
+
+MOST = 400
+DIGITS = (60, 80), (360, MOST)
+AGREE = 1e-13
+MOST_WORK, LARGEST = 20_000_000, 1_000_000
 
 
 class Unknown(Exception):
@@ -28,18 +29,31 @@ class Unknown(Exception):
 
 
 def precisely(f: Callable, args: tuple[Any, ...], pick: Callable[[Any], Any]) -> list[np.ndarray] | None:
-    """The leaves of ``pick(f(*args))`` with 60 digits, rounded to float64; None where that cannot be had."""
-    with jax.enable_x64(True), decimal.localcontext(CONTEXT), np.errstate(all="ignore"):
+    """The leaves of ``pick(f(*args))`` with more digits, rounded to float64; None where that cannot be had."""
+    with jax.enable_x64(True), np.errstate(all="ignore"):
         try:
             program, shape = jax.make_jaxpr(f, return_shape=True)(*args)
             paths = [path for path, _ in tree_leaves_with_path(shape)]
             numbered = jax.tree.unflatten(jax.tree.structure(shape), range(len(paths)))
             wanted = jax.tree.leaves(pick(numbered))
-            given = [_longer(np.asarray(a)) if _is_float(a) else a for a in jax.tree.leaves(args)]
-            out = _Evaluation().run(program.jaxpr, program.consts, given, frozenset(wanted))
-            return [_rounded(out[i]) for i in wanted]
+            for some, more in DIGITS:
+                less, out = (_evaluated(program, args, wanted, digits) for digits in (some, more))
+                if all(map(_agree, less, out)) and (all(map(np.all, out)) or more == MOST):
+                    return out
         except Exception:  # an operation that is not known, or a reference that is no program of JAX
-            return None
+            pass
+    return None
+
+
+def _evaluated(program: Any, args: tuple[Any, ...], wanted: list[int], digits: int) -> list[np.ndarray]:
+    with decimal.localcontext(context(digits)):
+        given = [_longer(np.asarray(a)) if _is_float(a) else a for a in jax.tree.leaves(args)]
+        out = _Evaluation(digits).run(program.jaxpr, program.consts, given, frozenset(wanted))
+        return [_rounded(out[i]) for i in wanted]
+
+
+def _agree(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.allclose(a, b, rtol=0, atol=AGREE * np.max(np.abs(b), initial=0), equal_nan=True)
 
 
 def _is_float(a: Any) -> bool:
@@ -68,8 +82,9 @@ def _is_long(a: Any) -> bool:
 class _Evaluation:
     """One run, with the work that it has done."""
 
-    def __init__(self) -> None:
+    def __init__(self, digits: int) -> None:
         self.work = 0
+        self.most = MOST_WORK * DIGITS[0][0] // digits
 
     def run(self, jaxpr: Any, consts: Any, args: Sequence[Any], wanted: frozenset[int]) -> list[Any]:
         """The results whose index is wanted, None for others."""
@@ -96,7 +111,7 @@ class _Evaluation:
 
     def count(self, n: int) -> None:
         self.work += n
-        if self.work > MOST_WORK:
+        if self.work > self.most:
             raise Unknown("too much work")
 
     def apply(self, equation: Any, given: list[Any], wanted: frozenset[int]) -> list[Any]:
@@ -233,124 +248,6 @@ def _converted(a: Any, dtype: Any) -> Any:
     return jnp.asarray(np.vectorize(float, otypes=[float])(a)).astype(dtype)
 
 
-def _one(f: Callable[[Decimal], Decimal]) -> Callable[[Decimal], Decimal]:
-    """f of finite numbers, by the rules of NaN and infinity that its definition gives."""
-
-    @functools.wraps(f)
-    def safe(x: Decimal) -> Decimal:
-        return x if x.is_nan() else f(x)
-
-    return safe
-
-
-@_one
-def _log(x: Decimal) -> Decimal:
-    return x.ln() if x > 0 else Decimal("-Infinity") if x == 0 else Decimal("NaN")
-
-
-@_one
-def _tanh(x: Decimal) -> Decimal:
-    if abs(x) > 10_000:
-        return Decimal(1).copy_sign(x)
-    e = (2 * x).exp()
-    return (e - 1) / (e + 1)
-
-
-@_one
-def _logistic(x: Decimal) -> Decimal:
-    return 1 / (1 + (-x).exp())
-
-
-@_one
-def _erf(x: Decimal) -> Decimal:
-    if abs(x) > 5:
-        return (1 - _erfc(abs(x))).copy_sign(x)
-    total = term = x
-    n = 0
-    while term and abs(term) > Decimal(10) ** -(DIGITS + 5):
-        n += 1
-        term = -term * x * x / n
-        total += term / (2 * n + 1)
-    return 2 * total / PI.sqrt()
-
-
-@_one
-def _erfc(x: Decimal) -> Decimal:
-    if x <= 5:
-        return 1 - _erf(x)
-    fraction = x
-    for k in range(400, 0, -1):
-        fraction = x + Decimal(k) / 2 / fraction
-    return (-x * x).exp() / PI.sqrt() / fraction
-
-
-@_one
-def _sin(x: Decimal) -> Decimal:
-    x = x % (2 * PI)
-    total = term = x
-    n = 1
-    while term and abs(term) > Decimal(10) ** -(DIGITS + 5):
-        term = -term * x * x / ((n + 1) * (n + 2))
-        total += term
-        n += 2
-    return total
-
-
-def _power(x: Decimal, y: Any) -> Decimal:
-    return Decimal(1) if y == 0 else x ** Decimal(int(y) if not isinstance(y, Decimal) else y)
-
-
-def _larger(a: Decimal, b: Decimal) -> Decimal:
-    return a if a.is_nan() or (not b.is_nan() and a >= b) else b
-
-
-def _smaller(a: Decimal, b: Decimal) -> Decimal:
-    return a if a.is_nan() or (not b.is_nan() and a <= b) else b
-
-
-SLOW = {"exp", "log", "log1p", "expm1", "tanh", "logistic", "erf", "erfc", "sin", "cos", "pow", "exp2"}
-ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    "add": lambda a, b: a + b,
-    "add_any": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-    "max": _larger,
-    "min": _smaller,
-    "neg": lambda a: -a,
-    "abs": abs,
-    "sign": lambda a: a if a.is_nan() or a == 0 else Decimal(1).copy_sign(a),
-    "square": lambda a: a * a,
-    "one_minus_square": lambda a: 1 - a * a,
-    "sqrt": lambda a: a.sqrt(),
-    "rsqrt": lambda a: 1 / a.sqrt(),
-    "exp": _one(lambda a: a.exp()),
-    "exp2": _one(lambda a: (a * Decimal(2).ln()).exp()),
-    "log": _log,
-    "log1p": lambda a: _log(1 + a),
-    "expm1": _one(lambda a: a.exp() - 1),
-    "tanh": _tanh,
-    "logistic": _logistic,
-    "erf": _erf,
-    "erfc": _erfc,
-    "sin": _sin,
-    "cos": lambda a: _sin(a + PI / 2),
-    "pow": _power,
-    "floor": _one(lambda a: a.to_integral_value(decimal.ROUND_FLOOR)),
-    "ceil": _one(lambda a: a.to_integral_value(decimal.ROUND_CEILING)),
-    "round": _one(lambda a: a.to_integral_value(decimal.ROUND_HALF_EVEN)),
-    "is_finite": lambda a: a.is_finite(),
-    "eq": lambda a, b: bool(a == b),
-    "ne": lambda a, b: bool(a != b),
-    "lt": lambda a, b: bool(a < b),
-    "le": lambda a, b: bool(a <= b),
-    "gt": lambda a, b: bool(a > b),
-    "ge": lambda a, b: bool(a >= b),
-    "copy": lambda a: a,
-    "copy_p": lambda a: a,
-    "reduce_precision": lambda a: a,
-    "stop_gradient": lambda a: a,
-}
 MOVING = {
     "reshape",
     "transpose",
@@ -391,12 +288,12 @@ def _sum(params: dict[str, Any], a: np.ndarray) -> Any:
 
 OTHERS: dict[str, Callable[..., Any]] = {
     "reduce_sum": _sum,
-    "reduce_max": _reduced(_larger),
-    "reduce_min": _reduced(_smaller),
+    "reduce_max": _reduced(larger),
+    "reduce_min": _reduced(smaller),
     "reduce_prod": _reduced(lambda a, b: a * b),
     "argmax": lambda params, a: np.argmax(a, axis=params["axes"][0]).astype(params["index_dtype"]),
     "argmin": lambda params, a: np.argmin(a, axis=params["axes"][0]).astype(params["index_dtype"]),
-    "integer_pow": lambda params, a: _mapped(lambda x: _power(x, params["y"]), a),
+    "integer_pow": lambda params, a: _mapped(lambda x: power(x, params["y"]), a),
     "select_n": _selected,
-    "clamp": lambda params, low, a, high: _mapped(lambda low, x, high: _larger(low, _smaller(x, high)), low, a, high),
+    "clamp": lambda params, low, a, high: _mapped(lambda low, x, high: larger(low, smaller(x, high)), low, a, high),
 }

@@ -20,7 +20,7 @@ from .report import Row
 from .rows import failed, judged
 from .rules import name_of, rule_sources
 from .sides import Plain, compiled_once, is_float, isolated, leaf_at, normals, probe_for
-from .verdicts import Compared, Subject, largest
+from .verdicts import Leaf, Subject, largest
 
 
 class Terms(NamedTuple):
@@ -45,18 +45,18 @@ class Terms(NamedTuple):
 
 
 class Chained(NamedTuple):
-    """A layer's own error and gradients in its network, or those of all layers, and where they come from."""
+    """A layer's own error and gradients in its network, or those of all layers: where they come from, and which they are."""
 
-    errors: Compared
-    gradients: Compared
     subject: Subject
+    error: Callable[[Any], Any]
+    gradients: Callable[[Any], Any]
 
     def of(self, i: int) -> "Chained":
-        return Chained(self.errors.of(lambda e: e[i]), self.gradients.of(lambda g: g[i]), self.subject)
+        return Chained(self.subject, lambda e: self.error(e)[i], lambda g: self.gradients(g)[i])
 
     def without_rule(self) -> "Chained":
         """Of the layer inside a `Ruled` one."""
-        return self._replace(gradients=self.gradients.of(lambda g: g["net"]))
+        return self._replace(gradients=lambda g: self.gradients(g)["net"])
 
 
 def without_rule(placed: Placed) -> Placed:
@@ -112,19 +112,22 @@ def layer_rows(
     about = functools.partial(of_layer, layer, subject)
     row = functools.partial(judged, name, subject, about=about, finite=terms.finite)
     paths = [path for path, _ in tree_leaves_with_path(params)]
-    whole = None if chained is None else chained.gradients
-    scales = [0.0 if shown is None else largest(shown.autodiff), 0.0 if whole is None else largest(whole.autodiff)]
 
-    def in_place(sides: Compared | None, path: Any) -> tuple[Compared, Subject] | None:
-        if chained is None or sides is None or sides.autodiff is None:
+    def in_place(equation: str, path: Any) -> Leaf | None:
+        if chained is None:
             return None
-        return sides.of(functools.partial(leaf_at, path)), chained.subject
+        get = chained.error if equation == "errors" else chained.gradients
+        if get(chained.subject.values[0][equation].autodiff) is None:
+            return None
+        return Leaf(chained.subject, equation, lambda side: leaf_at(path, get(side)))
+
+    whole = None if chained is None else chained.gradients(chained.subject.values[0]["gradients"].autodiff)
+    scales = [0.0 if shown is None else largest(shown.autodiff), 0.0 if whole is None else largest(whole)]
 
     rows = []
     if "error" in subject:
         for path, _ in tree_leaves_with_path(subject.values[0]["error"].autodiff):
-            there = in_place(chained and chained.errors, path)
-            rows.append(row("error", keystr(path), path=path, chained=there))
+            rows.append(row("error", keystr(path), path=path, chained=in_place("errors", path)))
     if "propagate" in subject:
         rows.append(row("propagate"))
     elif is_float(a_in):
@@ -135,7 +138,7 @@ def layer_rows(
         hint = f"a pytree {jax.tree.structure(shown.manual)} where params is {jax.tree.structure(params)}"
         rows.append(Row(name, "gradients", "structure", "fail", float("inf"), hint=hint))
     for path in paths if shown is not None else ():
-        rows.append(row("gradients", keystr(path), path=path, chained=in_place(whole, path), scales=scales))
+        rows.append(row("gradients", keystr(path), path=path, chained=in_place("gradients", path), scales=scales))
     if "output_error" in subject:
         for path, _ in tree_leaves_with_path(subject.values[0]["output_error"].autodiff):
             rows.append(row("output_error", keystr(path), path=path))

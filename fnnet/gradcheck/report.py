@@ -38,13 +38,14 @@ class Row:
             - "fail": the equation itself is wrong.
             - "consequence": it is right, what it was fed is not.
             - "better than autodiff": manual is nearer to the true value than autodiff is, or finite where autodiff is not, as
-              float64, a computation with 60 digits or central differences tell.
+              float64, a computation with more digits or central differences tell.
             - "both valid subgradients": the sides differ only at kinks and ties, where either is a derivative.
             - "approximate": right to 1e-8 in float64, not to 1e-10, and nothing explains the difference.
             - "precision": right in float64, and no further off in this dtype than rounding explains.
             - "replaced": another equation is used here, by a `fnnet.Swapped` network's rule or an activation's surrogate;
               ``angle`` and ``ratio`` say how far from the true one. Everything else is judged as ever.
-            - "zero to rounding": the reference is below 100 eps of the layer's largest gradient.
+            - "zero to rounding": the reference is below 100 eps of the layer's largest gradient, or the rounding of a
+              sum that cancels.
             - "vacuous": the reference is 0 everywhere, or nothing could judge: nothing was tested.
 
             Audits of functions add "intended": right for what it is meant to be the derivative of.

@@ -21,6 +21,7 @@ from .verdicts import (
     TOLERANCE,
     Compared,
     Differences,
+    Leaf,
     Subject,
     between,
     bound_of,
@@ -186,7 +187,7 @@ def judged(
     *,
     source: str = "",
     path: Any = None,
-    chained: tuple[Compared, Subject] | None = None,
+    chained: Leaf | None = None,
     scales: Sequence[float] = (0.0, 0.0),
     about: Callable[..., Failure] | None = None,
     finite: bool = False,
@@ -196,8 +197,12 @@ def judged(
     source = source or equation
     compared = subject.compared(source, path)
     alone = [differences(one) for one in compared]
-    whole = None if chained is None else differences(chained[0])
+    whole = None if chained is None else differences(chained.compared())
     verdicts = [judge(found, subject, scales[0], subject.tolerance(source, path)) for found in alone]
+    get = functools.partial(leaf_at, path or ())
+    for i, found in enumerate(alone):
+        if verdicts[i] == "fail" and Leaf(subject, source, get, i).is_rounding():
+            verdicts[i] = _of_rounding(found)
     case = verdicts.index("fail") if "fail" in verdicts else int(np.argmax([found.difference for found in alone]))
     found, verdict = alone[case], verdicts[case]
     row = Row(layer, equation, leaf, verdict, *fields(found, NAN if whole is None else whole.difference))
@@ -211,7 +216,9 @@ def judged(
     if verdict == "fail":
         better = _better(row, subject, source, path, case, compared[case], scales[0])
         return better or _explained(row, subject, source, path, case, compared[case], found, about)
-    if chained is not None and whole is not None and judge(whole, chained[1], scales[1]) == "fail":
+    if chained is not None and whole is not None and judge(whole, chained.subject, scales[1]) == "fail":
+        if chained.is_rounding():
+            return dataclasses.replace(row, verdict=_of_rounding(whole))
         return dataclasses.replace(row, verdict="consequence", hint=faint(whole, subject.dtype))
     if verdict == "precision" and found.manual_error <= bound_of(subject.dtype) < found.autodiff_error:
         return dataclasses.replace(row, verdict=BETTER, hint="nearer to float64 than autodiff is")
@@ -219,6 +226,11 @@ def judged(
         return dataclasses.replace(row, verdict="vacuous")
     tiny = verdict == "pass" and found.size < rounding(subject.dtype) * scales[0]
     return dataclasses.replace(row, verdict="zero to rounding") if tiny else row
+
+
+def _of_rounding(found: Differences) -> str:
+    """The verdict on sides that are apart by rounding alone: there may be nothing else to compare."""
+    return "precision" if found.difference <= 0.01 else "zero to rounding"
 
 
 def _better(
@@ -241,7 +253,7 @@ def _better(
             and ours < theirs
             and (found.manual_error <= 4 * bound_of(subject.dtype) or np.isnan(found.manual_error))
         ):
-            hint = f"with 60 digits manual is off by {ours:.1g}, autodiff by {theirs:.1g}"
+            hint = f"with more digits manual is off by {ours:.1g}, autodiff by {theirs:.1g}"
             return dataclasses.replace(row, verdict=BETTER, hint=hint)
     if not distance(compared.manual, manual, largest(manual)) <= 4 * bound_of(subject.dtype):
         return None

@@ -11,10 +11,11 @@ import numpy as np
 from .decimals import precisely
 from .devices import Axes, axes_within, numbers_of_devices, on_host
 from .rules import parts_of
-from .sides import is_float, leaf_at
+from .sides import Two, is_float, leaf_at
 
 TOLERANCE = {"float64": 1e-10, "float32": 64 * 2.0**-23, "float16": 16 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
 NAN = float("nan")
+EPS = 2.0**-52
 
 
 class Compared(NamedTuple):
@@ -43,6 +44,8 @@ class Differences(NamedTuple):
 
 
 FEW_NUDGES, MOST_NUDGES = 16, 256
+ROUNDINGS, JUMP = 4, 1e6
+"""How many points an eps away are tried, and by how many eps of the largest reference no rounding moves a side."""
 
 
 class Subject:
@@ -84,6 +87,7 @@ class Subject:
         self.exact: list[dict[str, Any] | None] = [
             None if dtype == "float64" else exactly(lambda *a: on_host(run(*a)), *args) for args in self.widened
         ]
+        self._rounded: dict[int, list[dict[str, Any]]] = {}
 
     def __contains__(self, equation: str) -> bool:
         return equation in self.values[0]
@@ -109,6 +113,19 @@ class Subject:
         """How near to the reference in float64 an equation has to come."""
         uncertain = self.best(0).get(f"{equation} uncertainty", {})
         return max(TOLERANCE["float64"], float(leaf_at(path or (), uncertain) or 0))
+
+    def rounded(self, case: int) -> list[dict[str, Any]]:
+        """The values in float64 for arguments rounded another way: each entry as it is or an eps smaller."""
+        if case not in self._rounded:
+            draw = np.random.default_rng(0)
+            args = list(self.widened[case])
+            found = []
+            for _ in range(ROUNDINGS):
+                for i in self.nudged:
+                    args[i] = jax.tree.map(functools.partial(_shrunk, draw), self.widened[case][i])
+                found.append(exactly(lambda *a: on_host(self.run(*a)), *args))
+            self._rounded[case] = [sides for sides in found if sides is not None]
+        return self._rounded[case]
 
     @functools.cached_property
     def inner(self) -> str:
@@ -148,6 +165,49 @@ class Subject:
             if sides is None:
                 return
             yield wide(leaf_at(path or (), sides[equation].autodiff))
+
+
+class Leaf(NamedTuple):
+    """One array of an equation of a subject, ``get`` of either side."""
+
+    subject: Subject
+    equation: str
+    get: Callable[[Any], Any]
+    case: int = 0
+
+    def compared(self) -> Compared:
+        return self.subject.compared(self.equation)[self.case].of(self.get)
+
+    def is_rounding(self) -> bool:
+        """Whether the sides are apart by no more than they move for arguments that are rounded another way: what cancels to
+        nothing, as the gradient of a bias before BatchNorm does, is the rounding of a sum. The reference is the one to move,
+        and manual where the reference is nothing beside that."""
+        compared, dtype = self.compared(), self.subject.dtype
+        gaps = {dtype: _gap(*compared[:2])}
+        if compared.autodiff64 is not None:
+            gaps["float64"] = _gap(*compared[2:])
+        here = self.subject.best(self.case)
+        moved, manual = self._moves(here, 1), self._moves(here, 0)
+        if largest(self.get(here[self.equation].autodiff)) <= rounding("float64") * manual:
+            moved = max(moved, manual)
+        if not 0 < moved <= JUMP * largest([two.autodiff for two in here.values() if isinstance(two, Two)]):
+            return False
+        return all(gap <= rounding(dtype) * moved for dtype, gap in gaps.items())
+
+    def _moves(self, here: dict[str, Any], which: int) -> float:
+        """By how many eps a side moves."""
+        side, *others = (self.get(sides[self.equation][which]) for sides in (here, *self.subject.rounded(self.case)))
+        return max((_gap(other, side) for other in others), default=0.0) / EPS
+
+
+def _gap(a: Any, b: Any) -> float:
+    """The largest difference; infinite for other shapes, NaN for those."""
+    a, b = (wide(side) for side in (a, b))
+    return float(np.max(np.abs(a - b), initial=0)) if a.shape == b.shape else float("inf")
+
+
+def _shrunk(draw: np.random.Generator, a: Any) -> Any:
+    return a * (1 - EPS * draw.integers(0, 2, np.shape(a))) if is_float(a) else a
 
 
 def _nudged(way: np.random.Generator | int, a: Any) -> Any:

@@ -96,7 +96,7 @@ def network_rows(
             whole = Subject(functools.partial(inputs_of, net), [(given,)], terms.dtype, forward)
     chained = None
     if "errors" in whole:
-        chained = Chained(whole.compared("errors")[0], whole.compared("gradients")[0], whole)
+        chained = Chained(whole, lambda errors: errors, lambda gradients: gradients)
     places, rows = list(walk(net, params, key)), []
     values = whole.values[0]
     das = values.get("das", [None] * len(places))
