@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["aligned", "by_epoch"]
+__all__ = ["aligned", "by_epoch", "by_field"]
 
 SHOWN = 12
 
@@ -26,8 +26,13 @@ def by_epoch(monitors: Mapping[str, Any], *about: str) -> str:
     """A table of monitors, arrays with one entry per epoch or None: twelve epochs at most, the first and the last among
     them; below it how many there are, and what else is to be said."""
     shown = {name.replace("_", " "): values for name, values in monitors.items() if values is not None}
-    n = len(next(iter(shown.values())))
+    n = len(next(iter(shown.values()), ()))
     epochs = np.linspace(0, n - 1, min(n, SHOWN)).round().astype(int)
     rows = [(f"{i + 1}", *(f"{values[i]:#.4g}" for values in shown.values())) for i in epochs]
     table = aligned([("epoch", *shown), *rows], right=1 + len(shown))
     return "\n".join([*table, ", ".join((f"{n} epoch{'s' * (n != 1)}", *about))])
+
+
+def by_field(values: Any) -> str:
+    """A NamedTuple as Python prints it: where its values are no numbers, as while JAX traces."""
+    return f"{type(values).__name__}({', '.join(f'{name}={getattr(values, name)!r}' for name in values._fields)})"

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from .batches import Layout, laid_out, layout_of_batches
 from .checkpoints import fingerprint, keeping, resumed
 from .chunks import check_micro_batch
-from .columns import by_epoch
+from .columns import by_epoch, by_field
 from .costs import Cost
 from .devices import check_agreed, check_everywhere, everywhere, replicated
 from .divergence import Diverged, diverged_at
@@ -132,9 +132,12 @@ class History(NamedTuple):
 
     def __repr__(self) -> str:
         monitors = {name: getattr(self, name) for name in self._fields if name not in ("state", "watched")}
-        step, best = int(self.state.step), 0 if self.state.best is None else int(self.state.best.epoch)
-        about = {f"{step} mini-batches of the next": step, f"the best of them {best}": best}
-        return by_epoch(monitors, *(text for text, holds in about.items() if holds))
+        try:
+            step, best = int(self.state.step), 0 if self.state.best is None else int(self.state.best.epoch)
+            about = {f"{step} mini-batches of the next": step, f"the best of them {best}": best}
+            return by_epoch(monitors, *(text for text, holds in about.items() if holds))
+        except (TypeError, AttributeError):
+            return by_field(self)
 
 
 @called_as("fit(net, cost, params, (x, y), key=key, epochs=30, batch_size=10, optimizer=fn.sgd(0.5))")

@@ -241,6 +241,14 @@ class TestFit:
         assert lines[-1] == "100 epochs, 7 mini-batches of the next, the best of them 41"
         assert printed(0) == ["epoch  cost  accuracy", "0 epochs"]
 
+    def test_a_history_without_numbers_is_printed_by_field(self):
+        state = fn.TrainingState({}, None, KEY, 1, None, {}, None)
+        history = fn.History(np.ones(2), np.ones(2), None, None, state)
+        printed = []
+        jax.eval_shape(lambda cost: printed.append(repr(history._replace(cost=cost))), history.cost)
+        printed += [repr(history._replace(cost=np.ones((3, 2)))), repr(history._replace(state=None))]
+        assert all(text.startswith("History(cost=") for text in printed)
+
     def test_a_progress_bar_on_a_terminal(self, monkeypatch, capsys):
         monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
         run(epochs=2, progress=True)

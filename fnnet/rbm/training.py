@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ..activations import wide_dtype
 from ..batches import ONE, Layout, of_device, order, total
 from ..checkpoints import fingerprint, keeping, resumed
-from ..columns import by_epoch
+from ..columns import by_epoch, by_field
 from ..devices import WHOLE, Division
 from ..divergence import Diverged
 from ..given import Examples, whole
@@ -83,7 +83,10 @@ class History(NamedTuple):
 
     def __repr__(self) -> str:
         monitors = {name: getattr(self, name) for name in self._fields if name != "state"}
-        return by_epoch(monitors)
+        try:
+            return by_epoch(monitors)
+        except TypeError:
+            return by_field(self)
 
 
 def fit(
