@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, seed
+from hypothesis import assume, given, seed, settings
 from hypothesis import strategies as st
 
 import fnnet as fn
