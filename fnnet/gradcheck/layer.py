@@ -116,13 +116,16 @@ def layer_rows(
     def in_place(equation: str, path: Any) -> Leaf | None:
         if chained is None:
             return None
-        get = chained.error if equation == "errors" else chained.gradients
-        if get(chained.subject.values[0][equation].autodiff) is None:
+        whole, error, gradients = chained
+        if equation == "gradients":
+            terms = Leaf(whole, "errors", error)
+            return Leaf(whole, equation, lambda side: leaf_at(path, gradients(side)), terms=terms)
+        if error(whole.values[0]["errors"].autodiff) is None:
             return None
-        return Leaf(chained.subject, equation, lambda side: leaf_at(path, get(side)))
+        return Leaf(whole, equation, lambda side: leaf_at(path, error(side)))
 
-    whole = None if chained is None else chained.gradients(chained.subject.values[0]["gradients"].autodiff)
-    scales = [0.0 if shown is None else largest(shown.autodiff), 0.0 if whole is None else largest(whole)]
+    of_whole = None if chained is None else chained.gradients(chained.subject.values[0]["gradients"].autodiff)
+    scales = [0.0 if shown is None else largest(shown.autodiff), 0.0 if of_whole is None else largest(of_whole)]
 
     rows = []
     if "error" in subject:

@@ -15,7 +15,9 @@ from .sides import Two, is_float, leaf_at
 
 TOLERANCE = {"float64": 1e-10, "float32": 64 * 2.0**-23, "float16": 16 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
 NAN = float("nan")
-EPS = 2.0**-52
+
+
+Sides = dict[str, Any]
 
 
 class Compared(NamedTuple):
@@ -44,8 +46,9 @@ class Differences(NamedTuple):
 
 
 FEW_NUDGES, MOST_NUDGES = 16, 256
-ROUNDINGS, JUMP = 4, 1e6
-"""How many points an eps away are tried, and by how many eps of the largest reference no rounding moves a side."""
+ROUNDINGS, JUMP, FAR = 4, 1e6, 1e-4
+"""How many points an eps away are tried, and by how much of the largest reference no rounding moves a side: by so many eps; by so
+large a part in a narrower dtype where float64 is no judge."""
 
 
 class Subject:
@@ -87,7 +90,7 @@ class Subject:
         self.exact: list[dict[str, Any] | None] = [
             None if dtype == "float64" else exactly(lambda *a: on_host(run(*a)), *args) for args in self.widened
         ]
-        self._rounded: dict[int, list[dict[str, Any]]] = {}
+        self._rounded: dict[tuple[int, str], list[Sides]] = {}
 
     def __contains__(self, equation: str) -> bool:
         return equation in self.values[0]
@@ -114,18 +117,25 @@ class Subject:
         uncertain = self.best(0).get(f"{equation} uncertainty", {})
         return max(TOLERANCE["float64"], float(leaf_at(path or (), uncertain) or 0))
 
-    def rounded(self, case: int) -> list[dict[str, Any]]:
-        """The values in float64 for arguments rounded another way: each entry as it is or an eps smaller."""
-        if case not in self._rounded:
-            draw = np.random.default_rng(0)
-            args = list(self.widened[case])
-            found = []
-            for _ in range(ROUNDINGS):
-                for i in self.nudged:
-                    args[i] = jax.tree.map(functools.partial(_shrunk, draw), self.widened[case][i])
-                found.append(exactly(lambda *a: on_host(self.run(*a)), *args))
-            self._rounded[case] = [sides for sides in found if sides is not None]
-        return self._rounded[case]
+    def rounded(self, case: int) -> Iterator[tuple[str, Sides, list[Sides]]]:
+        """In the audit's dtype and in float64, where it can be had: the values, and those for arguments rounded another way,
+        each entry as it is or an eps smaller."""
+        for dtype, here in ((self.dtype, self.values[case]), ("float64", self.exact[case])):
+            if here is not None:
+                if (case, dtype) not in self._rounded:
+                    self._rounded[case, dtype] = list(self._shrunk(case, dtype))
+                yield dtype, here, self._rounded[case, dtype]
+
+    def _shrunk(self, case: int, dtype: str) -> Iterator[Sides]:
+        draw, given = np.random.default_rng(0), self.cases[case] if dtype == self.dtype else self.widened[case]
+        for _ in range(ROUNDINGS):
+            shrink = functools.partial(_shrunk, draw, float(jnp.finfo(dtype).eps))
+            args = [jax.tree.map(shrink, arg) if i in self.nudged else arg for i, arg in enumerate(given)]
+            sides = (
+                on_host(self.run(*args)) if dtype == self.dtype else exactly(lambda *a: on_host(self.run(*a)), *args)
+            )
+            if sides is not None:
+                yield sides
 
     @functools.cached_property
     def inner(self) -> str:
@@ -168,12 +178,13 @@ class Subject:
 
 
 class Leaf(NamedTuple):
-    """One array of an equation of a subject, ``get`` of either side."""
+    """One array of an equation of a subject: ``get`` of either side. ``terms`` is another that it is a sum of."""
 
     subject: Subject
     equation: str
     get: Callable[[Any], Any]
     case: int = 0
+    terms: "Leaf | None" = None
 
     def compared(self) -> Compared:
         return self.subject.compared(self.equation)[self.case].of(self.get)
@@ -181,33 +192,43 @@ class Leaf(NamedTuple):
     def is_rounding(self) -> bool:
         """Whether the sides are apart by no more than they move for arguments that are rounded another way: what cancels to
         nothing, as the gradient of a bias before BatchNorm does, is the rounding of a sum. The reference is the one to move,
-        and manual where the reference is nothing beside that."""
-        compared, dtype = self.compared(), self.subject.dtype
-        gaps = {dtype: _gap(*compared[:2])}
-        if compared.autodiff64 is not None:
-            gaps["float64"] = _gap(*compared[2:])
-        here = self.subject.best(self.case)
-        moved, manual = self._moves(here, 1), self._moves(here, 0)
-        if largest(self.get(here[self.equation].autodiff)) <= rounding("float64") * manual:
-            moved = max(moved, manual)
-        if not 0 < moved <= JUMP * largest([two.autodiff for two in here.values() if isinstance(two, Two)]):
-            return False
-        return all(gap <= rounding(dtype) * moved for dtype, gap in gaps.items())
+        and manual where the reference is nothing beside that; or the terms of the sum are."""
+        return all(self._as_rounded(*rounded) for rounded in self.subject.rounded(self.case))
 
-    def _moves(self, here: dict[str, Any], which: int) -> float:
-        """By how many eps a side moves."""
-        side, *others = (self.get(sides[self.equation][which]) for sides in (here, *self.subject.rounded(self.case)))
-        return max((_gap(other, side) for other in others), default=0.0) / EPS
+    def _as_rounded(self, dtype: str, here: Sides, others: list[Sides]) -> bool:
+        manual, reference = (self.get(side) for side in here[self.equation])
+        gap, size, eps = _gap(manual, reference), largest(reference), float(jnp.finfo(dtype).eps)
+        if gap <= TOLERANCE[dtype] * size:
+            return True
+        factor = rounding(dtype) / eps
+        ours, theirs = (self._moved(i, here, others) for i in (0, 1))
+        moved = max(ours, theirs) if size <= factor * ours else theirs
+        of_terms = 0.0 if self.terms is None else self.terms._moved(1, here, others)
+        if dtype == "float64" or self.subject.exact[self.case] is None:
+            jump = JUMP * eps if dtype == "float64" else FAR
+            if max(moved, of_terms) > jump * largest([two.autodiff for two in here.values() if isinstance(two, Two)]):
+                return False
+        return gap <= max(factor * moved, 4 * of_terms)
+
+    def _moved(self, i: int, here: Sides, others: list[Sides]) -> float:
+        """How far manual (0) or the reference (1) moves at most."""
+        side, *moved = (self.get(sides[self.equation][i]) for sides in (here, *others))
+        return max((_gap(side, other) for other in moved), default=0.0)
 
 
 def _gap(a: Any, b: Any) -> float:
-    """The largest difference; infinite for other shapes, NaN for those."""
-    a, b = (wide(side) for side in (a, b))
-    return float(np.max(np.abs(a - b), initial=0)) if a.shape == b.shape else float("inf")
+    """The largest difference of two arrays or trees; infinite for other shapes."""
+    pairs = list(zip(arrays(a), arrays(b), strict=True))
+    return float(
+        np.max([np.max(np.abs(x - y), initial=0) if x.shape == y.shape else np.inf for x, y in pairs], initial=0)
+    )
 
 
-def _shrunk(draw: np.random.Generator, a: Any) -> Any:
-    return a * (1 - EPS * draw.integers(0, 2, np.shape(a))) if is_float(a) else a
+def _shrunk(draw: np.random.Generator, eps: float, a: Any) -> Any:
+    if not is_float(a):
+        return a
+    less = np.asarray(1 - eps * draw.integers(0, 2, np.shape(a)), a.dtype)
+    return a * less if np.size(a) else a
 
 
 def _nudged(way: np.random.Generator | int, a: Any) -> Any:
