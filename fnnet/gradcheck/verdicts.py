@@ -46,9 +46,9 @@ class Differences(NamedTuple):
 
 
 FEW_NUDGES, MOST_NUDGES = 16, 256
-ROUNDINGS, JUMP, FAR = 4, 1e6, 1e-4
-"""How many points an eps away are tried, and by how much of the largest reference no rounding moves a side: by so many eps; by so
-large a part in a narrower dtype where float64 is no judge."""
+ROUNDINGS, SLIGHT, JUMP, FAR = 4, 64, 1e6, 1e-4
+"""How many points an eps away are tried; by how many eps of the largest reference manual may move by itself; by how many of them
+no rounding moves a side, and by what part in a narrower dtype where float64 is no judge."""
 
 
 class Subject:
@@ -90,7 +90,7 @@ class Subject:
         self.exact: list[dict[str, Any] | None] = [
             None if dtype == "float64" else exactly(lambda *a: on_host(run(*a)), *args) for args in self.widened
         ]
-        self._rounded: dict[tuple[int, str], list[Sides]] = {}
+        self._rounded: dict[int, list[tuple[str, list[list[Sides]]]]] = {}
 
     def __contains__(self, equation: str) -> bool:
         return equation in self.values[0]
@@ -117,19 +117,24 @@ class Subject:
         uncertain = self.best(0).get(f"{equation} uncertainty", {})
         return max(TOLERANCE["float64"], float(leaf_at(path or (), uncertain) or 0))
 
-    def rounded(self, case: int) -> Iterator[tuple[str, Sides, list[Sides]]]:
+    def rounded(self, case: int) -> Iterator[tuple[str, list[list[Sides]]]]:
         """In the audit's dtype and in float64, where it can be had: the values, and those for arguments rounded another way,
-        each entry as it is or an eps smaller."""
-        for dtype, here in ((self.dtype, self.values[case]), ("float64", self.exact[case])):
-            if here is not None:
-                if (case, dtype) not in self._rounded:
-                    self._rounded[case, dtype] = list(self._shrunk(case, dtype))
-                yield dtype, here, self._rounded[case, dtype]
+        each entry as it is or an eps smaller. For a narrower dtype that eps is taken in float64 as well."""
+        if case not in self._rounded:
+            here, exact = self.values[case], self.exact[case]
+            of_dtype = [[here, *self._shrunk(case, self.dtype, self.dtype)]]
+            if exact is None:
+                self._rounded[case] = [(self.dtype, of_dtype)]
+            else:
+                of_dtype.append([exact, *self._shrunk(case, "float64", self.dtype)])
+                in_float64 = [[exact, *self._shrunk(case, "float64", "float64")]]
+                self._rounded[case] = [(self.dtype, of_dtype), ("float64", in_float64)]
+        yield from self._rounded[case]
 
-    def _shrunk(self, case: int, dtype: str) -> Iterator[Sides]:
+    def _shrunk(self, case: int, dtype: str, eps_of: str) -> Iterator[Sides]:
         draw, given = np.random.default_rng(0), self.cases[case] if dtype == self.dtype else self.widened[case]
         for _ in range(ROUNDINGS):
-            shrink = functools.partial(_shrunk, draw, float(jnp.finfo(dtype).eps))
+            shrink = functools.partial(_shrunk, draw, float(jnp.finfo(eps_of).eps))
             args = [jax.tree.map(shrink, arg) if i in self.nudged else arg for i, arg in enumerate(given)]
             sides = (
                 on_host(self.run(*args)) if dtype == self.dtype else exactly(lambda *a: on_host(self.run(*a)), *args)
@@ -192,28 +197,29 @@ class Leaf(NamedTuple):
     def is_rounding(self) -> bool:
         """Whether the sides are apart by no more than they move for arguments that are rounded another way: what cancels to
         nothing, as the gradient of a bias before BatchNorm does, is the rounding of a sum. The reference is the one to move,
-        and manual where the reference is nothing beside that; or the terms of the sum are."""
+        or the terms of the sum; manual as well, where the reference is nothing beside that, or that is nothing beside the
+        largest reference."""
         return all(self._as_rounded(*rounded) for rounded in self.subject.rounded(self.case))
 
-    def _as_rounded(self, dtype: str, here: Sides, others: list[Sides]) -> bool:
+    def _as_rounded(self, dtype: str, runs: list[list[Sides]]) -> bool:
+        here = runs[0][0]
         manual, reference = (self.get(side) for side in here[self.equation])
         gap, size, eps = _gap(manual, reference), largest(reference), float(jnp.finfo(dtype).eps)
         if gap <= TOLERANCE[dtype] * size:
             return True
-        factor = rounding(dtype) / eps
-        ours, theirs = (self._moved(i, here, others) for i in (0, 1))
-        moved = max(ours, theirs) if size <= factor * ours else theirs
-        of_terms = 0.0 if self.terms is None else self.terms._moved(1, here, others)
+        factor, most = rounding(dtype) / eps, largest([two.autodiff for two in here.values() if isinstance(two, Two)])
+        ours, theirs = (self._moved(i, runs[:1]) for i in (0, 1))
+        moved = max(ours, theirs) if size <= factor * ours or ours <= SLIGHT * eps * most else theirs
+        conditioned = max(0.0 if self.terms is None else self.terms._moved(1, runs), self._moved(1, runs[1:]))
         if dtype == "float64" or self.subject.exact[self.case] is None:
-            jump = JUMP * eps if dtype == "float64" else FAR
-            if max(moved, of_terms) > jump * largest([two.autodiff for two in here.values() if isinstance(two, Two)]):
+            if max(moved, conditioned) > (JUMP * eps if dtype == "float64" else FAR) * most:
                 return False
-        return gap <= max(factor * moved, 4 * of_terms)
+        return gap <= max(factor * moved, 4 * conditioned)
 
-    def _moved(self, i: int, here: Sides, others: list[Sides]) -> float:
-        """How far manual (0) or the reference (1) moves at most."""
-        side, *moved = (self.get(sides[self.equation][i]) for sides in (here, *others))
-        return max((_gap(side, other) for other in moved), default=0.0)
+    def _moved(self, i: int, runs: list[list[Sides]]) -> float:
+        """How far manual (0) or the reference (1) moves at most, from the first of a run on."""
+        sides = ([self.get(sides[self.equation][i]) for sides in run] for run in runs)
+        return max((_gap(side, other) for side, *others in sides for other in others), default=0.0)
 
 
 def _gap(a: Any, b: Any) -> float:
