@@ -47,8 +47,8 @@ class Differences(NamedTuple):
 
 FEW_NUDGES, MOST_NUDGES = 16, 256
 ROUNDINGS, SLIGHT, JUMP, FAR = 4, 64, 1e6, 1e-4
-"""How many points an eps away are tried; by how many eps of the largest reference manual may move by itself; by how many of them
-no rounding moves a side, and by what part in a narrower dtype where float64 is no judge."""
+"""How many points an eps away are tried; by how many eps of the largest reference manual may move by itself; by how many of
+them no rounding moves a side, and by what part in a narrower dtype where float64 is no judge."""
 
 
 class Subject:
@@ -211,10 +211,9 @@ class Leaf(NamedTuple):
         ours, theirs = (self._moved(i, runs[:1]) for i in (0, 1))
         moved = max(ours, theirs) if size <= factor * ours or ours <= SLIGHT * eps * most else theirs
         conditioned = max(0.0 if self.terms is None else self.terms._moved(1, runs), self._moved(1, runs[1:]))
-        if dtype == "float64" or self.subject.exact[self.case] is None:
-            if max(moved, conditioned) > (JUMP * eps if dtype == "float64" else FAR) * most:
-                return False
-        return gap <= max(factor * moved, 4 * conditioned)
+        judged = dtype != "float64" and self.subject.exact[self.case] is not None
+        jump = np.inf if judged else JUMP * eps if dtype == "float64" else FAR
+        return max(moved, conditioned) <= jump * most and gap <= max(factor * moved, 4 * conditioned)
 
     def _moved(self, i: int, runs: list[list[Sides]]) -> float:
         """How far manual (0) or the reference (1) moves at most, from the first of a run on."""
