@@ -222,11 +222,11 @@ class Leaf(NamedTuple):
 
 
 def _gap(a: Any, b: Any) -> float:
-    """The largest difference of two arrays or trees; infinite for other shapes."""
-    pairs = list(zip(arrays(a), arrays(b), strict=True))
-    return float(
-        np.max([np.max(np.abs(x - y), initial=0) if x.shape == y.shape else np.inf for x, y in pairs], initial=0)
-    )
+    """The largest difference of two arrays or trees; infinite for another structure or shape."""
+    ours, others = arrays(a), arrays(b)
+    if [x.shape for x in ours] != [x.shape for x in others]:
+        return float("inf")
+    return float(np.max([np.max(np.abs(x - y), initial=0) for x, y in zip(ours, others, strict=True)], initial=0))
 
 
 def _shrunk(draw: np.random.Generator, eps: float, a: Any) -> Any:
