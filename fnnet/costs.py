@@ -475,20 +475,21 @@ def log_likelihood_gradient(a: Array, y: Array) -> Array:
 def shifted_exp(z: Array) -> tuple[Array, Array, Array, Array]:
     """(d, e^d, Σ e^d, Σ e^d − 1) over the last axis, with d = z − max z.
 
-    The 1 is the largest entry's own e^0. While it outweighs the others (Σ e^d < 2) it is not subtracted from the sum but
-    left out of it, so that others of 1e-9 are not lost beside it: e − ⌊e⌋ is 0 for the largest and e for the others. (A
-    select there would be stored by the compiler; arithmetic is part of the sum.)
+    The 1 is the largest entry's own e^0. While it outweighs the others (Σ e^d < 1.5) it is taken from that entry and not from
+    the sum, so that others of 1e-9 are not lost beside it: e − ⌊e + ½⌋ is 0 for the largest and e for the others. (A select
+    there would be stored by the compiler; arithmetic is part of the sum.) Nothing here asks for an e of exactly 1: a compiler
+    may compute z once more, with other roundings, and then no entry has it.
     """
     d = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
     e = jnp.exp(d)
     total = jnp.sum(e, axis=-1, keepdims=True)
-    others = jnp.sum(e - jnp.floor(e), axis=-1, keepdims=True)
-    return d, e, total, jnp.where(total < 2, others, total - 1)
+    others = jnp.sum(e - jnp.floor(e + 0.5), axis=-1, keepdims=True)
+    return d, e, total, jnp.where(total < 1.5, others, total - 1)
 
 
 def leading(e: Array, total: Array) -> Array:
-    """Where an entry outweighs all others, a > ½."""
-    return (e == 1) & (total < 2)
+    """Where an entry outweighs all others, a > ⅔."""
+    return (e > 0.5) & (total < 1.5)
 
 
 @jax.jit
@@ -502,7 +503,7 @@ def log_likelihood_terms_of_softmax(z: Array, y: Array) -> Array:
 def log_likelihood_error_of_softmax(z: Array, y: Array) -> Array:
     """δ^L = a Σ_j y_j − y, which is the notes' a − y where the targets of an example add up to 1 (section 4.3).
 
-    For an output a_k > ½ computed as a_k (Σ_j y_j − y_k) − y_k (1 − a_k), the same number: where a_k is nearly y_k = 1 the
+    For an output a_k > ⅔ computed as a_k (Σ_j y_j − y_k) − y_k (1 − a_k), the same number: where a_k is nearly y_k = 1 the
     difference a_k − y_k would keep nothing of it, while 1 − a_k = others / total is known from z. There a_k = 1 / total.
     """
     _, e, total, others = shifted_exp(z)
@@ -519,7 +520,7 @@ def log_likelihood_terms_of_labels(z: Array, y: Array) -> Array:
 
 @jax.jit
 def log_likelihood_error_of_labels(z: Array, y: Array) -> Array:
-    """δ^L_j = a_j, and a_y − 1 at the label y: for an a_y > ½, where e_y = 1, it is (e_y − 1 − others) / total."""
+    """δ^L_j = a_j, and a_y − 1 at the label y: for an a_y > ⅔, where e_y is 1, it is (e_y − 1 − others) / total."""
     _, e, total, others = shifted_exp(z)
     own = at_label(e, y)[..., None]
     at_own = jnp.where(leading(own, total), own - 1 - others, own - total)

@@ -49,7 +49,7 @@ def pytest_collection_finish():
 
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "print_blob": True}
 settings.register_profile("dev", max_examples=5, **common)
-settings.register_profile("ci", max_examples=50, **common)  # of each shard: 300 random networks in all
+settings.register_profile("ci", max_examples=50, **common)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 

@@ -102,7 +102,7 @@ def check_random_network(drawn, dtype, tolerance):
         jax.clear_caches()
 
 
-@pytest.mark.parametrize("shard", [0, *thorough(*range(1, 9))])
+@pytest.mark.parametrize("shard", [0, *thorough(*range(1, 6))])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(jnp.float64, 1e-10), pytest.param(jnp.float32, 1e-3, marks=pytest.mark.thorough)],
@@ -116,7 +116,7 @@ def test_random_networks_against_autodiff(dtype, tolerance, shard):
     """
 
     @seed(shard)
-    @settings(max_examples=34)
+    @settings(max_examples=min(25, settings.default.max_examples))
     @given(random_networks())
     def check(drawn):
         check_random_network(drawn, dtype, tolerance)
