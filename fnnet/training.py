@@ -339,8 +339,8 @@ _mean = jax.jit(jnp.mean)
 
 @for_each_structure
 def _epoch(net, cost, optimizer, penalty, params, opt_state, data, key, number=0, **about) -> tuple[Any, ...]:
-    """What `fnnet.epochs.epoch` gives for the epoch of this number, the first without one, with the key of it, and the number of
-    the next."""
+    """What `fnnet.epochs.epoch` gives for the epoch of this number, the first without one, with the key of it, and the number
+    of the next."""
     of_epoch = net, cost, optimizer, penalty, params, opt_state, data, jax.random.fold_in(key, number)
     return *epoch(*of_epoch, **about), number + 1
 
