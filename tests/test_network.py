@@ -483,14 +483,14 @@ def test_bad_input_is_a_clear_error(change, message):
 
 def test_a_call_with_other_arguments_says_how_it_is_called():
     net, params, x, y = small()
-    cost, settings = fn.log_likelihood, {"key": jax.random.key(0), "epochs": 1, "optimizer": fn.sgd(0.5)}
+    cost, options = fn.log_likelihood, {"key": jax.random.key(0), "epochs": 1, "optimizer": fn.sgd(0.5)}
     of = r"fit\(net, cost, params, \(x, y\), key=key, .*\), got \(Network, Cost, tuple, ArrayImpl, ArrayImpl"
     with pytest.raises(TypeError, match=rf"fit: expected {of}, key=.*, optimizer=\.\.\.\): too many positional"):
-        fn.fit(net, cost, params, x, y, **settings)
+        fn.fit(net, cost, params, x, y, **options)
     with pytest.raises(TypeError, match=r"fit: expected fit\(.*\): got an unexpected keyword argument 'lr'"):
-        fn.fit(net, cost, params, (x, y), lr=0.5, **settings)
+        fn.fit(net, cost, params, (x, y), lr=0.5, **options)
     with pytest.raises(TypeError, match=r"sweep: expected sweep\(net, cost, \(x, y\), keys=keys, .*\): too many"):
-        fn.sweep(net, cost, params, (x, y), **settings)
+        fn.sweep(net, cost, params, (x, y), **options)
     with pytest.raises(
         TypeError, match=r"evaluate\(net, cost, params, \(x, y\)\), got \(Network, tuple, tuple\): missing"
     ):
@@ -508,7 +508,7 @@ def test_a_call_with_other_arguments_says_how_it_is_called():
             function(net, cost)(params, (x, y))
     mixed = r"got tuple; net comes first, then cost, params and the data"
     with pytest.raises(ValueError, match=rf"cost: expected an fn\.Cost such as fn\.cross_entropy, {mixed}"):
-        fn.fit(net, params, cost, (x, y), **settings)
+        fn.fit(net, params, cost, (x, y), **options)
     with pytest.raises(ValueError, match=rf"net: expected an fn\.Network or another layer, {mixed}"):
         fn.value_and_grad(params, net)
     with pytest.raises(ValueError, match=r"beside x and y, got \['b', 'w'\]; params come before the data"):

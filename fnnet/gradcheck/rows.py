@@ -195,14 +195,14 @@ def judged(
     """The verdict on one leaf of an equation; ``scales`` are the layer's largest gradients, for "zero to rounding"; with
     ``finite`` central differences have a say."""
     source = source or equation
-    compared = subject.compared(source, path)
+    leaves = subject.leaves(source, path)
+    compared = [leaf.compared() for leaf in leaves]
     alone = [differences(one) for one in compared]
     whole = None if chained is None else differences(chained.compared())
     verdicts = [judge(found, subject, scales[0], subject.tolerance(source, path)) for found in alone]
-    get = functools.partial(leaf_at, path or ())
-    for i, found in enumerate(alone):
-        if verdicts[i] == "fail" and Leaf(subject, source, get, i).is_rounding():
-            verdicts[i] = _of_rounding(found)
+    for i, leaf_of_case in enumerate(leaves):
+        if verdicts[i] == "fail" and leaf_of_case.is_rounding():
+            verdicts[i] = _of_rounding(alone[i])
     case = verdicts.index("fail") if "fail" in verdicts else int(np.argmax([found.difference for found in alone]))
     found, verdict = alone[case], verdicts[case]
     row = Row(layer, equation, leaf, verdict, *fields(found, NAN if whole is None else whole.difference))

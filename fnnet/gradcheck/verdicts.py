@@ -16,7 +16,6 @@ from .sides import Two, is_float, leaf_at
 TOLERANCE = {"float64": 1e-10, "float32": 64 * 2.0**-23, "float16": 16 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
 NAN = float("nan")
 
-
 Sides = dict[str, Any]
 
 
@@ -86,10 +85,8 @@ class Subject:
         self.nudged = nudged
         self.pairing = pairing
         self.axes = axes
-        self.values: list[dict[str, Any]] = [on_host(run(*args)) for args in cases]
-        self.exact: list[dict[str, Any] | None] = [
-            None if dtype == "float64" else exactly(lambda *a: on_host(run(*a)), *args) for args in self.widened
-        ]
+        self.values: list[Sides] = [on_host(run(*args)) for args in cases]
+        self.exact: list[Sides | None] = [None if dtype == "float64" else self._exactly(args) for args in self.widened]
         self._rounded: dict[int, list[tuple[str, list[list[Sides]]]]] = {}
 
     def __contains__(self, equation: str) -> bool:
@@ -104,43 +101,44 @@ class Subject:
         as_they_are = self.exact[case] is None and self.dtype != "float64"
         return self.cases[case] if as_they_are else self.widened[case]
 
+    def leaves(self, equation: str, path: Any = None) -> list["Leaf"]:
+        """An equation, or its leaf at a path, for each case."""
+        get = (lambda side: side) if path is None else functools.partial(leaf_at, path)
+        return [Leaf(self, equation, get, case) for case in range(len(self.cases))]
+
     def compared(self, equation: str, path: Any = None) -> list[Compared]:
         """The sides of an equation, for each case; of the leaf at a path."""
-        get = (lambda side: side) if path is None else functools.partial(leaf_at, path)
-        return [
-            Compared(*here[equation], *(exact[equation] if exact else (None, None))).of(get)
-            for here, exact in zip(self.values, self.exact, strict=True)
-        ]
+        return [leaf.compared() for leaf in self.leaves(equation, path)]
 
     def tolerance(self, equation: str, path: Any = None) -> float:
         """How near to the reference in float64 an equation has to come."""
         uncertain = self.best(0).get(f"{equation} uncertainty", {})
         return max(TOLERANCE["float64"], float(leaf_at(path or (), uncertain) or 0))
 
-    def rounded(self, case: int) -> Iterator[tuple[str, list[list[Sides]]]]:
+    def rounded(self, case: int) -> list[tuple[str, list[list[Sides]]]]:
         """In the audit's dtype and in float64, where it can be had: the values, and those for arguments rounded another way,
         each entry as it is or an eps smaller. For a narrower dtype that eps is taken in float64 as well."""
         if case not in self._rounded:
             here, exact = self.values[case], self.exact[case]
-            of_dtype = [[here, *self._shrunk(case, self.dtype, self.dtype)]]
-            if exact is None:
-                self._rounded[case] = [(self.dtype, of_dtype)]
-            else:
-                of_dtype.append([exact, *self._shrunk(case, "float64", self.dtype)])
-                in_float64 = [[exact, *self._shrunk(case, "float64", "float64")]]
-                self._rounded[case] = [(self.dtype, of_dtype), ("float64", in_float64)]
-        yield from self._rounded[case]
+            of_dtype = [[here, *self._otherwise(case, self.dtype, self.dtype)]]
+            self._rounded[case] = [(self.dtype, of_dtype)]
+            if exact is not None:
+                of_dtype.append([exact, *self._otherwise(case, "float64", self.dtype)])
+                self._rounded[case].append(("float64", [[exact, *self._otherwise(case, "float64", "float64")]]))
+        return self._rounded[case]
 
-    def _shrunk(self, case: int, dtype: str, eps_of: str) -> Iterator[Sides]:
-        draw, given = np.random.default_rng(0), self.cases[case] if dtype == self.dtype else self.widened[case]
+    def _otherwise(self, case: int, dtype: str, eps_of: str) -> Iterator[Sides]:
+        here = dtype == self.dtype
+        draw, given = np.random.default_rng(0), self.cases[case] if here else self.widened[case]
         for _ in range(ROUNDINGS):
             shrink = functools.partial(_shrunk, draw, float(jnp.finfo(eps_of).eps))
             args = [jax.tree.map(shrink, arg) if i in self.nudged else arg for i, arg in enumerate(given)]
-            sides = (
-                on_host(self.run(*args)) if dtype == self.dtype else exactly(lambda *a: on_host(self.run(*a)), *args)
-            )
+            sides = on_host(self.run(*args)) if here else self._exactly(args)
             if sides is not None:
                 yield sides
+
+    def _exactly(self, args: Sequence[Any]) -> Sides | None:
+        return exactly(lambda *a: on_host(self.run(*a)), *args)
 
     @functools.cached_property
     def inner(self) -> str:
@@ -192,7 +190,8 @@ class Leaf(NamedTuple):
     terms: "Leaf | None" = None
 
     def compared(self) -> Compared:
-        return self.subject.compared(self.equation)[self.case].of(self.get)
+        here, exact = self.subject.values[self.case], self.subject.exact[self.case]
+        return Compared(*here[self.equation], *(exact[self.equation] if exact else (None, None))).of(self.get)
 
     def is_rounding(self) -> bool:
         """Whether the sides are apart by no more than they move for arguments that are rounded another way: what cancels to
@@ -219,14 +218,6 @@ class Leaf(NamedTuple):
         """How far manual (0) or the reference (1) moves at most, from the first of a run on."""
         sides = ([self.get(sides[self.equation][i]) for sides in run] for run in runs)
         return max((_gap(side, other) for side, *others in sides for other in others), default=0.0)
-
-
-def _gap(a: Any, b: Any) -> float:
-    """The largest difference of two arrays or trees; infinite for another structure or shape."""
-    ours, others = arrays(a), arrays(b)
-    if [x.shape for x in ours] != [x.shape for x in others]:
-        return float("inf")
-    return float(np.max([np.max(np.abs(x - y), initial=0) for x, y in zip(ours, others, strict=True)], initial=0))
 
 
 def _shrunk(draw: np.random.Generator, eps: float, a: Any) -> Any:
@@ -390,11 +381,16 @@ def largest(tree: Any) -> float:
 
 def distance(ours: Any, reference: Any, size: float) -> float:
     """The largest difference over the largest entry of the reference; infinite for NaN or another structure or shape."""
-    a, b = arrays(ours), arrays(reference)
-    if [x.shape for x in a] != [x.shape for x in b]:
-        return float("inf")
-    with np.errstate(invalid="ignore"):
-        gap = float(np.max([np.max(np.abs(x - y), initial=0) for x, y in zip(a, b, strict=True)], initial=0))
+    gap = _gap(ours, reference)
     if gap == 0 and np.isfinite(size):
         return 0.0
     return gap / size if 0 < size < np.inf and np.isfinite(gap) else float("inf")
+
+
+def _gap(a: Any, b: Any) -> float:
+    """The largest difference of two arrays or trees; infinite for another structure or shape."""
+    ours, others = arrays(a), arrays(b)
+    if [x.shape for x in ours] != [x.shape for x in others]:
+        return float("inf")
+    with np.errstate(invalid="ignore"):
+        return float(np.max([np.max(np.abs(x - y), initial=0) for x, y in zip(ours, others, strict=True)], initial=0))
