@@ -40,7 +40,7 @@ COMMANDS = """
     overfitting.py --long 2 --epochs 1 --presented 300 --examples 300 --seeds 2
     unstable_gradients.py --steps 3 --examples 50 --seeds 2
     exercises/check.py --in examples/exercises/solutions
-    figures.py --output output
+    figures.py neuron fault card --output output
     hyperparameters.py --epochs 0.03 --search 1 --examples 200 --seeds 2
     benchmarks/likelihood.py --epochs 2 --k 3 --hidden 8 --examples 500
     benchmarks/curvature.py --rounds 1 --small --only dense

@@ -244,15 +244,21 @@ class Cost:
         """Whether the last layer's activation is the matched one.
 
         Raises:
-            ValueError: for an activation whose values are no probabilities where the cost takes their logarithm.
+            ValueError: for an activation whose values are no probabilities where the cost takes their logarithm, and for
+                a softmax of one unit there, which is 1 whatever z is.
         """
         if output is None:
             return False
-        activation, _ = output
+        activation, z = output
         if self.probabilities and not activation.probabilities:
             raise ValueError(
                 f"{self.name}: expected outputs in [0, 1], got a last layer with the activation {activation}; "
                 f"end with {self.matched or softmax}, as in fn.Dense(n_out, fn.{self.matched or softmax})"
+            )
+        if self.probabilities and activation == softmax and z.shape[-1] == 1:
+            raise ValueError(
+                f"{self.name}: expected a softmax of two units or more, got one, which is always 1; "
+                "end with fn.Dense(1, fn.sigmoid) and fn.cross_entropy, targets 0 or 1 of shape (m, 1)"
             )
         return activation == self.matched
 

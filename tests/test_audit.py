@@ -16,7 +16,7 @@ import fnnet as fn
 from fnnet.gradcheck import network, verdicts
 from fnnet.gradcheck.mistakes import Failure, explain
 
-from .cases import normal, params_of, thorough
+from .cases import array, normal, params_of, thorough
 from .test_network import random_networks
 
 KEY = jax.random.key(5)
@@ -582,11 +582,9 @@ def test_no_random_network_raises_a_false_alarm(dtype):
     @given(random_networks())
     def check(drawn):
         net, cost, n_in, m, penalty, seed = drawn
-        init_key, key = jax.random.split(jax.random.key(seed))
-        params = jax.tree.map(lambda p: p.astype(dtype), net.init(init_key, (n_in,)))
-        x, n_out = normal((m, n_in), dtype, seed), net.output_shape((n_in,))[0]
-        draw = np.random.default_rng(seed)
-        y = jnp.asarray(draw.integers(0, n_out, m)) if n_out > 1 else jnp.asarray(draw.random((m, 1)), dtype)
+        params, x = params_of(net, (n_in,), dtype, (seed, 1)), normal((m, n_in), dtype, seed)
+        draw, n_out, key = np.random.default_rng(seed), net.output_shape((n_in,))[0], jax.random.key(seed)
+        y = draw.integers(0, n_out, m) if n_out > 1 else array(draw.random((m, 1)), dtype)
         report = fn.compare_gradients(net, cost, params, x, y, key=key, penalty=penalty)
         assert report.ok, f"{net} {cost}\n{report}"
         jax.clear_caches()

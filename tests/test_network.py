@@ -59,8 +59,8 @@ def random_networks(draw):
     if len(layers) > 2 and draw(st.booleans()):
         layers = [layers[0], fn.Network(*layers[1:])]
     cost = draw(st.sampled_from([fn.quadratic, fn.cross_entropy, fn.log_likelihood]))
-    names = sorted(ACTIVATIONS) if cost is fn.quadratic else ["sigmoid", "softmax"]
     width = draw(st.integers(2 if cost is fn.log_likelihood else 1, 12))
+    names = sorted(ACTIVATIONS) if cost is fn.quadratic else ["sigmoid", "softmax"][: min(width, 2)]
     layers.append(fn.Dense(width, ACTIVATIONS[draw(st.sampled_from(names))]))
     penalty = draw(st.sampled_from([None, fn.L2(0.7), fn.L1(0.3)]))
     return (

@@ -11,7 +11,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from .mistakes import Failure
 from .planted import Planted
-from .sides import is_float, leaf_at
+from .sides import is_float, leaf_at, quickly
 from .verdicts import Subject, exactly, in_float64, wide
 from .ways import Case
 
@@ -118,9 +118,9 @@ class Search:
         self.planted: Planted = Planted(program.f, program.leaves, program.names)
         if len(self.planted.cases) > MOST:
             self.planted.cases.clear()
-        self.values: Callable[..., Any] = _compiled(self.planted.all_values)
-        self.forwards: Callable[..., Any] = _compiled(lambda leaves, u: self.planted.moved(of, leaves, u))
-        self.gradients: Callable[..., Any] = _compiled(jax.vmap(lambda *given: self.planted.gradient(of, *given)))
+        self.values: Callable[..., Any] = quickly(self.planted.all_values)
+        self.forwards: Callable[..., Any] = quickly(lambda leaves, u: self.planted.moved(of, leaves, u))
+        self.gradients: Callable[..., Any] = quickly(jax.vmap(lambda *given: self.planted.gradient(of, *given)))
 
     def __call__(self, program: Program, failure: Failure) -> Iterator[tuple[str, Any]]:
         """(mistake, what it would give)."""
@@ -156,13 +156,6 @@ class Search:
         if len(program.u) == 1 and np.shape(program.u[0]) == failure.reference.shape:
             words = "J u stands where Jᵀu belongs: the derivative itself is applied to the cotangent, not its transpose"
             yield words, wide(self.forwards(program.leaves, program.u[0]))
-
-
-def _compiled(f: Callable) -> Callable:
-    """For few runs: without optimisation on CPU."""
-    return jax.jit(
-        f, compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    )
 
 
 def _tries(program: Program, of: int, values: list[tuple[str, np.ndarray]]) -> Iterator[Try]:

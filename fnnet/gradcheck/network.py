@@ -199,7 +199,7 @@ def _judged_by(
 
 def _penalty_rows(penalty: Penalty, params: Params, n_examples: Any, dtype: str) -> list[Row]:
     """One row for all leaves, or one for each leaf that is wrong."""
-    subject = Subject(penalty_gradient, [(params, penalty, n_examples)], dtype, lambda p, by, n: by.value(p, n))
+    subject = Subject(penalty_gradient(), [(params, penalty, n_examples)], dtype, lambda p, by, n: by.value(p, n))
     name, about = f"penalty {type(penalty).__name__}", functools.partial(of_penalty, penalty, n_examples, params)
     rows = [
         judged(name, subject, "gradient", keystr(path), path=path, about=about)

@@ -174,7 +174,7 @@ def product_rows(subject: Subject, name: str) -> list[Row]:
         verdict = "consequence"
     else:
         verdict = "pass" if found.difference <= bound_of(subject.dtype) else "precision"
-        verdict = verdict if np.any(compared.autodiff) else "vacuous"
+        verdict = verdict if np.any(np.asarray(compared.autodiff)) else "vacuous"
     hint = faint(found, subject.dtype) if verdict == "consequence" else ""
     return [Row(name, "backward", "⟨u, Jv⟩", verdict, *fields(found), hint=hint)]
 

@@ -224,7 +224,7 @@ def _shrunk(draw: np.random.Generator, eps: float, a: Any) -> Any:
     if not is_float(a):
         return a
     less = np.asarray(1 - eps * draw.integers(0, 2, np.shape(a)), a.dtype)
-    return a * less if np.size(a) else a
+    return np.asarray(a) * less if np.size(a) else a
 
 
 def _nudged(way: np.random.Generator | int, a: Any) -> Any:
