@@ -1,5 +1,6 @@
 """Runs every example at small size, two at a time, in processes that import JAX once, those that choose JAX's devices in
-one of their own: the parts of commands choose some.
+one of their own: the parts of commands choose some. They compile for longer than they run, so little is optimised; the
+quickstart and the benchmarks at small size run beside as users run them.
 
 python .ci/examples.py [PART ...]
 """
@@ -115,4 +116,5 @@ def main(wanted):
 
 if __name__ == "__main__":
     os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1")
     main(sys.argv[1:])

@@ -11,7 +11,7 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
-from .quick import CONTEXTS, collect_seldom, keep_dialects
+from . import quick
 
 gc.disable()  # until all tests are collected
 jax.config.update("jax_enable_x64", True)
@@ -23,7 +23,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-keep_dialects()
+quick.keep_dialects()
 os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")])
 
 TESTS = itertools.count(1)
@@ -44,7 +44,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    collect_seldom()
+    quick.collect_seldom()
 
 
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "print_blob": True}
@@ -60,10 +60,16 @@ def forget_compiled_programs():
     yield
     if next(TESTS) % 250 == 0:
         jax.clear_caches()
-        CONTEXTS.cache_clear()
+        quick.CONTEXTS.cache_clear()
         gc.collect()
         if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
             trim(0)  # what the compiler has freed goes back to the system: two thirds of it all
+
+
+@pytest.fixture
+def optimised():
+    with quick.optimised():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 
 import fnnet as fn
 
-from .cases import COSTS, TOLERANCE, assert_agree
+from .cases import COSTS, TOLERANCE, assert_agree, params_of
 
 IDS = [f"{name}-{activation}" for name, _, activation in COSTS]
 MATCHED = [(fn.quadratic, fn.linear), (fn.cross_entropy, fn.sigmoid), (fn.log_likelihood, fn.softmax)]
@@ -136,6 +136,13 @@ class TestErrors:
                     ValueError, match=rf"{cost}: expected outputs in \[0, 1\], got .* linear; end with {end}"
                 ):
                     run(net, cost, params, x, y)
+
+    @pytest.mark.parametrize("cost", [fn.cross_entropy, fn.log_likelihood], ids=repr)
+    def test_a_softmax_of_one_unit(self, cost):
+        net = fn.Network(fn.Dense(1, fn.softmax))
+        message = rf"{cost}: expected a softmax of two units or more, .* end with fn\.Dense\(1, fn\.sigmoid\)"
+        with pytest.raises(ValueError, match=message):
+            fn.value_and_grad(net, cost)(params_of(net, (2,)), jnp.ones((2, 2)), jnp.full((2, 1), 0.3))
 
     @pytest.mark.parametrize("cost", [fn.quadratic, fn.cross_entropy, fn.log_likelihood], ids=repr)
     def test_labels_outside_the_classes(self, cost):

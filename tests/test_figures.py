@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from .cases import thorough
-from .quick import optimised
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "pictures"
@@ -65,20 +64,19 @@ def test_audits_still_say_so(name):
         np.testing.assert_allclose(now, then, rtol=0.01, atol=1e-5)
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("name", thorough(*TRAINED))
 def test_trained_networks_still_look_alike(name):
-    with optimised():
-        found = both(name)
-    for now, then in found:
+    for now, then in both(name):
         assert now.shape == then.shape
         np.testing.assert_allclose([now.mean(), now.std()], [then.mean(), then.std()], atol=0.1 * then.std())
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("optimised")
 def test_digits_still_lie_among_their_like_in_the_plane():
     """Where each lies hangs by the draws of the pretraining. By chance a tenth would have a neighbour of its class."""
-    with optimised():
-        (now, then), (labels, _) = both("plane")
+    (now, then), (labels, _) = both("plane")
     assert now.shape == then.shape
     for codes in (now, then):
         apart = np.linalg.norm(codes[:, None] - codes, axis=-1)

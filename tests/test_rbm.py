@@ -292,6 +292,7 @@ class TestStatistics:
         assert scipy.stats.chisquare(counts, 20_000 * np.asarray(p.sum(1))).pvalue > 1e-3
 
     @pytest.mark.thorough
+    @pytest.mark.usefixtures("optimised")
     @pytest.mark.parametrize("visible", ["bernoulli", *thorough("gaussian")])
     @pytest.mark.parametrize("size", [(8, 6, 100), *thorough((20, 10, 300), (8, 14, 300))])
     def test_annealed_importance_sampling_keeps_its_word(self, visible, size):

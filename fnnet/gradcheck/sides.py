@@ -383,8 +383,8 @@ def two_forms(cost: Cost, activation: Any, z: Array, y: Any, weights: Any) -> di
 
 
 def penalty_gradient() -> Callable[..., dict[str, Two]]:
-    """(params, penalty, n_examples) -> a penalty's own gradient, in a program of this audit's own: JAX may take a pytree class
-    among a program's arguments for one that was defined and dropped before."""
+    """(params, penalty, n_examples) -> a penalty's own gradient, in a program of this audit's own: JAX may take a pytree
+    class among a program's arguments for one that was defined and dropped before."""
 
     def both(params: Params, penalty: Any, n_examples: Any) -> dict[str, Two]:
         autodiff = jax.grad(lambda p: penalty.value(p, n_examples))(params)
