@@ -245,7 +245,7 @@ class Cost:
 
         Raises:
             ValueError: for an activation whose values are no probabilities where the cost takes their logarithm, and for
-                a softmax of one unit there, which is 1 whatever z is.
+                a softmax of one unit under `cross_entropy`, which is 1 whatever z is, so that C is ∞.
         """
         if output is None:
             return False
@@ -255,10 +255,10 @@ class Cost:
                 f"{self.name}: expected outputs in [0, 1], got a last layer with the activation {activation}; "
                 f"end with {self.matched or softmax}, as in fn.Dense(n_out, fn.{self.matched or softmax})"
             )
-        if self.probabilities and activation == softmax and z.shape[-1] == 1:
+        if self.probabilities and activation == softmax != self.matched and z.shape[-1] == 1:
             raise ValueError(
                 f"{self.name}: expected a softmax of two units or more, got one, which is always 1; "
-                "end with fn.Dense(1, fn.sigmoid) and fn.cross_entropy, targets 0 or 1 of shape (m, 1)"
+                "end with one sigmoid, as in fn.Dense(1, fn.sigmoid)"
             )
         return activation == self.matched
 
