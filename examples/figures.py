@@ -1,6 +1,6 @@
 """The pictures of docs/, each on white and for a dark page, with the numbers they show, and the card for links to the site.
 
-    python examples/figures.py                               # all, into docs/pictures: about a minute
+    python examples/figures.py                               # all, into docs/pictures: about two minutes
     python examples/figures.py saturation vanishing          # some
     python examples/figures.py --output output
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["aligned", "by_epoch", "by_field"]
+__all__ = ["aligned", "by_epoch", "by_field", "by_setting"]
 
 SHOWN = 12
 
@@ -30,7 +30,36 @@ def by_epoch(monitors: Mapping[str, Any], *about: str) -> str:
     epochs = np.linspace(0, n - 1, min(n, SHOWN)).round().astype(int)
     rows = [(f"{i + 1}", *(f"{values[i]:#.4g}" for values in shown.values())) for i in epochs]
     table = aligned([("epoch", *shown), *rows], right=1 + len(shown))
-    return "\n".join([*table, ", ".join((f"{n} epoch{'s' * (n != 1)}", *about))])
+    return "\n".join([*table, ", ".join((_counted(n, "epoch"), *about))])
+
+
+def by_setting(monitors: Mapping[str, Any]) -> str:
+    """A table of a sweep's monitors, arrays (optimizers, penalties, keys, epochs): of the last epoch the mean and standard
+    deviation over the keys that did not diverge, for twelve settings at most, those of the lowest cost."""
+    last = {name.replace("_", " "): np.ma.masked_invalid(np.asarray(a)[..., -1:]) for name, a in monitors.items()}
+    judge = next(name for name in ("validation cost", "cost") if name in last)
+    _, penalties, keys, epochs = np.shape(monitors["cost"])
+    means = last[judge].mean((2, 3)).filled(np.inf).ravel()
+    chosen = np.sort(np.argsort(means, kind="stable")[:SHOWN])
+    lost = np.ma.getmaskarray(last["cost"]).sum((2, 3))
+
+    def cell(values: Any) -> str:
+        known = values.compressed()
+        spread = f" ± {known.std():.2g}" if keys > 1 and known.size else ""
+        return f"{known.mean():#.4g}{spread}" if known.size else "diverged"
+
+    places = [divmod(int(i), penalties) for i in chosen]
+    rows = [(f"{i}", f"{j}", *(cell(a[i, j]) for a in last.values()), f"{lost[i, j]}") for i, j in places]
+    table = [("optimizer", "penalty", *last, "diverged"), *rows]
+    if not lost.any():
+        table = [row[:-1] for row in table]
+    about = [f"after {_counted(epochs, 'epoch')}, {_counted(keys, 'key')}"]
+    about += [f"the {SHOWN} of {means.size} settings with the lowest {judge}"] * (means.size > SHOWN)
+    return "\n".join([*aligned(table, right=len(table[0])), ", ".join(about)])
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def by_field(values: Any) -> str:

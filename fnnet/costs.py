@@ -47,12 +47,14 @@ class Composed(NamedTuple):
         of: the cost's ``terms`` and ``gradient`` that these forms stand for; a cost with others does not use them.
         terms: (z, y) -> the terms that C_x adds up.
         error: (z, y) -> δ^L.
+        of_labels: (terms, error) for integer labels (m, ...), whose one-hot rows are then not made, or None.
     """
 
     activation: Activation
     of: tuple[Callable[..., Array], Callable[..., Array]]
     terms: Callable[[Array, Array], Array]
     error: Callable[[Array, Array], Array]
+    of_labels: tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array]] | None = None
 
 
 class OfLabels(NamedTuple):
@@ -114,11 +116,9 @@ class Cost:
         """
         a = integers_as_floats(a)
         terms, given, targets = self.terms, a, self.targets
-        if self.matches(output):
+        if forms := self._forms(output, y):
+            terms, _, targets = forms
             given = output[1]  # pyright: ignore
-            terms, _, targets = self._matched_forms(given, y)
-        elif composed := self._composed(output):
-            terms, given = composed.terms, output[1]  # pyright: ignore
         return jnp.sum(_weighted(terms, given, targets(a, y, weights), weights)) / a.shape[0]  # pyright: ignore
 
     def output_gradient(self, a: Any, y: Any, *, weights: Any = None) -> Array:
@@ -144,10 +144,9 @@ class Cost:
         Raises:
             ValueError: as `matches`.
         """
-        if self.matches(output):
-            return self.output_error(output[1], y, weights=weights)  # pyright: ignore
-        if composed := self._composed(output):
-            return self._error(composed.error, output[1], y, weights, self.targets)  # pyright: ignore
+        if forms := self._forms(output, y):
+            _, error, targets = forms
+            return self._error(error, output[1], y, weights, targets)  # pyright: ignore
         return None
 
     def hessian_product(self, z: Any, y: Any, u: Any, *, weights: Any = None) -> Array:
@@ -226,6 +225,20 @@ class Cost:
         z = integers_as_floats(z)
         return _weighted(error, z, targets(z, y, weights), weights).astype(z.dtype)
 
+    def _forms(self, output: Output, y: Any) -> tuple[Any, Any, Callable] | None:
+        """(terms, error, what makes of y what these take) in z, or None where there are none for the activation."""
+        if output is None:
+            return None
+        if self.matches(output):
+            return self._matched_forms(output[1], y)
+        wanted = output[0], (self.terms, self.gradient)
+        composed = next((form for form in self.composed if (form.activation, form.of) == wanted), None)
+        if composed is None:
+            return None
+        if composed.of_labels and jnp.ndim(y) < jnp.ndim(output[1]):
+            return *composed.of_labels, self._checked
+        return composed.terms, composed.error, self.targets
+
     def _matched_forms(self, z: Any, y: Any) -> tuple[Any, Any, Callable]:
         """(terms, error, what makes of y what these take): for labels the forms that need no one-hot rows, where the matched
         forms are those that these stand for."""
@@ -233,12 +246,6 @@ class Cost:
         if forms is not None and forms.of == matched and jnp.ndim(y) < jnp.ndim(z):
             return forms.terms, forms.error, self._checked
         return *matched, self.targets
-
-    def _composed(self, output: Output) -> Composed | None:
-        if output is None:
-            return None
-        wanted = output[0], (self.terms, self.gradient)
-        return next((form for form in self.composed if (form.activation, form.of) == wanted), None)
 
     def matches(self, output: Output) -> bool:
         """Whether the last layer's activation is the matched one.
@@ -519,9 +526,10 @@ def log_likelihood_error_of_softmax(z: Array, y: Array) -> Array:
 
 @jax.jit
 def log_likelihood_terms_of_labels(z: Array, y: Array) -> Array:
-    """−ln a_y from z for a = softmax(z) and labels y: ln Σ_k e^{z_k} − z_y."""
-    d, _, _, others = shifted_exp(z)
-    return jnp.log1p(others[..., 0]) - at_label(d, y)
+    """−ln a_y from z for a = softmax(z) and labels y: ln Σ_k e^{z_k} − z_y. (z_y less the largest, not an entry of d: XLA
+    would store all of d to take it from.)"""
+    _, _, _, others = shifted_exp(z)
+    return jnp.log1p(others[..., 0]) - (at_label(z, y) - jax.lax.stop_gradient(jnp.max(z, axis=-1)))
 
 
 @jax.jit
@@ -530,8 +538,12 @@ def log_likelihood_error_of_labels(z: Array, y: Array) -> Array:
     _, e, total, others = shifted_exp(z)
     own = at_label(e, y)[..., None]
     at_own = jnp.where(leading(own, total), own - 1 - others, own - total)
-    is_own = y[..., None] == jax.lax.broadcasted_iota(y.dtype, z.shape, z.ndim - 1)
-    return jnp.where(is_own, at_own, e) / jnp.where(jnp.isnan(own), jnp.nan, total)
+    return jnp.where(is_own(z, y), at_own, e) / jnp.where(jnp.isnan(own), jnp.nan, total)
+
+
+def is_own(z: Array, y: Array) -> Array:
+    """Which entry of each row is the label's."""
+    return y[..., None] == jax.lax.broadcasted_iota(y.dtype, z.shape, z.ndim - 1)
 
 
 def at_label(values: Array, y: Array) -> Array:
@@ -555,6 +567,20 @@ def log_likelihood_terms_of_sigmoid(z: Array, y: Array) -> Array:
 def log_likelihood_error_of_sigmoid(z: Array, y: Array) -> Array:
     """δ^L = −y (1 − a): the a of ∇_a C_x = −y / a and of σ'(z) = a (1 − a) cancels."""
     return -y * both_sides(z)[1]
+
+
+@jax.jit
+def log_likelihood_terms_of_sigmoid_and_labels(z: Array, y: Array) -> Array:
+    """−ln a_y from z for a = σ(z) and labels y: max(−z_y, 0) + ln(1 + e^−|z_y|)."""
+    own = at_label(z, y)
+    return jnp.maximum(-own, 0) + jnp.log1p(exp_minus_abs(own))
+
+
+@jax.jit
+def log_likelihood_error_of_sigmoid_and_labels(z: Array, y: Array) -> Array:
+    """δ^L = −(1 − a_y) at the label y, 0 elsewhere."""
+    own = at_label(z, y)[..., None]
+    return jnp.where(is_own(z, y), -both_sides(own)[1], jnp.where(jnp.isnan(own), jnp.nan, 0))
 
 
 def odds_of_softmax(z: Array) -> tuple[Array, Array, Array, Array, Array]:
@@ -634,6 +660,7 @@ log_likelihood: Cost = Cost(
             (log_likelihood_terms, log_likelihood_gradient),
             log_likelihood_terms_of_sigmoid,
             log_likelihood_error_of_sigmoid,
+            (log_likelihood_terms_of_sigmoid_and_labels, log_likelihood_error_of_sigmoid_and_labels),
         ),
     ),
     curvature=softmax_curvature,

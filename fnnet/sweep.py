@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .checkpoints import fingerprint, keeping, resumed
+from .columns import by_field, by_setting
 from .costs import Cost
 from .devices import MAKE_A_MESH, NETWORKS
 from .epochs import epoch as epoch_program
@@ -43,6 +44,12 @@ class Sweep(NamedTuple):
     accuracy: np.ndarray | None
     validation_cost: np.ndarray | None
     validation_accuracy: np.ndarray | None
+
+    def __repr__(self) -> str:
+        monitors = {name: getattr(self, name) for name in self._fields[1:] if getattr(self, name) is not None}
+        return (
+            by_setting(monitors) if all(np.ndim(a) == 4 and np.size(a) for a in monitors.values()) else by_field(self)
+        )
 
 
 class State(NamedTuple):

@@ -243,8 +243,27 @@ class TestMaxima:
         delta = jnp.array([5.0, 6.0])[None, :, None]
         found = pool.propagate({}, cache, delta)[0, :, 0]
         np.testing.assert_array_equal(found, [0, 5, 0, 0, 0, 0, 6, 0])
-        _, pull_back = jax.vjp(lambda a: pool.forward({}, a)[0], a)
+        _, pull_back = jax.vjp(lambda a: pool.forward({}, a, train=True)[0], a)
         np.testing.assert_array_equal(pull_back(delta)[0][0, :, 0], found)
+
+    @pytest.mark.parametrize("dtype", [float, "bfloat16", jnp.uint8, bool])
+    @pytest.mark.parametrize("pool", [fn.MaxPool(2), fn.MaxPool((3, 2), (2, 1), "same"), fn.MaxPool((2, 3))], ids=repr)
+    def test_forward_alone_it_is_the_same(self, pool, dtype):
+        a = (3 * normal(0, (2, 5, 7, 2))).astype(float)
+        a = (
+            (a if dtype is float else jnp.abs(jnp.round(a)))
+            .at[0, 0, 0]
+            .set(jnp.nan if dtype is float else 1)
+            .astype(dtype)
+        )
+        trained, alone = (pool.forward({}, a, train=train)[0] for train in (True, False))
+        assert alone.dtype == trained.dtype
+        np.testing.assert_array_equal(alone, trained)
+        if dtype is float:
+            gradients = [
+                jax.grad(lambda a, t=t: jnp.sum(pool.forward({}, a, train=t)[0] ** 2))(a[1:]) for t in (True, False)
+            ]
+            np.testing.assert_array_equal(*gradients)
 
     @pytest.mark.parametrize("algorithm", ["slices", "scatter"])
     @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32, bool])

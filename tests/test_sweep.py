@@ -52,6 +52,28 @@ def test_each_run_is_that_of_fit(data, at_once):
             np.testing.assert_allclose(getattr(swept, name)[i, j, k], getattr(history, name), rtol=1e-10)
 
 
+def test_it_prints_as_a_table_of_the_last_epoch():
+    cost = np.arange(16.0).reshape(2, 2, 2, 2)
+    cost[1, 0, 1, 1] = cost[1, 1, :, 1] = np.nan
+    assert repr(fn.Sweep((), cost, None, None, None)).splitlines() == [
+        "optimizer  penalty       cost  diverged",
+        "        0        0  2.000 ± 1         0",
+        "        0        1  6.000 ± 1         0",
+        "        1        0  9.000 ± 0         1",
+        "        1        1   diverged         2",
+        "after 2 epochs, 2 keys",
+    ]
+    many = np.arange(30.0).reshape(15, 2, 1, 1)
+    lines = repr(fn.Sweep((), many, None, -many, many / 100)).splitlines()
+    assert lines[0].split() == ["optimizer", "penalty", "cost", "validation", "cost", "validation", "accuracy"]
+    assert [line.split() for line in lines[1:3]] == [
+        ["9", "0", "18.00", "-18.00", "0.1800"],
+        ["9", "1", "19.00", "-19.00", "0.1900"],
+    ]
+    assert lines[-1] == "after 1 epoch, 1 key, the 12 of 30 settings with the lowest validation cost"
+    assert repr(fn.Sweep((), cost[0], None, None, None)).startswith("Sweep(params=(), cost=array(")
+
+
 @pytest.mark.thorough
 def test_what_is_not_monitored_is_none(data):
     swept = fn.sweep(

@@ -327,7 +327,8 @@ class Attention(Layer):
         heads: h; they divide n, and each has d = n / h features, side by side.
         causal: whether a step sees itself and the steps before it only.
         block: steps in a block: probabilities are computed block by block, and again on the way back, instead of kept. None
-            keeps them, (m, h, T, T).
+            keeps them, (m, h, T, T). Blocks of 128 are faster from about 512 causal steps on; below, and where nothing is
+            hidden, they are for memory (docs/attention.md).
         rotary: base of the frequencies by which pairs of q's and k's features, i and i + d/2, are turned according to their
             step, such as 10_000.0; None leaves them.
 

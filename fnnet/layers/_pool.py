@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from ..activations import wide_dtype
-from ..forms import UNROLLED_PLACES, rowwise, stored
+from ..forms import UNROLLED_PLACES, forward_only, rowwise, stored
 from ._cut import channelwise
 from ._layer import Cache, Layer, LayerError, Params, as_floats, check_real, layer
 from ._window import Padding, Sizes, Window, check_images, check_padding, check_sizes, overlap_add, taps, window
@@ -48,6 +48,14 @@ def max_pool(a_in: Array, size: Sizes, stride: Sizes | None = None, padding: Pad
     for tap in others:
         largest = jnp.where((tap > largest) | ((tap != tap) & (largest == largest)), tap, largest)
     return stored(largest)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "stride", "padding"))
+def max_pool_forward_only(a_in: Array, size: Sizes, stride: Sizes | None = None, padding: Padding = 0) -> Array:
+    """`max_pool` where no backward pass follows. (``jax.grad`` puts errors where it does there, but for those of NaN.)"""
+    win = pool_window("max_pool", check_real("max_pool", "inputs", a_in), size, stride, padding)
+    whole = lambda a: reduced(a, lowest(a), jax.lax.max, win)  # noqa: E731
+    return forward_only(whole, lambda a: max_pool(a, size, stride, padding), a_in)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "stride", "padding", "algorithm"))
@@ -253,8 +261,10 @@ class MaxPool(Pool):
         super().__post_init__()
         check_algorithm(self, self.algorithm)
 
-    def forward(self, params: Params, a_in: Array, *, probe: Array | None = None) -> tuple[Array, Cache]:
-        a = max_pool(a_in, *self.geometry(a_in.shape))
+    def forward(
+        self, params: Params, a_in: Array, *, train: bool = False, probe: Array | None = None
+    ) -> tuple[Array, Cache]:
+        a = (max_pool if train else max_pool_forward_only)(a_in, *self.geometry(a_in.shape))
         return a if probe is None else a + probe, (a_in, a)
 
     def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
