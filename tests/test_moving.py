@@ -33,12 +33,16 @@ def test_fit_moves_them_after_each_update():
     ours, history = fitted(NET, params, epochs=1)
     shuffle, steps = jax.random.split(jax.random.fold_in(history.state.key, 0))
     order = jax.random.permutation(shuffle, 24)
-    for i in range(3):
-        x, y = X[order[8 * i : 8 * i + 8]], Y[order[8 * i : 8 * i + 8]]
-        key = jax.random.fold_in(steps, i)
+
+    @jax.jit
+    def step(params, i, rows):
+        x, y, key = X[rows], Y[rows], jax.random.fold_in(steps, i)
         _, grads = fn.value_and_grad(NET, fn.log_likelihood)(params, x, y, key=key)
         _, cache = NET.forward(params, x, key=key, train=True)
-        params = NET.moving(jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), cache)
+        return NET.moving(jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), cache)
+
+    for i, rows in enumerate(np.asarray(order).reshape(3, 8)):
+        params = step(params, i, rows)
     assert_agree(ours, params, 1e-10)
     assert float(jnp.max(jnp.abs(ours[1]["mean"]))) > 0.1
 
@@ -97,13 +101,18 @@ def test_adamw_against_optax(decay):
         optax.adamw(1e-2, 0.9, 0.99, weight_decay=decay, mask=masked),
     )
     own, other, mine, yours = params, params, ours.init(params), theirs.init(params)
+
+    @jax.jit
+    def step(i, own, mine, other, yours):
+        grads = jax.tree.map(lambda p: jnp.cos(p + i), params)
+        updates, mine = ours.update(grads, mine, own)
+        own = fn.apply_updates(own, updates)
+        updates, yours = theirs.update(grads, yours, other)
+        return own, mine, optax.apply_updates(other, updates), yours
+
     with jax.numpy_dtype_promotion("standard"):
         for i in range(4):
-            grads = jax.tree.map(lambda p, i=i: jnp.cos(p + i), params)
-            updates, mine = ours.update(grads, mine, own)
-            own = fn.apply_updates(own, updates)
-            updates, yours = theirs.update(grads, yours, other)
-            other = optax.apply_updates(other, updates)
+            own, mine, other, yours = step(i, own, mine, other, yours)
     assert_agree(own, other, 1e-10)
     with pytest.raises(ValueError, match="adamw: expected the parameters, which it decays, got None"):
         ours.update(params, mine)

@@ -570,10 +570,15 @@ class TestOptimizers:
     def steps(self, optimizer, n=25):
         params = {"w": jnp.array([1.0, -2.0, 3.0]), "b": jnp.array([0.5])}
         state = optimizer.init(params)
-        for i in range(n):
-            grads = jax.tree.map(lambda p, i=i: jnp.sin(3 * p + i), params)
+
+        @jax.jit
+        def step(i, params, state):
+            grads = jax.tree.map(lambda p: jnp.sin(3 * p + i), params)
             updates, state = optimizer.update(grads, state, params)
-            params = fn.apply_updates(params, updates)
+            return fn.apply_updates(params, updates), state
+
+        for i in range(n):
+            params, state = step(i, params, state)
         return params
 
     @pytest.mark.parametrize(
