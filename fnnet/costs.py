@@ -144,6 +144,8 @@ class Cost:
         Raises:
             ValueError: as `matches`.
         """
+        if self.matches(output):
+            return self.output_error(output[1], y, weights=weights)  # pyright: ignore
         if forms := self._forms(output, y):
             _, error, targets = forms
             return self._error(error, output[1], y, weights, targets)  # pyright: ignore
