@@ -125,7 +125,7 @@ def _costs() -> list[Case]:
         network(
             f"{cost.name} of {activation.name}", "costs", functools.partial(fn.Dense, 1000, activation), (256, 32), (4, 5),
             functools.partial(fn.Dense, 6, activation), cost, activation, classes=6,
-            more=CHOSEN if (cost, activation) == (fn.log_likelihood, fn.softmax) else (1.0, ""),
+            more=CHOSEN if cost is fn.log_likelihood else (1.0, ""),
         )
         for cost, activation in pairs
     ]  # fmt: skip
