@@ -229,18 +229,19 @@ def test_matched_errors_have_the_costs_second_derivative(cost, activation):
     assert_agree(*products(z, u), 1e-12)
 
 
+@pytest.mark.parametrize("activation", [fn.softmax, fn.sigmoid], ids=repr)
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5)], ids=str)
-def test_labels_are_their_one_hot_rows(shape):
+def test_labels_are_their_one_hot_rows(shape, activation):
     rng = np.random.default_rng(0)
     z = jnp.asarray(rng.standard_normal((4, *shape)) * 30)
     y = jnp.asarray(rng.integers(5, size=(4, *shape[:-1])))
-    output = fn.softmax, z
+    output = activation, z
     rows = jax.nn.one_hot(y, 5)
     for weights in (None, jnp.array([1.0, 0.0, 2.0, 0.5])):
         by_label, by_row = (
             (
-                fn.log_likelihood(fn.softmax(z), t, output=output, weights=weights),
-                fn.log_likelihood.output_error(z, t, weights=weights),
+                fn.log_likelihood(activation(z), t, output=output, weights=weights),
+                fn.log_likelihood.delta(output, t, weights=weights),
             )
             for t in (y, rows)
         )
@@ -248,11 +249,14 @@ def test_labels_are_their_one_hot_rows(shape):
         np.testing.assert_allclose(by_label[1], by_row[1], rtol=1e-14, atol=1e-300)
 
 
-def test_the_error_of_labels_has_a_derivative():
+@pytest.mark.parametrize("activation", [fn.softmax, fn.sigmoid], ids=repr)
+def test_the_error_of_labels_has_a_derivative(activation):
     z = jnp.array([[30.0, 0.0, -2.0], [0.1, 0.2, 0.3]])
     y = jnp.array([0, 2])
-    given = (jax.jacfwd(lambda z, t=t: fn.log_likelihood.output_error(z, t))(z) for t in (y, jax.nn.one_hot(y, 3)))
-    hessian = jax.jacfwd(jax.grad(lambda z: 2 * fn.log_likelihood(z, y, output=(fn.softmax, z))))(z)
+    given = (
+        jax.jacfwd(lambda z, t=t: fn.log_likelihood.delta((activation, z), t))(z) for t in (y, jax.nn.one_hot(y, 3))
+    )
+    hessian = jax.jacfwd(jax.grad(lambda z: 2 * fn.log_likelihood(z, y, output=(activation, z))))(z)
     for jacobian in given:
         np.testing.assert_allclose(jacobian, hessian, rtol=1e-12, atol=1e-15)  # 1e-13 is what autodiff loses 1e-16 of
 
@@ -262,9 +266,11 @@ def test_a_cost_with_another_error_uses_it_for_labels_too():
     assert not wrong.output_error(jnp.ones((2, 3)), jnp.array([0, 1])).any()
 
 
-def test_labels_take_half_the_memory_of_one_hot_rows():
+@pytest.mark.parametrize("activation", [fn.softmax, fn.sigmoid], ids=repr)
+def test_labels_take_half_the_memory_of_one_hot_rows(activation):
     def both(z, y):
-        return fn.log_likelihood(z, y, output=(fn.softmax, z)), fn.log_likelihood.output_error(z, y)
+        output = activation, z
+        return fn.log_likelihood(z, y, output=output), fn.log_likelihood.delta(output, y)
 
     z, y = jnp.zeros((512, 1000)), jnp.zeros(512, int)
     temporaries = (
@@ -275,11 +281,12 @@ def test_labels_take_half_the_memory_of_one_hot_rows():
     assert by_label <= 0.6 * by_row
 
 
-def test_a_label_outside_makes_its_own_row_nan():
+@pytest.mark.parametrize("activation", [fn.softmax, fn.sigmoid], ids=repr)
+def test_a_label_outside_makes_its_own_row_nan(activation):
     z, y = jnp.zeros((3, 4)), jnp.array([1, 4, -1])
-    error = jax.jit(fn.log_likelihood.output_error)(z, y)
+    error = jax.jit(lambda z, y: fn.log_likelihood.delta((activation, z), y))(z, y)
     assert jnp.isnan(error).tolist() == [[False] * 4, [True] * 4, [True] * 4]
-    assert jnp.isnan(jax.jit(lambda z, y: fn.log_likelihood(fn.softmax(z), y, output=(fn.softmax, z)))(z, y))
+    assert jnp.isnan(jax.jit(lambda z, y: fn.log_likelihood(activation(z), y, output=(activation, z)))(z, y))
 
 
 @pytest.mark.parametrize("cost", [fn.log_likelihood, fn.cross_entropy], ids=str)
