@@ -36,12 +36,12 @@ def by_epoch(monitors: Mapping[str, Any], *about: str) -> str:
 def by_setting(monitors: Mapping[str, Any]) -> str:
     """A table of a sweep's monitors, arrays (optimizers, penalties, keys, epochs): of the last epoch the mean and standard
     deviation over the keys that did not diverge, for twelve settings at most, those of the lowest cost."""
-    last = {name.replace("_", " "): np.ma.masked_invalid(np.asarray(a)[..., -1:]) for name, a in monitors.items()}
-    judge = next(name for name in ("validation cost", "cost") if name in last)
+    last = {name.replace("_", " "): np.ma.masked_invalid(np.asarray(a)[..., -1]) for name, a in monitors.items()}
+    judge = "validation cost" if "validation cost" in last else "cost"
     _, penalties, keys, epochs = np.shape(monitors["cost"])
-    means = last[judge].mean((2, 3)).filled(np.inf).ravel()
+    means = last[judge].mean(-1).filled(np.inf).ravel()
     chosen = np.sort(np.argsort(means, kind="stable")[:SHOWN])
-    lost = np.ma.getmaskarray(last["cost"]).sum((2, 3))
+    lost = np.ma.getmaskarray(last["cost"]).sum(-1)
 
     def cell(values: Any) -> str:
         known = values.compressed()

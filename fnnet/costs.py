@@ -36,6 +36,8 @@ from .layers._layer import example_keys
 __all__ = ["Cost", "Curvature", "accuracy", "cross_entropy", "log_likelihood", "quadratic"]
 
 Output = tuple[Activation, Array] | None
+Forms = tuple[Any, Any, Callable]
+"""(terms, error) in z, and what makes of y what these take."""
 
 
 class Composed(NamedTuple):
@@ -116,9 +118,11 @@ class Cost:
         """
         a = integers_as_floats(a)
         terms, given, targets = self.terms, a, self.targets
-        if forms := self._forms(output, y):
-            terms, _, targets = forms
+        if self.matches(output):
             given = output[1]  # pyright: ignore
+            terms, _, targets = self._matched_forms(given, y)
+        elif forms := self._composed_forms(output, y):
+            (terms, _, targets), given = forms, output[1]  # pyright: ignore
         return jnp.sum(_weighted(terms, given, targets(a, y, weights), weights)) / a.shape[0]  # pyright: ignore
 
     def output_gradient(self, a: Any, y: Any, *, weights: Any = None) -> Array:
@@ -146,7 +150,7 @@ class Cost:
         """
         if self.matches(output):
             return self.output_error(output[1], y, weights=weights)  # pyright: ignore
-        if forms := self._forms(output, y):
+        if forms := self._composed_forms(output, y):
             _, error, targets = forms
             return self._error(error, output[1], y, weights, targets)  # pyright: ignore
         return None
@@ -227,27 +231,26 @@ class Cost:
         z = integers_as_floats(z)
         return _weighted(error, z, targets(z, y, weights), weights).astype(z.dtype)
 
-    def _forms(self, output: Output, y: Any) -> tuple[Any, Any, Callable] | None:
-        """(terms, error, what makes of y what these take) in z, or None where there are none for the activation."""
+    def _matched_forms(self, z: Any, y: Any) -> Forms:
+        """Those of a matched layer; for labels the forms that need no one-hot rows, where the matched forms are those that
+        these stand for."""
+        matched = self.matched_terms, self.matched_error
+        of_labels = self.of_labels
+        fitting = (of_labels.terms, of_labels.error) if of_labels and of_labels.of == matched else None
+        return self._by_targets(matched, fitting, z, y)
+
+    def _composed_forms(self, output: Output, y: Any) -> Forms | None:
+        """Those of an activation that the cost is not matched to, or None."""
         if output is None:
             return None
-        if self.matches(output):
-            return self._matched_forms(output[1], y)
         wanted = output[0], (self.terms, self.gradient)
-        composed = next((form for form in self.composed if (form.activation, form.of) == wanted), None)
-        if composed is None:
-            return None
-        if composed.of_labels and jnp.ndim(y) < jnp.ndim(output[1]):
-            return *composed.of_labels, self._checked
-        return composed.terms, composed.error, self.targets
+        found = next((form for form in self.composed if (form.activation, form.of) == wanted), None)
+        return found and self._by_targets((found.terms, found.error), found.of_labels, output[1], y)
 
-    def _matched_forms(self, z: Any, y: Any) -> tuple[Any, Any, Callable]:
-        """(terms, error, what makes of y what these take): for labels the forms that need no one-hot rows, where the matched
-        forms are those that these stand for."""
-        forms, matched = self.of_labels, (self.matched_terms, self.matched_error)
-        if forms is not None and forms.of == matched and jnp.ndim(y) < jnp.ndim(z):
-            return forms.terms, forms.error, self._checked
-        return *matched, self.targets
+    def _by_targets(self, forms: tuple[Any, Any], of_labels: tuple[Any, Any] | None, z: Any, y: Any) -> Forms:
+        if of_labels and jnp.ndim(y) < jnp.ndim(z):
+            return *of_labels, self._checked
+        return *forms, self.targets
 
     def matches(self, output: Output) -> bool:
         """Whether the last layer's activation is the matched one.
