@@ -36,7 +36,7 @@ from .layers._layer import example_keys
 __all__ = ["Cost", "Curvature", "accuracy", "cross_entropy", "log_likelihood", "quadratic"]
 
 Output = tuple[Activation, Array] | None
-Forms = tuple[Any, Any, Callable]
+_Forms = tuple[Any, Any, Callable[..., Array]]
 """(terms, error) in z, and what makes of y what these take."""
 
 
@@ -231,7 +231,7 @@ class Cost:
         z = integers_as_floats(z)
         return _weighted(error, z, targets(z, y, weights), weights).astype(z.dtype)
 
-    def _matched_forms(self, z: Any, y: Any) -> Forms:
+    def _matched_forms(self, z: Any, y: Any) -> _Forms:
         """Those of a matched layer; for labels the forms that need no one-hot rows, where the matched forms are those that
         these stand for."""
         matched = self.matched_terms, self.matched_error
@@ -239,7 +239,7 @@ class Cost:
         fitting = (of_labels.terms, of_labels.error) if of_labels and of_labels.of == matched else None
         return self._by_targets(matched, fitting, z, y)
 
-    def _composed_forms(self, output: Output, y: Any) -> Forms | None:
+    def _composed_forms(self, output: Output, y: Any) -> _Forms | None:
         """Those of an activation that the cost is not matched to, or None."""
         if output is None:
             return None
@@ -247,7 +247,7 @@ class Cost:
         found = next((form for form in self.composed if (form.activation, form.of) == wanted), None)
         return found and self._by_targets((found.terms, found.error), found.of_labels, output[1], y)
 
-    def _by_targets(self, forms: tuple[Any, Any], of_labels: tuple[Any, Any] | None, z: Any, y: Any) -> Forms:
+    def _by_targets(self, forms: tuple[Any, Any], of_labels: tuple[Any, Any] | None, z: Any, y: Any) -> _Forms:
         if of_labels and jnp.ndim(y) < jnp.ndim(z):
             return *of_labels, self._checked
         return *forms, self.targets
