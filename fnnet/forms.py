@@ -168,7 +168,7 @@ def mean_of_products_in_loop(delta: Array, a: Array) -> Array:
 
 def is_small_batch_of_rows(delta: Array) -> bool:
     """Whether δ is (m, n) with a small m, all on one device."""
-    return delta.ndim == 2 and len(delta) <= SMALL_BATCH and is_on_one_device(delta)
+    return delta.ndim == 2 and 0 < len(delta) <= SMALL_BATCH and is_on_one_device(delta)
 
 
 def sum_of_outer_products(delta: Array, a: Array) -> Array:

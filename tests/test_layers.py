@@ -110,6 +110,19 @@ def test_output_shape_and_dtypes(case):
         assert leaf.dtype == jnp.float64
 
 
+@pytest.mark.parametrize("case", LAYERS, ids=repr)
+def test_an_empty_batch_has_gradients_of_the_same_shapes(case):
+    params = case.params(float)
+
+    def run(x):
+        a_out, cache = run_forward(case.layer, params, x, key=KEY, train=False)
+        return case.layer.backward(params, cache, a_out)
+
+    da_in, gradients = jax.eval_shape(run, case.inputs(3, float)[:0])
+    assert case.tokens or da_in.shape == (0, *case.shape)
+    assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, params)
+
+
 @pytest.mark.parametrize("case", FEW, ids=repr)
 def test_an_empty_batch_and_one_of_another_dtype(case):
     params, x = case.params(float), case.inputs(3, "float32")

@@ -200,7 +200,7 @@ def weight_gradient(delta: Array, a_in: Array, win: Window, groups: int = 1, alg
         return g.reshape(*win.size, *g.shape[1:])
 
     def by_place(delta: Array, a_in: Array) -> Array:
-        in_groups = lambda a: a.reshape(*a.shape[:-1], groups, -1)  # noqa: E731
+        in_groups = lambda a: a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups)  # noqa: E731
         a, delta, found, alone = padded(a_in, win), in_groups(at_least_float32(delta)), [], is_on_one_device(a_in)
         rows, group = tuple(range(delta.ndim - 2)), (delta.ndim - 2,)
         for place in places(win):

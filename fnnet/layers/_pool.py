@@ -317,7 +317,7 @@ class GlobalMeanPool(Layer):
 
     def propagate(self, params: Params, cache: Cache, delta: Array) -> Array:
         n_in = cache.shape[1:-1]
-        return unsample_mean(delta.reshape(delta.shape[0], *(1,) * len(n_in), -1), n_in, n_in)
+        return unsample_mean(delta.reshape(delta.shape[0], *(1,) * len(n_in), delta.shape[-1]), n_in, n_in)
 
 
 @layer
