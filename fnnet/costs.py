@@ -31,6 +31,7 @@ from .activations import (
     wide_dtype,
 )
 from .cost_curvature import Curvature, quadratic_curvature, sigmoid_curvature, softmax_curvature
+from .forms import stored
 from .layers._layer import example_keys
 
 __all__ = ["Cost", "Curvature", "accuracy", "cross_entropy", "log_likelihood", "quadratic"]
@@ -529,21 +530,28 @@ def log_likelihood_error_of_softmax(z: Array, y: Array) -> Array:
     return jnp.where(leading(e, total), (e * targets - y - y * others) / total, e * (targets / total) - y)
 
 
+def beside_label(z: Array, y: Array) -> tuple[Array, Array, Array]:
+    """(d_y, e, Σ_{k≠y} e_k) with e = exp(z − max z) and d_y = z_y − max z, for labels y: each example's own entry is left out of
+    the sum by its place, so that others of 1e-9 are not lost beside its 1."""
+    z = stored(z)
+    largest = jax.lax.stop_gradient(jnp.max(z, axis=-1))
+    e = jnp.exp(z - largest[..., None])
+    return at_label(z, y) - largest, e, jnp.sum(jnp.where(is_own(z, y), 0, e), axis=-1)
+
+
 @jax.jit
 def log_likelihood_terms_of_labels(z: Array, y: Array) -> Array:
-    """−ln a_y from z for a = softmax(z) and labels y: ln Σ_k e^{z_k} − z_y. (z_y less the largest, not an entry of d: XLA
-    would store all of d to take it from.)"""
-    _, _, _, others = shifted_exp(z)
-    return jnp.log1p(others[..., 0]) - (at_label(z, y) - jax.lax.stop_gradient(jnp.max(z, axis=-1)))
+    """−ln a_y from z for a = softmax(z) and labels y: ln Σ_k e^{z_k} − z_y = ln(1 + (e_y − 1) + Σ_{k≠y} e_k) − d_y."""
+    own, _, others = beside_label(z, y)
+    return jnp.log1p(others + jnp.expm1(own)) - own
 
 
 @jax.jit
 def log_likelihood_error_of_labels(z: Array, y: Array) -> Array:
-    """δ^L_j = a_j, and a_y − 1 at the label y: for an a_y > ⅔, where e_y is 1, it is (e_y − 1 − others) / total."""
-    _, e, total, others = shifted_exp(z)
-    own = at_label(e, y)[..., None]
-    at_own = jnp.where(leading(own, total), own - 1 - others, own - total)
-    return jnp.where(is_own(z, y), at_own, e) / jnp.where(jnp.isnan(own), jnp.nan, total)
+    """δ^L_j = a_j = e_j / Σ_k e_k, and at the label a_y − 1 = −Σ_{k≠y} e_k / Σ_k e_k."""
+    own, e, others = beside_label(z, y)
+    total = others + jnp.exp(own)
+    return jnp.where(is_own(z, y), -others[..., None], e) / total[..., None]
 
 
 def is_own(z: Array, y: Array) -> Array:
