@@ -190,6 +190,12 @@ def temporaries(layer, steps):
     return tuple(f.lower(x, da).compile().memory_analysis().temp_size_in_bytes for f in (by_hand, autodiff))
 
 
+def test_the_forward_pass_stores_its_scores_once():
+    x = jax.ShapeDtypeStruct((2, 256, 48), "float32")
+    program = jax.jit(lambda x: fn.Attention(4).apply({}, x)).lower(x).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 1.3 * 4 * 2 * 4 * 256**2
+
+
 @pytest.mark.thorough
 def test_temporaries():
     plain, plain_autodiff = temporaries(fn.Attention(4), 512)
