@@ -91,9 +91,11 @@ def main(names: list[str], output: str | Path) -> None:
         try:
             write(name, Path(output))
         except ModuleNotFoundError as missing:
-            left.append(f"{name} needs {missing.name}")
+            left.append(f'{name} needs {missing.name}; the extra "tests" brings it: pip install -e ".[tests]"')
+        except FileNotFoundError as missing:
+            left.append(f"{name} needs {missing}")
     if left:
-        sys.exit(f'{", ".join(left)}; the extra "tests" brings it: pip install -e ".[tests]"')
+        sys.exit("\n".join(left))
 
 
 # %%

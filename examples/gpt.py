@@ -18,6 +18,7 @@ import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,9 @@ def main(
     length: int = 300,
     rounds: int = 8,
     output: str = "output",
-) -> float:
+) -> dict[str, Any]:
+    """The losses (rounds, 3) by name, of seed 0: step, training, validation; the maps of the first block's heads and the
+    text they are of."""
     # %% Data: characters as tokens, the last tenth of the text held back.
     tokens, alphabet = read(text, characters)
     held_back = len(tokens) - int(0.9 * len(tokens))
@@ -150,10 +153,11 @@ def main(
     print("\n" + "".join(alphabet[i] for i in np.asarray(drawn)))
 
     # %% Look.
-    seen = last[: min(setting.block, 32)]
+    seen = last[: min(setting.block, 24)]
     maps = attention_maps(net, trained, jnp.asarray(seen), setting)
-    picture(curves, maps, [alphabet[i] for i in seen], Path(output) / "gpt.png")
-    return results["by hand"][-1][0]
+    found = {"losses": curves, "maps": np.asarray(maps), "text": "".join(alphabet[i] for i in seen)}
+    picture(found, Path(output) / "gpt.png")
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -180,27 +184,37 @@ def attention_maps(net, params, tokens, setting):
     return jax.nn.softmax(jnp.where(jnp.tri(len(tokens), dtype=bool), scores, -jnp.inf))
 
 
-def picture(curves: dict, maps, letters: list[str], path: Path) -> None:
-    """The losses by step, and the attention of each head."""
+def picture(found: dict, path: Path) -> None:
     if (plt := pyplot()) is None:
         return
-    figure, axes = plt.subplots(1, 1 + len(maps), figsize=(5 + 3.2 * len(maps), 3.8), layout="constrained")
-    for (name, losses), style in zip(curves.items(), ("-", "--"), strict=False):
-        steps, training, validation = zip(*losses, strict=True)
-        axes[0].plot(steps, training, style, color="C0", marker=".", label=f"training, {name}")
-        axes[0].plot(steps, validation, style, color="C1", marker=".", label=f"validation, {name}")
-    axes[0].set(xlabel="step", ylabel="loss in nats per character", title="Loss")
-    axes[0].grid(alpha=0.3)
-    axes[0].legend()
-    shown = [letter if letter.isprintable() and letter != " " else "␣" for letter in letters]
-    for head, (ax, weights) in enumerate(zip(axes[1:], maps, strict=True)):
-        ax.imshow(weights, cmap="viridis", vmin=0)
-        ax.set_title(f"Block 1, head {head + 1}")
-        ax.set_xticks(range(len(shown)), shown, fontsize=6)
-        ax.set_yticks(range(len(shown)), shown, fontsize=6)
-    axes[1].set(xlabel="attended to", ylabel="from")
+    figure = plt.figure(figsize=(11, 5.5), layout="constrained")
+    draw(found, figure)
     print()
     save(figure, path)
+
+
+def draw(found: dict, figure: Any) -> None:
+    """The losses by step, and the attention of each head."""
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.2))
+    loss, maps = left.subplots(), found["maps"]
+    axes = right.subplots(2, len(maps) // 2)
+    for (name, losses), style in zip(found["losses"].items(), (".-", "x"), strict=False):
+        steps, training, validation = zip(*losses, strict=True)
+        loss.plot(steps, training, style, color="C0", label=f"training, {name}")
+        loss.plot(steps, validation, style, color="C1", label=f"validation, {name}")
+    loss.set(xlabel="step", ylabel="loss in nats per character", title="Loss")
+    loss.grid(alpha=0.3)
+    loss.legend(fontsize="small")
+    shown = [letter if letter.isprintable() and letter != " " else "␣" for letter in found["text"]]
+    for head, (ax, weights) in enumerate(zip(axes.flat, maps, strict=True)):
+        ax.imshow(weights, cmap="viridis", vmin=0, interpolation="none")
+        ax.set_title(f"Block 1, head {head + 1}", fontsize="small")
+        ax.set_xticks(range(len(shown)), shown, fontsize=4)
+        ax.set_yticks(range(len(shown)), shown, fontsize=4)
+        ax.tick_params(bottom=False, left=False, pad=1)
+        ax.label_outer()
+    right.supxlabel("attended to", fontsize="small")
+    right.supylabel("from", fontsize="small")
 
 
 # %%

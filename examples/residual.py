@@ -11,6 +11,7 @@ Prints what the audit says of the first, and the test accuracy of each over the 
 # %%
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,7 +51,8 @@ def main(
     blocks: int = 4,
     examples: int | None = None,
     output: str = "output",
-) -> dict[str, list[float]]:
+) -> dict[str, dict[str, np.ndarray]]:
+    """Training cost and validation accuracy by epoch, (seeds, epochs) each, by network."""
     data = fn.datasets.mnist(mnist) if mnist else fn.datasets.mnist_subset()
     x, y = (part[:examples] for part in data.train)
     print(f"{len(x)} training images, {blocks} blocks, {epochs} epochs, {seeds} seeds\n")
@@ -62,9 +64,9 @@ def main(
     print(str(report).splitlines()[0], "\n")
 
     # %% Train.
-    curves, accuracies = {}, {}
+    found: dict[str, dict[str, np.ndarray]] = {"cost": {}, "accuracy": {}}
     for name, chosen in NETWORKS.items():
-        net, curves[name], accuracies[name] = network(*chosen, blocks), [], []
+        net, histories, accuracies = network(*chosen, blocks), [], []
         for seed in range(seeds):
             params, history = fn.fit(
                 net,
@@ -79,35 +81,41 @@ def main(
                 monitor_training=False,
                 progress=False,
             )
-            curves[name].append(history)
-            accuracies[name].append(100 * fn.evaluate(net, fn.log_likelihood, params, data.test)[1])
-        print(f"{name:24} test accuracy {spread(accuracies[name])} %", flush=True)
+            histories.append(history)
+            accuracies.append(100 * fn.evaluate(net, fn.log_likelihood, params, data.test)[1])
+        found["cost"][name] = np.stack([history.cost for history in histories])
+        found["accuracy"][name] = np.stack([history.validation_accuracy for history in histories])
+        print(f"{name:24} test accuracy {spread(accuracies)} %", flush=True)
 
     # %% Look.
-    picture(curves, Path(output) / "residual.png")
+    picture(found, Path(output) / "residual.png")
     if not report.ok:
         raise SystemExit("the manual gradients do not agree with autodiff")
-    return accuracies
+    return found
 
 
-def picture(curves: dict, path: Path) -> None:
-    """Training cost and validation accuracy by epoch: the mean over the seeds, in a band from the lowest to the highest."""
+def picture(found: dict, path: Path) -> None:
     if (plt := pyplot()) is None:
         return
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    shown = {"cost": "training cost", "validation_accuracy": "validation accuracy (%)"}
-    for ax, (of, title) in zip(axes, shown.items(), strict=True):
-        for name, histories in curves.items():
-            runs = np.stack([getattr(history, of) for history in histories]) * (100 if "accuracy" in of else 1)
-            epochs = np.arange(1, runs.shape[1] + 1)
+    figure = plt.figure(figsize=(10, 4), layout="constrained")
+    draw(found, figure)
+    save(figure, path)
+
+
+def draw(found: dict, figure: Any) -> None:
+    """Training cost and validation accuracy by epoch: the mean over the seeds, in a band from the lowest to the highest."""
+    axes = figure.subplots(1, 2)
+    shown = {"cost": ("training cost", 1), "accuracy": ("validation accuracy (%)", 100)}
+    for ax, (of, (title, unit)) in zip(axes, shown.items(), strict=True):
+        for name, runs in found[of].items():
+            runs, epochs = unit * runs, np.arange(1, runs.shape[1] + 1)
             (line,) = ax.plot(epochs, runs.mean(axis=0), marker=".", label=name)
             ax.fill_between(epochs, runs.min(axis=0), runs.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
         ax.set(xlabel="epoch", title=title)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
     axes[0].set_yscale("log")
-    axes[0].legend(loc="lower left")
-    save(figure, path)
+    axes[1].legend(loc="lower right", fontsize="small")
 
 
 # %%

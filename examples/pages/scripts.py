@@ -1,5 +1,6 @@
 """The pictures that scripts of examples/ draw: each computes its numbers and draws them as here."""
 
+import os
 import tempfile
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 
 import feedback_alignment
 import fnnet as fn
+import gpt as language_model
 import private as private_training
+import residual as residual_networks
 import spectrum as spectra
 
 from .learn import Numbers
@@ -62,3 +65,39 @@ def draw_spectrum(numbers: Numbers, figure: Any) -> None:
     figure.set_size_inches(*WIDE)
     seen = {name: map(np.array, both) for name, both in numbers.items()}
     spectra.draw({name: fn.Spectrum(v[0], v[-1], v, weights) for name, (v, weights) in seen.items()}, figure)
+
+
+# %% Normalisation: what batch normalisation and skips do for a deep network.
+def residual() -> Numbers:
+    """Costs and accuracies (seeds, epochs) by network."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = residual_networks.main(output=folder)
+    return {f"{of} {name}": runs for of, each in found.items() for name, runs in each.items()}
+
+
+def draw_residual(numbers: Numbers, figure: Any) -> None:
+    figure.set_size_inches(*WIDE)
+    found = {
+        of: {name: np.array(numbers[f"{of} {name}"]) for name in residual_networks.NETWORKS}
+        for of in ("cost", "accuracy")
+    }
+    residual_networks.draw(found, figure)
+
+
+# %% Attention: a GPT's losses, and what its heads attend to.
+def gpt() -> Numbers:
+    """Losses (rounds, 3) of both ways, the maps (heads, T, T) and the characters they are of: nanoGPT's CPU setting, on the
+    text that FNNET_TEXT names."""
+    if "FNNET_TEXT" not in os.environ:
+        raise FileNotFoundError("a text: FNNET_TEXT=input.txt")
+    with tempfile.TemporaryDirectory() as folder:
+        found = language_model.main(os.environ["FNNET_TEXT"], language_model.NANOGPT, autodiff=True, output=folder)
+    losses = {f"losses {name}": values for name, values in found["losses"].items()}
+    return {**losses, "maps": found["maps"], "text": [ord(letter) for letter in found["text"]]}
+
+
+def draw_gpt(numbers: Numbers, figure: Any) -> None:
+    figure.set_size_inches(WIDE[0], 4.2)
+    losses = {key.removeprefix("losses "): of for key, of in numbers.items() if key.startswith("losses ")}
+    text = "".join(chr(int(number)) for number in numbers["text"])
+    language_model.draw({"losses": losses, "maps": np.array(numbers["maps"]), "text": text}, figure)
