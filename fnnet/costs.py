@@ -531,8 +531,8 @@ def log_likelihood_error_of_softmax(z: Array, y: Array) -> Array:
 
 
 def beside_label(z: Array, y: Array) -> tuple[Array, Array, Array]:
-    """(d_y, e, Σ_{k≠y} e_k) with e = exp(z − max z) and d_y = z_y − max z, for labels y: each example's own entry is left out of
-    the sum by its place, so that others of 1e-9 are not lost beside its 1."""
+    """(d_y, e, Σ_{k≠y} e_k) with e = exp(z − max z) and d_y = z_y − max z, for labels y: each example's own entry is left out
+    of the sum by its place, so that others of 1e-9 are not lost beside its 1."""
     z = stored(z)
     largest = jax.lax.stop_gradient(jnp.max(z, axis=-1))
     e = jnp.exp(z - largest[..., None])

@@ -15,6 +15,7 @@ import pytest
 
 import fnnet as fn
 from fnnet.bench import cases, measure, run, tables
+from fnnet.bench.behind import LIMITS
 from fnnet.bench.cases import CASES, Case
 from fnnet.bench.command import keeping, main
 from fnnet.bench.peers import peers
@@ -194,9 +195,23 @@ def test_the_tables_give_ranges_over_runs_and_machines():
     assert "| a row | B | 0.5 | 0.90 |  |  |  |  | 2.00 / 4.00 | 40 % |" in found
     assert "| a row | A | 2.50 to 3.00, – |" in found
     assert "wrong" not in found
-    assert tables.losing([results((1.0, 1.2, 3.0)), results((0.5, 0.9, 2.0))]) == [
-        "B a row: value and gradient, jax.grad, same forward 0.9 (0.1 to 9.0)"
-    ]
+
+
+def test_a_row_that_is_behind_in_every_run_is_named():
+    def run(ratio, upper):
+        of = results((1.0, ratio, 3.0))
+        of["runs"][0]["rows"][0]["kinds"][GRADIENT][SAME]["ratio"] = [0.1, ratio, upper]
+        return of
+
+    slow, noisy, near = run(0.9, 0.95), run(0.9, 1.1), run(0.98, 0.99)
+    both = {**slow, "runs": [*slow["runs"], *noisy["runs"]]}
+    assert tables.behind([noisy, near, both]) == {}
+    assert tables.behind([noisy, slow]) == {"a row": {(GRADIENT, SAME): "B 0.90"}}
+    assert "| a row | value and gradient | `jax.grad`, same forward | B 0.90 |  |" in tables.not_first([noisy, slow])
+
+
+def test_each_row_that_is_behind_has_its_reason():
+    assert tables.behind(tables.documents(PAGE.parent / "benchmarks")).keys() == LIMITS.keys()
 
 
 def test_the_page_says_what_the_results_say():

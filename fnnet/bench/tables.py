@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md from the results beside it, and rows in which another was faster."""
+"""The tables of docs/benchmarks.md from the results beside it."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .behind import LIMITS
 from .problems import FORWARD, GRADIENT, HAND, PLAIN, SAME, STEP
 
 Document = dict[str, Any]
@@ -19,12 +20,13 @@ def documents(folder: Path) -> list[Document]:
 
 
 def updated(page: str, results: list[Document]) -> str:
-    """The page with its marked sections written anew: "machines", "peers", or the name of a group of rows."""
+    """The page with its marked sections written anew: "machines", "peers", "not first", or the name of a group of rows."""
 
     def section(found: re.Match) -> str:
         name = found[2]
-        table = {"machines": machines, "peers": peers}.get(name, lambda results: rows_of(results, name))
-        return found[1] + "\n" + "\n".join(table(results)) + "\n\n" + found[3]
+        whole = {"machines": machines, "peers": peers, "not first": not_first}
+        lines = whole[name](results) if name in whole else rows_of(results, name)
+        return found[1] + "\n" + "\n".join(lines) + "\n\n" + found[3]
 
     return SECTION.sub(section, page)
 
@@ -138,18 +140,27 @@ def peers(results: list[Document]) -> list[str]:
     return lines
 
 
-def losing(results: list[Document], below: float = 1.0) -> list[str]:
-    """A line for each row, kind and contender whose median is below in every run of a machine."""
-    lines = []
+def behind(results: list[Document]) -> dict[str, dict[tuple[str, str], str]]:
+    """Of each row, by kind and contender, the machines on which the other was faster in every run, beyond noise: its upper
+    quartile below 1 and its median below 0.97, by which equal programs differ."""
+    found: dict[str, dict[tuple[str, str], str]] = {}
     for letter, document in named(results):
         for name, runs in found_rows(document).items():
             for kind in (FORWARD, GRADIENT, STEP):
-                others = dict.fromkeys(other for row, _ in runs for other in row["kinds"].get(kind, {}))
-                for other in others:
-                    medians = [
-                        r["kinds"][kind][other] for r, _ in runs if other in r["kinds"].get(kind, {}) and other != HAND
-                    ]
-                    if medians and max(f["ratio"][1] for f in medians) < below:
-                        quartiles = " ".join(f"{f['ratio'][1]} ({f['ratio'][0]} to {f['ratio'][2]})" for f in medians)
-                        lines.append(f"{letter} {name}: {kind}, {other} {quartiles}")
+                given = [row["kinds"].get(kind, {}) for row, _ in runs]
+                for other in dict.fromkeys(other for kinds in given for other in kinds if other != HAND):
+                    quartiles = [kinds[other]["ratio"] for kinds in given if other in kinds]
+                    if max(q[2] for q in quartiles) < 1 and max(q[1] for q in quartiles) < 0.97:
+                        own = f"{letter} {spread(q[1] for q in quartiles)}"
+                        cells = found.setdefault(name, {})
+                        cells[kind, other] = "; ".join(filter(None, [cells.get((kind, other)), own]))
+    return found
+
+
+def not_first(results: list[Document]) -> list[str]:
+    lines = ["| row | | beside | ratio | why |", "|---|---|---|---|---|"]
+    for name, cells in behind(results).items():
+        for i, ((kind, other), own) in enumerate(cells.items()):
+            shown = other.replace("jax.grad", "`jax.grad`")
+            lines.append(f"| {'' if i else name} | {kind} | {shown} | {own} | {'' if i else LIMITS.get(name, '')} |")
     return lines

@@ -156,8 +156,8 @@ def attend(q: Array, k: Array, v: Array, valid: Array | None, causal: bool) -> t
 
 
 def unless_zero(total: Array) -> Array:
-    """The total of a softmax, which is 1 or more, and not 0 where there is no key at all. (Not a choice by total == 0: XLA on a
-    CPU then stores the exponentials once more, and the forward pass over 1,024 steps takes 1.5 times as long.)"""
+    """The total of a softmax, which is 1 or more, and not 0 where there is no key at all. (Not a choice by total == 0: XLA on
+    a CPU then stores the exponentials once more, and the forward pass over 1,024 steps takes 1.5 times as long.)"""
     return jnp.maximum(total, 0.5)
 
 
