@@ -11,6 +11,7 @@ from .behind import LIMITS
 from .problems import FORWARD, GRADIENT, HAND, PLAIN, SAME, STEP
 
 Document = dict[str, Any]
+TO = "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}"  # a range stays on one line
 SECTION = re.compile(r"(<!-- bench: (\w[\w ]*) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -35,7 +36,7 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
     """The range of the medians of several runs."""
     given = list(values)
     low, high = (f"{value:.{digits}f}" for value in (min(given), max(given)))
-    return low if low == high else f"{low} to {high}"
+    return low if low == high else f"{low}{TO}{high}"
 
 
 def number(value: float) -> str:
@@ -50,7 +51,7 @@ def mib(size: int) -> str:
 def span(values: Iterable[float]) -> str:
     given = list(values)
     low, high = (number(value) for value in (min(given), max(given)))
-    return low if low == high else f"{low} to {high}"
+    return low if low == high else f"{low}{TO}{high}"
 
 
 def named(results: list[Document]) -> list[tuple[str, Document]]:
