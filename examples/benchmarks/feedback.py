@@ -45,7 +45,7 @@ PUBLISHED = {
     "4x800": {"BP": "1.92 ± 0.11", "FA": "1.70 ± 0.04", "DFA": "1.83 ± 0.07"},
     "lenet": {"BP": "0.91", "FA": "1.7", "uSF": "0.94", "brSF": "0.91", "frSF": "0.97", "DFA": "1.61"},
 }
-RATES = {"BP": 1e-2, "FA": 1e-3, "uSF": 1e-2, "brSF": 1e-2, "frSF": 1e-2, "DFA": 1e-4}
+RATES = {"BP": 1e-2, "FA": 3e-3, "uSF": 1e-2, "brSF": 1e-2, "frSF": 1e-2, "DFA": 1e-4}
 BATCH, FITTED, AT_ONCE = 64, 0.01, 10
 
 
