@@ -153,7 +153,7 @@ def main(
     print("\n" + "".join(alphabet[i] for i in np.asarray(drawn)))
 
     # %% Look.
-    seen = last[: min(setting.block, 24)]
+    seen = last[: min(setting.block, 20)]
     maps = attention_maps(net, trained, jnp.asarray(seen), setting)
     found = {"losses": curves, "maps": np.asarray(maps), "text": "".join(alphabet[i] for i in seen)}
     picture(found, Path(output) / "gpt.png")
@@ -194,7 +194,7 @@ def picture(found: dict, path: Path) -> None:
 
 
 def draw(found: dict, figure: Any) -> None:
-    """The losses by step, and the attention of each head."""
+    """The losses by step, and the attention of each head of the first block."""
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.2))
     loss, maps = left.subplots(), found["maps"]
     axes = right.subplots(2, len(maps) // 2)
@@ -208,13 +208,13 @@ def draw(found: dict, figure: Any) -> None:
     shown = [letter if letter.isprintable() and letter != " " else "␣" for letter in found["text"]]
     for head, (ax, weights) in enumerate(zip(axes.flat, maps, strict=True)):
         ax.imshow(weights, cmap="viridis", vmin=0, interpolation="none")
-        ax.set_title(f"Block 1, head {head + 1}", fontsize="small")
+        ax.set_title(f"Head {head + 1}", fontsize="small")
         ax.set_xticks(range(len(shown)), shown, fontsize=4)
-        ax.set_yticks(range(len(shown)), shown, fontsize=4)
-        ax.tick_params(bottom=False, left=False, pad=1)
+        ax.set_yticks([])
+        ax.tick_params(bottom=False, pad=1)
         ax.label_outer()
     right.supxlabel("attended to", fontsize="small")
-    right.supylabel("from", fontsize="small")
+    right.supylabel("from (the same text, downwards)", fontsize="small")
 
 
 # %%

@@ -1,6 +1,5 @@
 """Why a row is not first. A test holds the names against those that the results beside docs/benchmarks.md say are behind."""
 
-PRODUCTS = "both sides make the same products; the copy of δ divided by m that each layer's BP4 takes is one pass more"
 DIGITS = "the price of digits: a nearly certain example keeps its cost and its δ, of which the plain form has 0"
 BY_SLICES = (
     "the forward pass that is differentiated pools by slices, which `jax.grad` differentiates in half of the time; "
@@ -11,7 +10,6 @@ STEPS = (
     "a step's product runs at 100 to 220 GFLOP/s with XLA, on one core where it is small; PyTorch's library multiplies "
     "faster (what was tried is above)"
 )
-ONE_PLACE = "each entry is compared with its example's label, where `jax.grad` adds to one place: 0.02 ms"
 
 LIMITS: dict[str, str] = {
     "Dense, sequences": (
@@ -36,9 +34,11 @@ LIMITS: dict[str, str] = {
     "quadratic of softmax": "the pullback subtracts the mean twice, so that δ of an output near 1 does not cancel",
     "cross_entropy of softmax": DIGITS,
     "log_likelihood of softmax": f"{DIGITS}; each entry is compared with its example's label",
-    "log_likelihood of sigmoid": ONE_PLACE,
+    "log_likelihood of sigmoid": "each entry is compared with its label, where `jax.grad` adds to one place: 0.02 ms",
     "784-100-10, m = 128": "0.2 ms, in which equal programs differ by a quarter",
-    "DBN 784-500-500-2000-10, fine-tuning, m = 100": PRODUCTS,
+    "DBN 784-500-500-2000-10, fine-tuning, m = 100": (
+        "both sides make the same products; the copy of δ divided by m that each layer's BP4 takes is one pass more"
+    ),
     "vocabulary of 32,768, positions=128": "0.10.2 stores all logits twice forwards, without the bias and with it",
     "Dropout": "forwards 0.93 to 0.95 of 20 µs, once",
 }

@@ -3,7 +3,7 @@
 import json
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,7 @@ def updated(page: str, results: list[Document]) -> str:
 
 def spread(values: Iterable[float], digits: int = 2) -> str:
     """The range of the medians of several runs."""
-    given = list(values)
-    low, high = (f"{value:.{digits}f}" for value in (min(given), max(given)))
-    return low if low == high else f"{low}{TO}{high}"
+    return span(values, f"{{:.{digits}f}}".format)
 
 
 def number(value: float) -> str:
@@ -48,9 +46,9 @@ def mib(size: int) -> str:
     return f"{size / 2**20:.2f}" if size < 10 * 2**20 else f"{size / 2**20:.0f}"
 
 
-def span(values: Iterable[float]) -> str:
+def span(values: Iterable[float], shown: Callable[[float], str] = number) -> str:
     given = list(values)
-    low, high = (number(value) for value in (min(given), max(given)))
+    low, high = shown(min(given)), shown(max(given))
     return low if low == high else f"{low}{TO}{high}"
 
 
